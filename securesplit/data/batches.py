@@ -1,0 +1,170 @@
+"""Records to tokens, and tokens to batches of one public length.
+
+The server learns how long the tensors are that it receives. Every sequence is therefore padded up to one of a few public
+lengths, the policy's buckets, and a batch holds sequences of one bucket only. What stays visible is the bucket, the
+number of sequences in it and the order of batches (threat-model.md, O7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from securesplit.errors import InputError
+
+__all__ = ["IGNORED", "Batch", "Encoded", "Tokenizer", "bucket_of", "encode_records", "make_batches"]
+
+IGNORED = -100
+"""The label that transformers' losses leave out."""
+
+
+class Tokenizer(Protocol):
+    """The one method of a Hugging Face tokenizer that is used here."""
+
+    def encode(self, text: str, *, truncation: bool, max_length: int) -> list[int]:
+        """The text's token ids, special tokens of the model's own convention included, at most ``max_length``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One record as tokens.
+
+    Attributes:
+        source: its index among the texts that were encoded, so that text and labels can be found again.
+        record: its id in the privacy ledger.
+        tokens: at least two ids, in order.
+    """
+
+    source: int
+    record: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Sequences of one public length. Stays on the client; no part of it is sent as it is.
+
+    Attributes:
+        tokens: (B, T) int64, padded on the right.
+        labels: (B, T) int64, equal to ``tokens`` with -100 on padding; the shift by one is the loss's business.
+        lengths: real tokens of each row, before padding.
+        bucket: T.
+        records: ledger ids of the rows.
+        sources: each row's index among the texts that were encoded.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    lengths: tuple[int, ...]
+    bucket: int
+    records: tuple[str, ...]
+    sources: tuple[int, ...]
+
+
+def encode_records(
+    texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int, identify: Callable[[bytes], str]
+) -> tuple[Encoded, ...]:
+    """Tokenise texts and cut them at ``max_tokens``.
+
+    Texts of fewer than two tokens are left out, because there is nothing to predict in them. Texts that become equal by
+    the cut are kept once, because the server would see the same words twice for the price of one record each.
+
+    Args:
+        texts: one record each.
+        tokenizer: the model's own.
+        max_tokens: longest sequence, in tokens; at least 2.
+        identify: turns the record's text, as UTF-8, into its ledger id; a keyed hash, so that an id tells nobody whether
+            a guessed text is in the ledger. It sees the whole text: another ``max_tokens`` draws on the same budget.
+
+    Raises:
+        InputError: SS-1220 when ``max_tokens`` is below 2, SS-1221 when no text is left.
+    """
+    if max_tokens < 2:
+        raise InputError(
+            "SS-1220",
+            f"sequences of at most {max_tokens} tokens have nothing to predict",
+            hint="Use at least 2 tokens.",
+        )
+    kept: dict[tuple[int, ...], Encoded] = {}
+    for source, text in enumerate(texts):
+        tokens = tuple(tokenizer.encode(text, truncation=True, max_length=max_tokens))
+        if len(tokens) >= 2 and tokens not in kept:
+            kept[tokens] = Encoded(source=source, record=identify(text.encode("utf-8")), tokens=tokens)
+    if not kept:
+        raise InputError("SS-1221", "no text is longer than one token", hint="Give longer records.")
+    return tuple(kept.values())
+
+
+def bucket_of(length: int, buckets: tuple[int, ...]) -> int:
+    """The smallest public length that holds ``length`` tokens.
+
+    Args:
+        length: real tokens.
+        buckets: rising public lengths, the policy's ``limits.buckets``.
+
+    Raises:
+        InputError: SS-1222 when the sequence is longer than the largest bucket.
+    """
+    for bucket in buckets:
+        if length <= bucket:
+            return bucket
+    raise InputError(
+        "SS-1222",
+        f"a sequence of {length} tokens is longer than the largest bucket ({max(buckets, default=0)})",
+        hint="Cut sequences at the largest bucket, or add a bucket to the policy's limits.",
+    )
+
+
+def make_batches(
+    sequences: Sequence[Encoded], *, buckets: tuple[int, ...], size: int, padding: int, seed: int
+) -> tuple[Batch, ...]:
+    """Group sequences by bucket, shuffle, and stack.
+
+    The order of rows and of batches follows from ``seed`` and the number of sequences alone. It is visible to the server
+    and protects nothing; another seed per epoch only serves the optimiser.
+
+    Args:
+        sequences: of :func:`encode_records`.
+        buckets: rising public lengths, the policy's ``limits.buckets``.
+        size: B, the largest number of rows of a batch; the last batch of a bucket may be smaller.
+        padding: the token id that fills up; its rows are noised like all others, and its labels are left out.
+        seed: public.
+
+    Raises:
+        InputError: SS-1222 a sequence over the largest bucket, SS-1223 a size below 1.
+    """
+    if size < 1:
+        raise InputError("SS-1223", f"batches of {size} sequences are empty", hint="Use a batch of at least 1.")
+    generator = torch.Generator().manual_seed(seed)
+    groups: dict[int, list[Encoded]] = {bucket: [] for bucket in buckets}
+    for index in torch.randperm(len(sequences), generator=generator).tolist():
+        groups[bucket_of(len(sequences[index].tokens), buckets)].append(sequences[index])
+    batches = [
+        _stack(group[start : start + size], bucket, padding)
+        for bucket, group in groups.items()
+        for start in range(0, len(group), size)
+    ]
+    return tuple(batches[index] for index in torch.randperm(len(batches), generator=generator).tolist())
+
+
+def _stack(rows: Sequence[Encoded], bucket: int, padding: int) -> Batch:
+    shape = (len(rows), bucket)
+    tokens = torch.full(shape, padding, dtype=torch.int64)
+    labels = torch.full(shape, IGNORED, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row.tokens)] = labels[index, : len(row.tokens)] = torch.tensor(
+            row.tokens, dtype=torch.int64
+        )
+    return Batch(
+        tokens=tokens,
+        labels=labels,
+        lengths=tuple(len(row.tokens) for row in rows),
+        bucket=bucket,
+        records=tuple(row.record for row in rows),
+        sources=tuple(row.source for row in rows),
+    )

@@ -1,0 +1,168 @@
+"""The narrow waist: nothing leaves a client except through :meth:`Gate.release`.
+
+    refuse NaN and infinity -> clip (fp64 norm) -> charge the ledger (fsync) -> add noise (own CSPRNG) -> Released
+
+The order is the guarantee: a crash after the charge wastes budget, and no crash sends without a charge. Senders take
+:class:`Released`, which only this file can make, never a tensor.
+
+Guarantee of one release at unit ``sequence``, relation ``replace-one``: mu = 2C/sigma, against a server that sees every
+byte, knows the policy and the code, and may choose everything it sends. Not covered: message lengths (public buckets),
+timing, order; floating-point attacks beyond what securesplit/privacy/noise.py says.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from securesplit.errors import InputError, PolicyDenied
+from securesplit.policy.schema import Gaussian, Policy
+from securesplit.privacy.clip import clip_sequence, refuse_non_finite
+from securesplit.privacy.ledger import ALL, Charge, Ledger
+from securesplit.privacy.noise import gaussian
+from securesplit.privacy.plan import At, ChannelPlan, plan_for
+
+_log = logging.getLogger(__name__)
+_MINT = object()
+
+Codec = Literal["f32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Rows that may leave. Only a gate can make one.
+
+    Attributes:
+        payload: little-endian float bytes of type ``codec``, C order, shape (B, T, D).
+        shape: (B, T, D).
+        codec: ``f32`` or ``bf16``.
+        graph: the clipped tensor with its autograd graph. It stays on the client; B's gradient is sent back into it.
+    """
+
+    payload: bytes = field(repr=False)
+    shape: tuple[int, int, int]
+    codec: Codec
+    graph: Tensor = field(repr=False)
+    mint: object = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.mint is not _MINT:
+            raise TypeError("Released is made by Gate.release and by nothing else")
+
+
+class Gate:
+    """One client's only way out.
+
+    Args:
+        policy: the client's own policy; no server can change it.
+        ledger: the site's ledger; required unless the policy is UnsafeNoPrivacy.
+        version: names the state of partition A that produces what is released, such as a digest of its weights. A
+            memoised release is reused only under the same version.
+        codec: type on the wire; the cast happens after the noise.
+
+    Raises:
+        InputError: SS-1530 when a private policy comes without a ledger.
+    """
+
+    def __init__(self, policy: Policy, ledger: Ledger | None, *, version: str = "", codec: Codec = "f32") -> None:
+        self.policy = policy
+        self.codec = codec
+        self._ledger = ledger
+        self._version = version
+        self._plan = plan_for(policy.privacy) if isinstance(policy.privacy, Gaussian) else None
+        if self._plan is None:
+            _log.warning("policy '%s' is UnsafeNoPrivacy: everything leaves as it is", policy.name)
+        elif ledger is None:
+            raise InputError("SS-1530", "a private policy needs a ledger", hint="Open one: Ledger(directory).")
+
+    def release(
+        self, tensor: Tensor, *, at: At, records: Sequence[str] | None = None, memoise: bool = True
+    ) -> Released:
+        """Make a tensor fit to leave.
+
+        Args:
+            tensor: (B, T, D), one sequence per row of B. Its graph is kept for the backward pass.
+            at: ``cut`` (O1), ``gradient`` (O3) or ``decode`` (O1 of generated tokens).
+            records: the ledger key of each sequence's record. Without it, every sequence is charged to all records of
+                the site, which is always true and always dearest.
+            memoise: resend the bytes that were released before for the same record, channel, version and shape.
+
+        Returns:
+            Released rows.
+
+        Raises:
+            CheckFailed: SS-1510 for NaN or infinity, SS-1522 when the ledger cannot be written.
+            PolicyDenied: SS-2010 when the policy closes this channel.
+            BudgetExhausted: SS-5001, SS-5002. Nothing was noised, nothing may be sent.
+        """
+        if tensor.dim() != 3:
+            raise ValueError("a release is (B, T, D)")
+        if self._plan is None:
+            refuse_non_finite(tensor)
+            return self._mint(
+                [_encode(row, self.codec) for row in tensor.detach().float().cpu().numpy()], tensor.float()
+            )
+        channel = self._plan.channel(at)
+        if channel is None:
+            raise PolicyDenied(
+                "SS-2010",
+                f"policy '{self.policy.name}' releases nothing at '{at}'",
+                hint="Use a policy that opens this channel.",
+            )
+        clipped = clip_sequence(tensor, channel.clip)
+        keys = list(records) if records is not None else [ALL] * len(tensor)
+        if len(keys) != len(tensor):
+            raise ValueError("one record per sequence")
+        return self._mint(self._payloads(clipped, at, channel, keys, memoise=memoise and records is not None), clipped)
+
+    def _payloads(
+        self, clipped: Tensor, at: At, channel: ChannelPlan, keys: list[str], *, memoise: bool
+    ) -> list[bytes]:
+        assert self._ledger is not None
+        version = f"{self.policy.digest}:{self._version}:{self.codec}:{tuple(clipped.shape[1:])}"
+        known = [self._ledger.recall(k, at, version) if memoise else None for k in keys]
+        fresh = [i for i, payload in enumerate(known) if payload is None]
+        self._charge([keys[i] for i in fresh], at, channel)
+        rows = clipped.detach().cpu().numpy()
+        for i in fresh:
+            noised = rows[i].astype(np.float64) + gaussian(rows[i].shape, channel.sigma)
+            payload = _encode(noised.astype(np.float32), self.codec)
+            if memoise:
+                self._ledger.remember(keys[i], at, version, payload)
+            known[i] = payload
+        return [payload for payload in known if payload is not None]
+
+    def _charge(self, keys: list[str], at: At, channel: ChannelPlan) -> None:
+        if not keys:
+            return
+        assert self._ledger is not None
+        assert self._plan is not None
+        charges = [
+            Charge(
+                record=k,
+                channel=at,
+                units=channel.units,
+                clip=channel.clip,
+                sigma=channel.sigma,
+                policy=self.policy.digest,
+            )
+            for k in keys
+        ]
+        self._ledger.charge(charges, budget=self._plan.budget, caps=[channel.releases] * len(keys))
+
+    def _mint(self, payloads: list[bytes], graph: Tensor) -> Released:
+        b, t, d = graph.shape
+        return Released(payload=b"".join(payloads), shape=(b, t, d), codec=self.codec, graph=graph, mint=_MINT)
+
+
+def _encode(rows: np.ndarray[tuple[int, ...], np.dtype[np.float32]], codec: Codec) -> bytes:
+    if codec == "f32":
+        return rows.astype("<f4").tobytes()
+    words = torch.from_numpy(np.ascontiguousarray(rows)).to(torch.bfloat16).view(torch.int16).numpy()
+    return words.astype("<i2").tobytes()

@@ -1,0 +1,95 @@
+"""From a policy's budget to each channel's noise, in integers, so that shares can neither be lost nor overspent.
+
+The ledger counts mu^2 in units of 2^-40. The budget is rounded down to units, every release's part of it is rounded
+down again, and sigma is computed from the rounded part: what is charged is exactly what the noise pays for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from securesplit.policy.schema import Channel, Gaussian
+from securesplit.privacy.calibrate import mu_for
+
+UNITS = 1 << 40
+
+At = Literal["cut", "gradient", "decode", "update"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelPlan:
+    """One channel's clip and noise.
+
+    Attributes:
+        clip: C, Frobenius bound on one record's tensor.
+        sigma: standard deviation of the noise per coordinate; ``2 C / mu``.
+        units: mu^2 of one release, in 2^-40.
+        releases: how many releases a record has on this channel, over its life.
+    """
+
+    clip: float
+    sigma: float
+    units: int
+    releases: int
+
+    @property
+    def mu(self) -> float:
+        """mu of one release."""
+        return math.sqrt(self.units / UNITS)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All channels of one policy.
+
+    Attributes:
+        budget: mu_total^2 of one record's life, in 2^-40, rounded down.
+        cut, gradient, decode, update: O1, O3, O1 for generated tokens, O5; None where the policy has no such channel.
+    """
+
+    budget: int
+    cut: ChannelPlan
+    gradient: ChannelPlan | None
+    decode: ChannelPlan | None
+    update: ChannelPlan | None
+
+    def channel(self, at: At) -> ChannelPlan | None:
+        """The plan of one place of release, or None where the policy closes it."""
+        match at:
+            case "cut":
+                return self.cut
+            case "gradient":
+                return self.gradient
+            case "decode":
+                return self.decode
+            case "update":
+                return self.update
+
+
+def plan_for(privacy: Gaussian) -> Plan:
+    """Derive every channel's noise from the budget.
+
+    Unit: sequence. Relation: replace-one, so a release clipped at C has sensitivity 2C.
+    """
+    budget = math.floor(mu_for(privacy.epsilon, privacy.delta) ** 2 * UNITS)
+
+    def channel(stated: Channel | None) -> ChannelPlan | None:
+        if stated is None:
+            return None
+        units = math.floor(budget * stated.share / stated.releases)
+        if units < 1:
+            raise ValueError("a channel's part of the budget rounds down to nothing")
+        sigma = math.nextafter(2 * stated.clip / math.sqrt(units / UNITS), math.inf)
+        return ChannelPlan(clip=stated.clip, sigma=sigma, units=units, releases=stated.releases)
+
+    cut = channel(privacy.activations)
+    assert cut is not None
+    return Plan(
+        budget=budget,
+        cut=cut,
+        gradient=channel(privacy.gradients),
+        decode=channel(privacy.generation),
+        update=channel(privacy.updates),
+    )

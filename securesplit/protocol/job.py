@@ -1,0 +1,141 @@
+"""The job: everything that both ends must agree on, owned by the server, sent in Welcome, admitted or refused by clients.
+
+No privacy parameter stands here; a server has no say in them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from securesplit.errors import InputError, RemoteProtocolError
+
+__all__ = ["Adapters", "Cut", "Job", "Optimiser", "Schedule", "load_job", "parse_job"]
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Cut(BaseModel):
+    """How many decoder layers stay on the client on each end; 0 is the embedding, or norm and head, alone."""
+
+    model_config = _STRICT
+    front: Annotated[int, Field(ge=0, le=1000)]
+    back: Annotated[int, Field(ge=0, le=1000)]
+
+
+class Adapters(BaseModel):
+    """LoRA on A, B and C.
+
+    Attributes:
+        rank, alpha: as in the LoRA paper; the update is (alpha / rank) B A.
+        targets: names of the linear layers that get an adapter; empty means the architecture's attention projections.
+        seed: public; each layer's factor A is drawn from it and the layer's global number, so that any cut starts alike.
+    """
+
+    model_config = _STRICT
+    rank: Annotated[int, Field(ge=1, le=1024)]
+    alpha: Annotated[float, Field(gt=0)]
+    targets: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+class Optimiser(BaseModel):
+    """AdamW on adapters, with separate steps for the server's and the clients' parts."""
+
+    model_config = _STRICT
+    client_lr: Annotated[float, Field(gt=0)]
+    server_lr: Annotated[float, Field(gt=0)]
+
+
+class Schedule(BaseModel):
+    """How long.
+
+    Attributes:
+        rounds: number of secure-aggregation rounds.
+        epochs: local passes over a client's records in each round.
+        batch: sequences per message.
+    """
+
+    model_config = _STRICT
+    rounds: Annotated[int, Field(ge=1, le=100_000)]
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    batch: Annotated[int, Field(ge=1, le=4096)]
+
+
+class Sums(BaseModel):
+    """Who takes part in the secure sums.
+
+    Attributes:
+        roster: certificate names of all clients, in any order.
+        threshold: how many of them must agree to open a sum; more than half.
+        stage_seconds: how long the server waits for each stage of a round before it goes on without the missing ones.
+    """
+
+    model_config = _STRICT
+    roster: Annotated[tuple[str, ...], Field(min_length=3, strict=False)]
+    threshold: Annotated[int, Field(ge=2)]
+    stage_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
+
+
+class Job(BaseModel):
+    """A whole job file."""
+
+    model_config = _STRICT
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
+    model: Annotated[str, Field(min_length=1, max_length=512)]
+    codec: Literal["f32", "bf16"] = "f32"
+    cut: Cut
+    adapters: Adapters
+    optimiser: Optimiser
+    schedule: Schedule
+    sums: Sums
+
+    def canonical(self) -> str:
+        """The text that travels in Welcome and is hashed: JSON, sorted keys, no spaces."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of :meth:`canonical`, in hex."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+
+def parse_job(text: str) -> Job:
+    """The job of a Welcome.
+
+    Raises:
+        RemoteProtocolError: SS-4006 when the peer's job breaks the schema.
+    """
+    try:
+        return Job.model_validate_json(text, strict=False)
+    except ValidationError as error:
+        raise RemoteProtocolError("SS-4006", f"the server's job has {error.error_count()} fault(s)") from None
+
+
+def load_job(path: str | Path) -> Job:
+    """Read a job file.
+
+    Raises:
+        InputError: SS-1110 when it cannot be read or is not TOML, SS-1111 with one detail per fault.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(
+            "SS-1110", f"cannot read the job {path}: {type(error).__name__}", hint="Compare it with examples/job.toml."
+        ) from None
+    try:
+        return Job.model_validate(raw)
+    except ValidationError as error:
+        details = tuple(
+            f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors(include_url=False, include_input=False)
+        )
+        raise InputError(
+            "SS-1111", f"{path} has {len(details)} fault(s)", hint="Compare it with examples/job.toml.", details=details
+        ) from None

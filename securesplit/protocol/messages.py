@@ -1,0 +1,205 @@
+"""The closed set of messages of ``securesplit.v1``. A message that breaks its own rules cannot be built.
+
+Nothing here names a class of the host language, carries text, or decides what may leave a client: that is the gate's
+work (securesplit/privacy/gate.py). docs/protocol.md is the specification; the numbers below are part of it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "MESSAGES",
+    "Backward",
+    "Blob",
+    "Bye",
+    "Confirm",
+    "DropCache",
+    "Failure",
+    "Forward",
+    "Gradient",
+    "Hello",
+    "Hidden",
+    "Message",
+    "RoundReady",
+    "Secagg",
+    "Welcome",
+]
+
+VERSION = 1
+ITEM_BYTES = {"f32": 4, "bf16": 2, "u32": 4}
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+Step = Annotated[int, Field(ge=0, lt=1 << 53)]
+Round = Annotated[int, Field(ge=0, lt=1 << 31)]
+CacheId = Annotated[int, Field(ge=0, lt=1 << 31)]
+Nonce = Annotated[bytes, Field(min_length=32, max_length=32)]
+SessionId = Annotated[bytes, Field(min_length=16, max_length=16)]
+Signature = Annotated[bytes, Field(min_length=8, max_length=1024)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Code = Annotated[str, Field(pattern=r"^SS-\d{4}$")]
+
+
+class Blob(BaseModel):
+    """A tensor as bytes: little-endian, C order.
+
+    Attributes:
+        dtype: ``f32``, ``bf16`` or ``u32``.
+        shape: each at least 0, at most 2^31 - 1; one to three of them.
+        data: exactly ``prod(shape)`` items.
+    """
+
+    model_config = _STRICT
+    dtype: Literal["f32", "bf16", "u32"]
+    shape: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...], Field(min_length=1, max_length=3)]
+    data: Annotated[bytes, Field(repr=False)]
+
+    @model_validator(mode="after")
+    def _exact(self) -> Blob:
+        if math.prod(self.shape) * ITEM_BYTES[self.dtype] != len(self.data):
+            msg = "the number of bytes does not match the shape"
+            raise ValueError(msg)
+        return self
+
+
+class Message(BaseModel):
+    """Base of all messages. ``KIND`` is the number on the wire."""
+
+    model_config = _STRICT
+    KIND: ClassVar[int]
+
+
+class Hello(Message):
+    """C->S, first: what the client speaks and under which policy. Unsigned; :class:`Confirm` signs it all."""
+
+    KIND = 1
+    version: Annotated[int, Field(ge=0, lt=1 << 16)]
+    nonce: Nonce
+    policy: Digest
+
+
+class Welcome(Message):
+    """S->C: the job, the digest of the model's manifest, and a signature over both leaf certificates and all of it."""
+
+    KIND = 2
+    session: SessionId
+    nonce: Nonce
+    job: Annotated[str, Field(max_length=1 << 16)]
+    model: Digest
+    signature: Signature
+
+
+class Confirm(Message):
+    """C->S: the client admits the job and signs the same statement. From here on the session is open."""
+
+    KIND = 3
+    signature: Signature
+
+
+class Forward(Message):
+    """C->S, O1: released rows of a batch.
+
+    Attributes:
+        step: the client's step number; a repeated number carries the same bytes and gets the same answer.
+        lengths: bucketed number of rows of each sequence; their sum is the number of rows of ``hidden``.
+        cache: 0, or the number of a decoding cache that these rows extend.
+        learn: whether a :class:`Backward` for this step will follow.
+        hidden: (sum(lengths), D).
+    """
+
+    KIND = 4
+    step: Step
+    lengths: Annotated[tuple[Annotated[int, Field(ge=1, lt=1 << 20)], ...], Field(min_length=1, max_length=4096)]
+    cache: CacheId = 0
+    learn: bool
+    hidden: Blob
+
+    @model_validator(mode="after")
+    def _rows(self) -> Forward:
+        if len(self.hidden.shape) != 2 or self.hidden.shape[0] != sum(self.lengths):
+            msg = "hidden has not one row per position"
+            raise ValueError(msg)
+        if self.hidden.dtype == "u32":
+            msg = "hidden is not a float tensor"
+            raise ValueError(msg)
+        if self.cache and self.learn:
+            msg = "a cached step cannot learn"
+            raise ValueError(msg)
+        return self
+
+
+class Hidden(Message):
+    """S->C, O2: the middle's output for the rows of the same step, (sum(lengths), D)."""
+
+    KIND = 5
+    step: Step
+    hidden: Blob
+
+
+class Backward(Message):
+    """C->S, O3: released gradient at the middle's output, (sum(lengths), D)."""
+
+    KIND = 6
+    step: Step
+    gradient: Blob
+
+
+class Gradient(Message):
+    """S->C, O4: gradient at the middle's input, (sum(lengths), D)."""
+
+    KIND = 7
+    step: Step
+    gradient: Blob
+
+
+class DropCache(Message):
+    """C->S: forget a decoding cache."""
+
+    KIND = 8
+    cache: Annotated[int, Field(ge=1, lt=1 << 31)]
+
+
+class RoundReady(Message):
+    """C->S: local work of this round is done; the secure sum may begin."""
+
+    KIND = 9
+    round: Round
+
+
+class Secagg(Message):
+    """Both ways: one message of a secure-aggregation round (docs/protocol.md, SSA-1).
+
+    Attributes:
+        stage: 0 advertise/roster, 1 shares, 2 masked/survivors, 3 consistent, 4 unmask/result, 15 abort.
+        body: the stage's own signed encoding (securesplit/aggregate/wire.py).
+        vector: the masked vector or the sum, u32, (d,); an empty one where the stage has none.
+    """
+
+    KIND = 10
+    round: Round
+    stage: Annotated[int, Field(ge=0, le=15)]
+    body: Annotated[bytes, Field(max_length=1 << 24, repr=False)]
+    vector: Blob
+
+
+class Failure(Message):
+    """Both ways: a code, never a text. The sender closes afterwards."""
+
+    KIND = 11
+    code: Code
+
+
+class Bye(Message):
+    """Both ways: an orderly end."""
+
+    KIND = 12
+
+
+MESSAGES: dict[int, type[Message]] = {
+    m.KIND: m
+    for m in (Hello, Welcome, Confirm, Forward, Hidden, Backward, Gradient, DropCache, RoundReady, Secagg, Failure, Bye)
+}

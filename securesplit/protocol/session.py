@@ -1,0 +1,230 @@
+"""The protocol without a network: bytes in, messages out.
+
+    session.send(message)          queue a message; LocalProtocolError when it is not ours to send now
+    session.data_to_send()         take the queued bytes, one item per websocket message
+    session.receive(data)          one websocket message in, the parsed message out; RemoteProtocolError when it breaks
+                                   the rules, and then only a Failure code is queued and the session is closed
+
+No clock, no socket, no randomness, no torch: nonces, certificates and the signing key are passed in. The same object
+runs under TLS, in memory, and under the fuzzer.
+
+The handshake binds the session to both leaf certificates, both nonces, the policy, the job and the model, by a signature
+of each certificate's key, so that a TLS-terminating middle box is noticed. It proves nothing about what the server
+computes: a malicious server keeps the protocol and still lies in its tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from securesplit.errors import LocalProtocolError, RemoteProtocolError
+from securesplit.protocol.codec import Caps, decode, encode
+from securesplit.protocol.job import Job, parse_job
+from securesplit.protocol.messages import (
+    VERSION,
+    Backward,
+    Confirm,
+    Failure,
+    Forward,
+    Gradient,
+    Hello,
+    Hidden,
+    Message,
+    Welcome,
+)
+from securesplit.protocol.states import TRANSITIONS, Role, State
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """What a side needs to prove who it is and to check the other.
+
+    Attributes:
+        certificate: own leaf, DER.
+        peer: the other side's leaf, DER, as TLS delivered it.
+        sign: signs bytes with the own leaf's key.
+        verify: ``verify(certificate, signature, data)``; raises when the signature is not good.
+    """
+
+    certificate: bytes
+    peer: bytes
+    sign: Callable[[bytes], bytes]
+    verify: Callable[[bytes, bytes, bytes], None]
+
+
+def statement(role: Role, hello: Hello, welcome: Welcome, *, client: bytes, server: bytes) -> bytes:
+    """The 32 bytes that ``role`` signs. Every field is length-prefixed, so no two handshakes share a statement."""
+    digest = hashlib.sha256()
+    for part in (
+        b"securesplit.v1 handshake", role.encode(), server, client, hello.version.to_bytes(2, "little"), hello.nonce,
+        welcome.nonce, welcome.session, hello.policy.encode(), welcome.model.encode(), welcome.job.encode(),
+    ):  # fmt: skip
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.digest()
+
+
+class Session:
+    """One end of one connection.
+
+    Args:
+        role: ``client`` or ``server``.
+        party: certificates and keys.
+        caps: what this side accepts; ``width`` is usually set later with :meth:`narrow`.
+    """
+
+    def __init__(self, role: Role, party: Party, caps: Caps) -> None:
+        self.role: Role = role
+        self.state = State.NEW
+        self.job: Job | None = None
+        self.hello: Hello | None = None
+        self.welcome: Welcome | None = None
+        self._party = party
+        self._caps = caps
+        self._out: list[bytes] = []
+        self._steps = _Steps()
+
+    def narrow(self, width: int) -> None:
+        """From now on accept only hidden states of this many columns."""
+        self._caps = replace(self._caps, width=width)
+
+    def data_to_send(self) -> list[bytes]:
+        """Take what is queued."""
+        out, self._out = self._out, []
+        return out
+
+    def send(self, message: Message) -> None:
+        """Queue a message.
+
+        Raises:
+            LocalProtocolError: SS-4101 when the table does not allow it now.
+        """
+        following = TRANSITIONS[self.state][self.role].get(type(message))
+        if following is None:
+            raise LocalProtocolError(
+                "SS-4101", f"a {self.role} may not send {type(message).__name__} in state {self.state.value}"
+            )
+        self._note(message)
+        self._out.append(encode(message))
+        self.state = following
+
+    def hail(self, *, nonce: bytes, policy: str) -> None:
+        """Client: open the handshake."""
+        self.send(Hello(version=VERSION, nonce=nonce, policy=policy))
+
+    def offer(self, *, session: bytes, nonce: bytes, job: Job, model: str) -> None:
+        """Server: answer a Hello with the job, signed."""
+        assert self.hello is not None
+        unsigned = Welcome(session=session, nonce=nonce, job=job.canonical(), model=model, signature=bytes(8))
+        signed = self._party.sign(
+            statement("server", self.hello, unsigned, client=self._party.peer, server=self._party.certificate)
+        )
+        self.send(unsigned.model_copy(update={"signature": signed}))
+
+    def confirm(self) -> None:
+        """Client: admit the job."""
+        assert self.hello is not None
+        assert self.welcome is not None
+        own = statement("client", self.hello, self.welcome, client=self._party.certificate, server=self._party.peer)
+        self.send(Confirm(signature=self._party.sign(own)))
+
+    def fail(self, code: str) -> None:
+        """Queue a code for the peer and close. Safe in every state."""
+        if self.state is not State.CLOSED:
+            self._out.append(encode(Failure(code=code)))
+            self.state = State.CLOSED
+
+    def receive(self, data: bytes) -> Message:
+        """Take one whole message from the peer.
+
+        Raises:
+            RemoteProtocolError: SS-40xx; a Failure with that code is queued and the session is closed.
+        """
+        try:
+            message = decode(data, self._caps)
+            peer: Role = "server" if self.role == "client" else "client"
+            following = TRANSITIONS[self.state][peer].get(type(message))
+            if following is None:
+                raise RemoteProtocolError(
+                    "SS-4010", f"a {peer} may not send {type(message).__name__} in state {self.state.value}"
+                )
+            self._check(message)
+        except RemoteProtocolError as error:
+            self.fail(error.code)
+            raise
+        self._note(message)
+        self.state = following
+        return message
+
+    def _check(self, message: Message) -> None:
+        party = self._party
+        match message:
+            case Hello() if message.version != VERSION:
+                raise RemoteProtocolError(
+                    "SS-4003", f"the peer speaks version {message.version}", hint="Run the same release on both ends."
+                )
+            case Welcome():
+                assert self.hello is not None
+                self.job = parse_job(message.job)
+                self._verify(
+                    message.signature,
+                    statement("server", self.hello, message, client=party.certificate, server=party.peer),
+                )
+            case Confirm():
+                assert self.hello is not None
+                assert self.welcome is not None
+                own = statement("client", self.hello, self.welcome, client=party.peer, server=party.certificate)
+                self._verify(message.signature, own)
+            case Forward() | Backward() | Hidden() | Gradient():
+                self._steps.check(message)
+            case _:
+                pass
+
+    def _verify(self, signature: bytes, data: bytes) -> None:
+        try:
+            self._party.verify(self._party.peer, signature, data)
+        except Exception:  # noqa: BLE001 (whatever a verifier raises means no)
+            raise RemoteProtocolError(
+                "SS-4012",
+                "the handshake signature does not match both certificates",
+                hint="Something between the two ends terminates TLS.",
+            ) from None
+
+    def _note(self, message: Message) -> None:
+        match message:
+            case Hello():
+                self.hello = message
+            case Welcome():
+                self.welcome = message
+            case Forward() | Backward() | Hidden() | Gradient():
+                self._steps.note(message)
+            case _:
+                pass
+
+
+class _Steps:
+    """Step numbers: rising from the client, answered once each, repeated only as the very last one."""
+
+    def __init__(self) -> None:
+        self._last = -1
+        self._rows = 0
+        self._learns = False
+
+    def note(self, message: Message) -> None:
+        if isinstance(message, Forward):
+            self._last, self._rows, self._learns = message.step, message.hidden.shape[0], message.learn
+
+    def check(self, message: Message) -> None:
+        match message:
+            case Forward(step=step):
+                good = step >= self._last
+            case Hidden(step=step, hidden=blob):
+                good = step == self._last and blob.shape[0] == self._rows
+            case Backward(step=step, gradient=blob) | Gradient(step=step, gradient=blob):
+                good = step == self._last and self._learns and len(blob.shape) == 2 and blob.shape[0] == self._rows
+            case _:
+                good = True
+        if not good:
+            raise RemoteProtocolError("SS-4013", f"{type(message).__name__} does not belong to the current step")

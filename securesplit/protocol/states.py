@@ -1,0 +1,57 @@
+"""Who may send what, when: the whole rule, as a table. Nothing else in the package decides it.
+
+    client                              server
+      |  Hello                  ->        |     GREETING
+      |  <-  Welcome (job, signature)     |     OFFERED
+      |  Confirm (signature)    ->        |     OPEN
+
+The rows do not know which end they run on: a side checks its own sending and the peer's by the same table.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Literal
+
+from securesplit.protocol.messages import (
+    Backward,
+    Bye,
+    Confirm,
+    DropCache,
+    Failure,
+    Forward,
+    Gradient,
+    Hello,
+    Hidden,
+    Message,
+    RoundReady,
+    Secagg,
+    Welcome,
+)
+
+Role = Literal["client", "server"]
+
+
+class State(Enum):
+    """States of a session, the same on both ends."""
+
+    NEW = "new"
+    GREETING = "greeting"
+    OFFERED = "offered"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+_Row = dict[type[Message], State]
+_ENDINGS: _Row = {Failure: State.CLOSED, Bye: State.CLOSED}
+
+_FROM_CLIENT: _Row = dict.fromkeys((Forward, Backward, DropCache, RoundReady, Secagg), State.OPEN) | _ENDINGS
+_FROM_SERVER: _Row = dict.fromkeys((Hidden, Gradient, Secagg), State.OPEN) | _ENDINGS
+
+TRANSITIONS: dict[State, dict[Role, dict[type[Message], State]]] = {
+    State.NEW: {"client": {Hello: State.GREETING, **_ENDINGS}, "server": {**_ENDINGS}},
+    State.GREETING: {"client": {**_ENDINGS}, "server": {Welcome: State.OFFERED, **_ENDINGS}},
+    State.OFFERED: {"client": {Confirm: State.OPEN, **_ENDINGS}, "server": {**_ENDINGS}},
+    State.OPEN: {"client": _FROM_CLIENT, "server": _FROM_SERVER},
+    State.CLOSED: {"client": {}, "server": {}},
+}

@@ -65,6 +65,20 @@ class Batch:
     records: tuple[str, ...]
     sources: tuple[int, ...]
 
+    def singles(self) -> tuple[Batch, ...]:
+        """The rows as batches of one each, in order."""
+        return tuple(
+            Batch(
+                tokens=self.tokens[i : i + 1],
+                labels=self.labels[i : i + 1],
+                lengths=self.lengths[i : i + 1],
+                bucket=self.bucket,
+                records=self.records[i : i + 1],
+                sources=self.sources[i : i + 1],
+            )
+            for i in range(len(self.records))
+        )
+
 
 def encode_records(
     texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int, identify: Callable[[bytes], str]
@@ -125,8 +139,8 @@ def make_batches(
 ) -> tuple[Batch, ...]:
     """Group sequences by bucket, shuffle, and stack.
 
-    The order of rows and of batches follows from ``seed`` and the number of sequences alone. It is visible to the server
-    and protects nothing; another seed per epoch only serves the optimiser.
+    The order of rows and of batches follows from ``seed``, the number of sequences and their buckets. It is visible to the
+    server and protects nothing; another seed per epoch only serves the optimiser.
 
     Args:
         sequences: of :func:`encode_records`.

@@ -91,7 +91,7 @@ def _records(file: IO[bytes], path: Path) -> Iterator[Record]:
         for number, line in _lines(file, path):
             if line.strip():
                 where = f"line {number} of {path}"
-                yield _record(_parse(line, where), where)
+                yield _record(_parse(line.strip(), where), where)
 
 
 def _starts_array(file: IO[bytes]) -> bool:

@@ -161,6 +161,9 @@ class Policy(BaseModel):
         if isinstance(self.privacy, UnsafeNoPrivacy) and not self.transport.loopback_only:
             msg = "UnsafeNoPrivacy is allowed on loopback only: set transport.loopback_only = true"
             raise ValueError(msg)
+        if isinstance(self.privacy, Gaussian) and self.privacy.regime == "frozen" and not self.aggregation.blind:
+            msg = "regime 'frozen' adds no noise to updates, so the sum must be hidden from the server: set aggregation.blind = true"
+            raise ValueError(msg)
         return self
 
     @property

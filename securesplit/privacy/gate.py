@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.policy.schema import Gaussian, Policy
-from securesplit.privacy.clip import clip_sequence, refuse_non_finite
+from securesplit.privacy.clip import clip_sequence, clip_tokens, refuse_non_finite
 from securesplit.privacy.ledger import ALL, Charge, Ledger
 from securesplit.privacy.noise import gaussian
 from securesplit.privacy.plan import At, ChannelPlan, plan_for
@@ -56,6 +57,51 @@ class Released:
             raise TypeError("Released is made by Gate.release and by nothing else")
 
 
+@dataclass(frozen=True, slots=True)
+class ReleasedUpdate:
+    """An adapter update that may enter a secure sum. Only a gate can make one.
+
+    Attributes:
+        vector: (d,) float64.
+        noised: whether DP noise of this client's own is in it. Without it the update is protected by the masks alone:
+            from the server entirely in blind mode, from the other clients only as far as a sum of all hides one part.
+    """
+
+    vector: npt.NDArray[np.float64] = field(repr=False)
+    noised: bool
+    mint: object = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.mint is not _MINT:
+            raise TypeError("ReleasedUpdate is made by Gate.release_update and by nothing else")
+
+
+class ClippedSum:
+    """A sum of per-record gradients, each clipped to L2 norm C before it is added, so that one record moves it by 2C.
+
+    Args:
+        dim: d.
+        bound: C, over all coordinates of one record's gradient together.
+    """
+
+    def __init__(self, dim: int, bound: float) -> None:
+        self.vector = np.zeros(dim)
+        self.bound = bound
+        self.records: list[str] = []
+
+    def add(self, gradient: Tensor, record: str) -> None:
+        """Clip one record's gradient (d,) and add it.
+
+        Raises:
+            CheckFailed: SS-1510 for NaN or infinity.
+            ValueError: when the record is in the sum already; twice would move it by 4C.
+        """
+        if record in self.records:
+            raise ValueError("a record enters a round's sum once")
+        self.vector += clip_tokens(gradient[None, None], self.bound)[0, 0].double().numpy()
+        self.records.append(record)
+
+
 class Gate:
     """One client's only way out.
 
@@ -73,8 +119,8 @@ class Gate:
     def __init__(self, policy: Policy, ledger: Ledger | None, *, version: str = "", codec: Codec = "f32") -> None:
         self.policy = policy
         self.codec = codec
+        self.version = version
         self._ledger = ledger
-        self._version = version
         self._plan = plan_for(policy.privacy) if isinstance(policy.privacy, Gaussian) else None
         if self._plan is None:
             _log.warning("policy '%s' is UnsafeNoPrivacy: everything leaves as it is", policy.name)
@@ -108,24 +154,74 @@ class Gate:
             return self._mint(
                 [_encode(row, self.codec) for row in tensor.detach().float().cpu().numpy()], tensor.float()
             )
-        channel = self._plan.channel(at)
-        if channel is None:
-            raise PolicyDenied(
-                "SS-2010",
-                f"policy '{self.policy.name}' releases nothing at '{at}'",
-                hint="Use a policy that opens this channel.",
-            )
+        channel = self._open(at)
         clipped = clip_sequence(tensor, channel.clip)
         keys = list(records) if records is not None else [ALL] * len(tensor)
         if len(keys) != len(tensor):
             raise ValueError("one record per sequence")
         return self._mint(self._payloads(clipped, at, channel, keys, memoise=memoise and records is not None), clipped)
 
+    def require(self, count: int, *, at: At) -> None:
+        """Check, before anything is sent, that ``count`` releases charged to all records can be paid.
+
+        Raises:
+            PolicyDenied: SS-2010 when the policy closes this channel.
+            BudgetExhausted: SS-5001, SS-5002.
+        """
+        if self._plan is None:
+            return
+        assert self._ledger is not None
+        channel = self._open(at)
+        self._ledger.require(
+            self._priced(ALL, at, channel), count=count, budget=self._plan.budget, cap=channel.releases
+        )
+
+    def release_update(self, update: npt.NDArray[np.float64] | ClippedSum) -> ReleasedUpdate:
+        """Make an adapter update fit for a secure sum.
+
+        Args:
+            update: in regime ``round`` a :class:`ClippedSum`, which is charged to each of its records and noised here
+                with the full sigma of the channel ``update``, so that the claim needs no honest peer. In regime
+                ``frozen`` the plain difference of C's adapters; it is neither noised nor charged, because the policy's
+                blind sum keeps it from the server altogether; what the peers learn from the sum is stated in
+                docs/threat-model.md.
+
+        Raises:
+            PolicyDenied: SS-2010 when the policy has no channel for the sum, SS-2011 when a plain difference is offered
+                where only noised sums may leave.
+            CheckFailed: SS-1510 for NaN or infinity.
+            BudgetExhausted: SS-5001, SS-5002.
+        """
+        if isinstance(update, ClippedSum):
+            return self._release_sum(update)
+        refuse_non_finite(torch.from_numpy(update))
+        privacy = self.policy.privacy
+        if isinstance(privacy, Gaussian) and not (privacy.regime == "frozen" and self.policy.aggregation.blind):
+            raise PolicyDenied(
+                "SS-2011",
+                "an update without noise may enter a blind sum in regime 'frozen' only",
+                hint="This is a bug; report it.",
+            )
+        return ReleasedUpdate(vector=update, noised=False, mint=_MINT)
+
+    def _release_sum(self, update: ClippedSum) -> ReleasedUpdate:
+        if self._plan is None:
+            return ReleasedUpdate(vector=update.vector, noised=False, mint=_MINT)
+        channel = self._open("update")
+        if update.bound > channel.clip:
+            raise PolicyDenied(
+                "SS-2010", "a sum was clipped at more than the policy's bound", hint="This is a bug; report it."
+            )
+        self._charge(update.records, "update", channel)
+        return ReleasedUpdate(
+            vector=update.vector + gaussian(update.vector.shape, channel.sigma), noised=True, mint=_MINT
+        )
+
     def _payloads(
         self, clipped: Tensor, at: At, channel: ChannelPlan, keys: list[str], *, memoise: bool
     ) -> list[bytes]:
         assert self._ledger is not None
-        version = f"{self.policy.digest}:{self._version}:{self.codec}:{tuple(clipped.shape[1:])}"
+        version = f"{self.policy.digest}:{self.version}:{self.codec}:{tuple(clipped.shape[1:])}"
         known = [self._ledger.recall(k, at, version) if memoise else None for k in keys]
         fresh = [i for i, payload in enumerate(known) if payload is None]
         self._charge([keys[i] for i in fresh], at, channel)
@@ -143,18 +239,29 @@ class Gate:
             return
         assert self._ledger is not None
         assert self._plan is not None
-        charges = [
-            Charge(
-                record=k,
-                channel=at,
-                units=channel.units,
-                clip=channel.clip,
-                sigma=channel.sigma,
-                policy=self.policy.digest,
-            )
-            for k in keys
-        ]
+        charges = [self._priced(k, at, channel) for k in keys]
         self._ledger.charge(charges, budget=self._plan.budget, caps=[channel.releases] * len(keys))
+
+    def _open(self, at: At) -> ChannelPlan:
+        assert self._plan is not None
+        channel = self._plan.channel(at)
+        if channel is None:
+            raise PolicyDenied(
+                "SS-2010",
+                f"policy '{self.policy.name}' releases nothing at '{at}'",
+                hint="Use a policy that opens this channel.",
+            )
+        return channel
+
+    def _priced(self, record: str, at: At, channel: ChannelPlan) -> Charge:
+        return Charge(
+            record=record,
+            channel=at,
+            units=channel.units,
+            clip=channel.clip,
+            sigma=channel.sigma,
+            policy=self.policy.digest,
+        )
 
     def _mint(self, payloads: list[bytes], graph: Tensor) -> Released:
         b, t, d = graph.shape

@@ -44,6 +44,7 @@ CREATE TABLE IF NOT EXISTS memo (
 ) STRICT, WITHOUT ROWID;
 """
 _SUM = "SELECT COALESCE(SUM(units), 0) FROM entries WHERE record = ?"
+_COUNT = "SELECT COUNT(*) FROM entries WHERE record = ? AND channel = ?"
 _GENESIS = "0" * 64
 
 
@@ -160,9 +161,18 @@ class Ledger:
         ).fetchone()[0]
         return everyone + int(worst)
 
-    def mu(self) -> float:
-        """mu of the record that has spent most; unit sequence, relation replace-one."""
-        return math.sqrt(self.spent_units() / UNITS)
+    def mu(self, record: str | None = None) -> float:
+        """mu of one record, or of the record that has spent most; unit sequence, relation replace-one."""
+        units = self.spent_units() if record is None else self._sum(record) + self._sum(ALL)
+        return math.sqrt(units / UNITS)
+
+    def require(self, charge: Charge, *, count: int, budget: int, cap: int) -> None:
+        """Check, without charging, that ``count`` such releases can be paid.
+
+        Raises:
+            BudgetExhausted: SS-5001, SS-5002.
+        """
+        self._admit(charge, budget, cap, count)
 
     def summary(self) -> tuple[Spent, ...]:
         """Per channel: entries, and mu of its most expensive record."""
@@ -195,21 +205,19 @@ class Ledger:
                 )
             previous, expected = digest, seq + 1
 
-    def _admit(self, charge: Charge, budget: int, cap: int) -> None:
-        total = self.spent_units() if charge.record == ALL else self._sum(charge.record) + self._sum(ALL)
-        if total + charge.units > budget:
+    def _admit(self, charge: Charge, budget: int, cap: int, count: int = 1) -> None:
+        spent = self.spent_units() if charge.record == ALL else self._sum(charge.record) + self._sum(ALL)
+        if spent + count * charge.units > budget:
             raise BudgetExhausted(
                 "SS-5001",
                 "a record's privacy budget is exhausted; nothing was sent",
-                hint="See `securesplit privacy ledger`. A budget does not refill.",
+                hint="A budget does not refill. `securesplit privacy ledger` shows what was spent.",
             )
-        used = self._db.execute(
-            "SELECT COUNT(*) FROM entries WHERE record = ? AND channel = ?", (charge.record, charge.channel)
-        ).fetchone()[0]
-        if used + 1 > cap:
+        row = self._db.execute(_COUNT, (charge.record, charge.channel)).fetchone()
+        if int(row[0]) + count > cap:
             raise BudgetExhausted(
                 "SS-5002",
-                f"a record has used its {cap} release(s) on channel '{charge.channel}'; nothing was sent",
+                f"a record would need more than its {cap} release(s) on channel '{charge.channel}'; nothing was sent",
                 hint="The policy sets the number of releases.",
             )
 

@@ -73,12 +73,18 @@ class Sums(BaseModel):
     Attributes:
         roster: certificate names of all clients, in any order.
         threshold: how many of them must agree to open a sum; more than half.
+        min_clients: fewest updates in a sum.
+        clip: largest absolute value of one coordinate of an update.
+        blind: whether the sum is hidden from the server too.
         stage_seconds: how long the server waits for each stage of a round before it goes on without the missing ones.
     """
 
     model_config = _STRICT
     roster: Annotated[tuple[str, ...], Field(min_length=3, strict=False)]
     threshold: Annotated[int, Field(ge=2)]
+    min_clients: Annotated[int, Field(ge=3)] = 3
+    clip: Annotated[float, Field(gt=0)]
+    blind: bool
     stage_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
 
 

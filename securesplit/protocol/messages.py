@@ -24,6 +24,7 @@ __all__ = [
     "Hello",
     "Hidden",
     "Message",
+    "RoundBegin",
     "RoundReady",
     "Secagg",
     "Welcome",
@@ -164,10 +165,26 @@ class DropCache(Message):
 
 
 class RoundReady(Message):
-    """C->S: local work of this round is done; the secure sum may begin."""
+    """C->S: local work of this round is done; the secure sum may begin.
+
+    Attributes:
+        round: its number.
+        dim: number of coordinates of the update.
+        frozen: digest of what must be equal at all clients: names, shapes and order, and the frozen factors.
+    """
 
     KIND = 9
     round: Round
+    dim: Annotated[int, Field(ge=1, lt=1 << 28)]
+    frozen: Digest
+
+
+class RoundBegin(Message):
+    """S->C: enough clients are ready; ``run`` names this sum and has never been used before."""
+
+    KIND = 13
+    round: Round
+    run: SessionId
 
 
 class Secagg(Message):
@@ -201,5 +218,20 @@ class Bye(Message):
 
 MESSAGES: dict[int, type[Message]] = {
     m.KIND: m
-    for m in (Hello, Welcome, Confirm, Forward, Hidden, Backward, Gradient, DropCache, RoundReady, Secagg, Failure, Bye)
+    for m in (
+        Hello,
+        Welcome,
+        Confirm,
+        Forward,
+        Hidden,
+        Backward,
+        Gradient,
+        DropCache,
+        RoundReady,
+        Secagg,
+        Failure,
+        Bye,
+        RoundBegin,
+        RoundBegin,
+    )
 }

@@ -24,6 +24,7 @@ from securesplit.protocol.messages import (
     Hello,
     Hidden,
     Message,
+    RoundBegin,
     RoundReady,
     Secagg,
     Welcome,
@@ -45,8 +46,9 @@ class State(Enum):
 _Row = dict[type[Message], State]
 _ENDINGS: _Row = {Failure: State.CLOSED, Bye: State.CLOSED}
 
-_FROM_CLIENT: _Row = dict.fromkeys((Forward, Backward, DropCache, RoundReady, Secagg), State.OPEN) | _ENDINGS
-_FROM_SERVER: _Row = dict.fromkeys((Hidden, Gradient, Secagg), State.OPEN) | _ENDINGS
+_OPEN = State.OPEN
+_FROM_CLIENT: _Row = {Forward: _OPEN, Backward: _OPEN, DropCache: _OPEN, RoundReady: _OPEN, Secagg: _OPEN, **_ENDINGS}
+_FROM_SERVER: _Row = {Hidden: _OPEN, Gradient: _OPEN, RoundBegin: _OPEN, Secagg: _OPEN, **_ENDINGS}
 
 TRANSITIONS: dict[State, dict[Role, dict[type[Message], State]]] = {
     State.NEW: {"client": {Hello: State.GREETING, **_ENDINGS}, "server": {**_ENDINGS}},

@@ -1,0 +1,151 @@
+"""How much of a text an attack got. Positional, over the true length, special tokens apart; nothing counted twice.
+
+Not used, on purpose: overlaps of token *sets* or bags, matching by best overlap, values replaced when a metric fails.
+A metric that cannot be computed raises SS-1571 and the run fails with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from securesplit.errors import CheckFailed
+
+RESAMPLES = 2000
+# Public, so that anybody gets the same interval from the same counts.
+_SEED = 20261121
+# Words, and each CJK character by itself; the package's own tokenizer drops everything but a-z and 0-9.
+_WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3400-\u9fff\uf900-\ufaff]+")
+
+Decode = Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceScore:
+    """Counts of one sequence.
+
+    Attributes:
+        hits, total: positions named correctly, of those that count.
+        content_hits, content_total: the same over tokens that are not among the 100 commonest.
+        pii_hits, pii_total: labelled pieces with every token right, of those that lie within the sequence.
+        rouge_l: F1 of the longest common subsequence of words, 0 to 1.
+        exact: every position right.
+    """
+
+    hits: int
+    total: int
+    content_hits: int
+    content_total: int
+    pii_hits: int
+    pii_total: int
+    rouge_l: float
+    exact: bool
+
+
+def score_sequence(
+    truth: Sequence[int],
+    guess: Sequence[int],
+    *,
+    special: frozenset[int],
+    common: frozenset[int],
+    decode: Decode,
+    pii: Sequence[str] = (),
+) -> SequenceScore:
+    """Compare a recovered sequence with the true one.
+
+    Args:
+        truth: true ids, without padding.
+        guess: recovered ids; may go on into the padding. Where it ends early, every missing position is a miss.
+        special: ids that are constant and known, such as the start of a text: left out on both sides.
+        common: ids that content recovery leaves out.
+        decode: ids to text.
+        pii: labelled pieces of the text.
+
+    Raises:
+        CheckFailed: SS-1571 when no position counts.
+    """
+    padded = [*guess[: len(truth)], *([-1] * (len(truth) - len(guess)))]
+    counted = [i for i, token in enumerate(truth) if token not in special]
+    if not counted:
+        raise CheckFailed(
+            "SS-1571", "a sequence of special tokens alone cannot be scored", hint="Leave it out of the truth."
+        )
+    hit = [truth[i] == padded[i] for i in range(len(truth))]
+    content = [i for i in counted if truth[i] not in common]
+    spans = [span for piece in pii if (span := span_of(piece, truth, decode)) is not None]
+    reference = decode([truth[i] for i in counted])
+    candidate = decode([padded[i] for i in counted if padded[i] >= 0])
+    return SequenceScore(
+        hits=sum(hit[i] for i in counted),
+        total=len(counted),
+        content_hits=sum(hit[i] for i in content),
+        content_total=len(content),
+        pii_hits=sum(all(hit[i] for i in span) for span in spans),
+        pii_total=len(spans),
+        rouge_l=rouge_l(reference, candidate),
+        exact=all(hit[i] for i in counted),
+    )
+
+
+def span_of(piece: str, tokens: Sequence[int], decode: Decode) -> range | None:
+    """The tokens that together hold a piece of text at its first occurrence; None when it is not (wholly) there.
+
+    A token belongs to the span when it adds a character of the piece. Prefixes are decoded, never single tokens, because
+    a character may be spread over several tokens.
+    """
+    text = decode(tokens)
+    start = text.find(piece) if piece else -1
+    if start < 0:
+        return None
+    ends = [len(decode(tokens[: i + 1])) for i in range(len(tokens))]
+    begins = [0, *ends[:-1]]
+    inside = [i for i in range(len(tokens)) if begins[i] < start + len(piece) and ends[i] > start]
+    return range(inside[0], inside[-1] + 1) if inside else None
+
+
+def words(text: str) -> list[str]:
+    """The units of ROUGE: lower-case words; every CJK character is one."""
+    return _WORD.findall(text.lower())
+
+
+class _Words:
+    """The shape in which rouge-score takes a tokenizer."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
+
+def rouge_l(reference: str, candidate: str) -> float:
+    """ROUGE-L F1 (Lin 2004), by the rouge-score package; 1 for two texts without any word, which agree."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    if not words(reference) and not words(candidate):
+        return 1.0
+    scorer = RougeScorer(["rougeL"], use_stemmer=False, tokenizer=_Words())
+    return float(scorer.score(reference, candidate)["rougeL"].fmeasure)
+
+
+def recovery(hits: Sequence[int], totals: Sequence[int]) -> float:
+    """Share of all positions.
+
+    Raises:
+        CheckFailed: SS-1571 without a position.
+    """
+    if sum(totals) == 0:
+        raise CheckFailed("SS-1571", "there is no position to score", hint="Give truth for sequences of the recording.")
+    return sum(hits) / sum(totals)
+
+
+def interval(hits: Sequence[int], totals: Sequence[int], *, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """95 % percentile bootstrap of :func:`recovery` over *sequences*: tokens of one sequence stand or fall together.
+
+    With one sequence it is that sequence's own figure twice: no interval can be had from one.
+    """
+    recovery(hits, totals)
+    draws = np.random.default_rng(_SEED).integers(0, len(hits), size=(resamples, len(hits)))
+    h, n = np.asarray(hits)[draws].sum(1), np.asarray(totals)[draws].sum(1)
+    low, high = np.quantile(h / np.maximum(n, 1), (0.025, 0.975))
+    return float(low), float(high)

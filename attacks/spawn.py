@@ -1,0 +1,101 @@
+"""Start the attack process, feed it a task, and read its events."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from attacks.exchange import EVENT, Failed, Known, Progress, Recovered, Task
+from securesplit import errors
+from securesplit.errors import CheckFailed, SecureSplitError
+
+_KINDS: dict[str, type[SecureSplitError]] = {
+    kind.__name__: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, SecureSplitError)
+}
+
+
+def run_attack(task: Task, progress: Callable[[Progress], None] | None = None) -> tuple[Known, tuple[Recovered, ...]]:
+    """Run a task in a process of its own.
+
+    The process gets the task and nothing else: no path to the truth, no memory shared with the caller.
+
+    Raises:
+        SecureSplitError: whatever the attack process raised, as it raised it.
+        CheckFailed: SS-1572 when the process ended without an answer.
+    """
+    known: Known | None = None
+    recovered: list[Recovered] = []
+    root = str(Path(__file__).resolve().parent.parent)
+    inherited = os.environ.get("PYTHONPATH")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, inherited)))}
+    with tempfile.TemporaryFile() as log:
+        command = [sys.executable, "-m", "attacks.worker"]
+        with subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+            text=True,
+            encoding="utf-8",
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                _hand_over(process.stdin, task)
+                for line in process.stdout:
+                    match _event(line):
+                        case Progress() as event:
+                            if progress is not None:
+                                progress(event)
+                        case Known() as event:
+                            known = event
+                        case Recovered() as event:
+                            recovered.append(event)
+                        case Failed() as event:
+                            raise _KINDS.get(event.error, CheckFailed)(
+                                event.code, event.what, hint=event.hint, details=event.details
+                            )
+            except BaseException:
+                process.kill()
+                raise
+        log.seek(0)
+        if process.returncode or known is None:
+            raise CheckFailed(
+                "SS-1572",
+                f"the attack process ended with status {process.returncode} ({_cause(log.read())})",
+                hint="A status of -9 means that memory ran out: try --profile smoke.",
+            )
+    return known, tuple(recovered)
+
+
+def _hand_over(stdin: object, task: Task) -> None:
+    try:
+        stdin.write(task.model_dump_json() + "\n")  # type: ignore[attr-defined]
+        stdin.close()  # type: ignore[attr-defined]
+    except BrokenPipeError:
+        return  # The process died at once; its status tells why.
+
+
+def _event(line: str) -> Progress | Known | Recovered | Failed:
+    try:
+        return EVENT.validate_json(line)
+    except ValidationError:
+        raise CheckFailed(
+            "SS-1572", "the attack process said something unintelligible", hint="This is a defect; report it."
+        ) from None
+
+
+def _cause(log: bytes) -> str:
+    """The class of the exception that ended the process. Never its message, which may hold anything."""
+    lines = log.decode("utf-8", "replace").strip().splitlines()
+    last = lines[-1].split(":", 1)[0].strip() if lines else ""
+    return last if last.replace(".", "").replace("_", "").isalnum() else "no cause given"

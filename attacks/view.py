@@ -1,0 +1,242 @@
+"""What an attack may read: released rows, public facts, public weights. The truth has no field here.
+
+An attack gets a :class:`ServerView` and a :class:`PublicModel` and nothing else. Which sequences to attack is named by
+where they stood in the traffic, which the server knows anyway.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from securesplit.errors import InputError
+from securesplit.model.parts import PartCache
+from securesplit.policy.schema import Gaussian, Policy
+from securesplit.privacy.plan import plan_for
+from securesplit.protocol.job import Job
+from securesplit.protocol.transcript import Observation, Transcript
+
+
+class Front(Protocol):
+    """Partition A with public weights; what the attacks use of :class:`securesplit.model.parts.Front`."""
+
+    def __call__(self, input_ids: Tensor, *, cache: PartCache | None = None) -> Tensor:
+        """(B, T) ids to (B, T, D) states, each after the positions that the cache holds; extends the cache."""
+        ...
+
+    def new_cache(self) -> PartCache:
+        """An empty decoding cache."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PublicModel:
+    """What the model's publisher gave to everybody.
+
+    Attributes:
+        front: partition A with its pre-trained weights.
+        embedding: (V, E), the input embedding, which is part of A.
+    """
+
+    front: Front
+    embedding: Tensor
+
+
+def fork(cache: PartCache, rows: Tensor) -> PartCache:
+    """A cache whose batch is ``rows`` of the given one, which is left as it is.
+
+    transformers' dynamic caches replace their tensors and never write into them: a copy of the shells is enough.
+    """
+    past = cache.past
+    if past is not None:
+        past = copy.copy(past)
+        past.layers = [copy.copy(layer) for layer in past.layers]
+        past.batch_select_indices(rows)
+    return PartCache(past, cache.length)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """Where a sequence stood in the traffic: the sender's certificate identity, its step, the row in the message."""
+
+    peer: str
+    step: int
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """The mechanism, as the policy states it to everybody.
+
+    Attributes:
+        sigma: standard deviation per coordinate; 0 where the policy is UnsafeNoPrivacy.
+        clip: C, Frobenius bound on a sequence's rows before the noise; None where nothing is clipped.
+    """
+
+    sigma: float
+    clip: float | None
+
+    def averaged(self, releases: int) -> Noise:
+        """The noise that is left in the mean of so many fresh releases."""
+        return Noise(sigma=self.sigma / releases**0.5, clip=self.clip)
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One sequence as the server received it.
+
+    Attributes:
+        key: where.
+        rows: (T, D) float32; T is the public bucket length, so the last rows may be padding.
+        linked: (T, D), the mean over the record's fresh releases as far as order links them; ``rows`` itself when K = 1.
+        releases: K.
+    """
+
+    key: Key
+    rows: npt.NDArray[np.float32]
+    linked: npt.NDArray[np.float32]
+    releases: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerView:
+    """Everything an attack on O1 gets from the traffic."""
+
+    sightings: tuple[Sighting, ...]
+    noise: Noise
+
+
+@dataclass(frozen=True, slots=True)
+class PublicFacts:
+    """The facts a server writes beside its recording.
+
+    Attributes:
+        policy: the clients' policy.
+        model: the model manifest's digest.
+        passes: how many *fresh* releases of one record the schedule makes: one per state of partition A.
+        cut: decoder layers of A and of C; None when the facts hold no job.
+    """
+
+    policy: Policy
+    model: str
+    passes: int
+    cut: tuple[int, int] | None
+
+
+def public_facts(transcript: Transcript) -> PublicFacts:
+    """Read the public facts of a recording.
+
+    Raises:
+        InputError: SS-1707 when they are not what `serve --record` writes.
+    """
+    try:
+        facts = json.loads(transcript.public)
+        policy = Policy.model_validate_json(json.dumps(facts["policy"]))
+        text = facts.get("job")
+        job = Job.model_validate_json(text if isinstance(text, str) else json.dumps(text)) if text else None
+        model = str(facts["model"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            "SS-1707",
+            "the transcript's public facts cannot be read",
+            hint="Name a directory that `serve --record` wrote.",
+        ) from None
+    fresh = isinstance(policy.privacy, Gaussian) and policy.privacy.regime == "round"
+    return PublicFacts(
+        policy=policy,
+        model=model,
+        passes=job.schedule.rounds if job is not None and fresh else 1,
+        cut=None if job is None else (job.cut.front, job.cut.back),
+    )
+
+
+def noise_of(policy: Policy) -> Noise:
+    """The noise on O1 that a policy makes its clients add; anybody who has read the policy knows it."""
+    if not isinstance(policy.privacy, Gaussian):
+        return Noise(sigma=0.0, clip=None)
+    cut = plan_for(policy.privacy).cut
+    return Noise(sigma=cut.sigma, clip=cut.clip)
+
+
+def sequences_of(transcript: Transcript) -> list[Observation]:
+    """Released sequences from their first token on: whole batches, and the prompts that open a decoding cache.
+
+    Tokens decoded later extend a cache by separately clipped rows; the first version leaves them alone.
+    """
+    opened: set[tuple[int, int]] = set()
+    found = []
+    for seen in transcript.observations():
+        if seen.cache and (seen.connection, seen.cache) in opened:
+            continue
+        opened.add((seen.connection, seen.cache))
+        found.append(seen)
+    return found
+
+
+def link_by_order(digests: Sequence[str], passes: int) -> list[list[int]]:
+    """Which releases of one sender show the same record, if each pass goes over its records in the same order.
+
+    A memoised release is resent as the same bytes; it counts once, since nothing is gained by averaging it. When the
+    number of distinct releases is no multiple of ``passes``, nothing is linked. A client that shuffles every pass makes
+    the links wrong; then the averaged attack is a weak one and the others stand.
+
+    Args:
+        digests: one per release, in the order seen.
+        passes: how many fresh releases each record has.
+
+    Returns:
+        For every release the indices of one release from each pass, itself or its first copy included.
+    """
+    first: dict[str, int] = {}
+    for index, digest in enumerate(digests):
+        first.setdefault(digest, index)
+    distinct = list(first.values())
+    if passes < 2 or len(distinct) % passes:
+        return [[first[digest]] for digest in digests]
+    stride = len(distinct) // passes
+    place = {index: number for number, index in enumerate(distinct)}
+    return [[distinct[place[first[d]] % stride + stride * k] for k in range(passes)] for d in digests]
+
+
+def read_view(transcript: Transcript, wanted: Sequence[Key]) -> ServerView:
+    """The server's view of the wanted sequences, in the order asked for; unknown keys are left out."""
+    facts = public_facts(transcript)
+    by_peer: dict[str, list[Observation]] = {}
+    for seen in sequences_of(transcript):
+        by_peer.setdefault(seen.peer, []).append(seen)
+    sightings: dict[Key, Sighting] = {}
+    targets = set(wanted)
+    for peer, seen_here in by_peer.items():
+        links = link_by_order([hashlib.sha256(s.hidden.tobytes()).hexdigest() for s in seen_here], facts.passes)
+        for seen, linked in zip(seen_here, links, strict=True):
+            key = Key(peer=peer, step=seen.step, row=seen.row)
+            if key not in targets or key in sightings:
+                continue
+            same = [seen_here[i].hidden for i in linked]
+            alike = all(rows.shape == seen.hidden.shape for rows in same)
+            mean = np.stack(same).mean(axis=0, dtype=np.float64).astype(np.float32) if alike else seen.hidden
+            sightings[key] = Sighting(key=key, rows=seen.hidden, linked=mean, releases=len(same) if alike else 1)
+    return ServerView(sightings=tuple(sightings[k] for k in wanted if k in sightings), noise=noise_of(facts.policy))
+
+
+def batches(view: ServerView, *, linked: bool, most: int = 64) -> list[tuple[list[int], Tensor]]:
+    """Group sightings by length, at most ``most`` together: their indices in the view and a (N, T, D) tensor."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, seen in enumerate(view.sightings):
+        groups.setdefault((len(seen.rows), seen.releases if linked else 1), []).append(index)
+    found = []
+    for indices in groups.values():
+        for start in range(0, len(indices), most):
+            part = indices[start : start + most]
+            rows = [view.sightings[i].linked if linked else view.sightings[i].rows for i in part]
+            found.append((part, torch.from_numpy(np.stack(rows))))
+    return found

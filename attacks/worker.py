@@ -1,0 +1,106 @@
+"""The attack process: ``python -m attacks.worker``, a task on stdin, events on stdout.
+
+It is a process of its own so that the truth is nowhere in its memory; and it cannot read the truth from the disk either,
+because an audit hook that no code can remove refuses to open any file of a recording that the server did not write.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from attacks.config import config
+from attacks.exchange import Failed, Known, Progress, Recovered, Task
+from securesplit.errors import InputError, SecureSplitError
+
+_RECORDED = frozenset({".bin", ".peer"})
+_TRUTH = "truth.jsonl"
+
+
+def guard(transcript: Path) -> None:
+    """Make this process unable to open the truth: any ``truth.jsonl``, and whatever else lies beside a recording.
+
+    It stops mistakes of our own code, which is what it is for. It would not stop native code that bypasses Python.
+    """
+    home = os.path.realpath(transcript)
+
+    def refuse(event: str, arguments: tuple[object, ...]) -> None:
+        if event != "open" or not isinstance(arguments[0], str | bytes | os.PathLike):
+            return
+        path = os.path.realpath(os.fsdecode(arguments[0]))
+        folder, name = os.path.split(path)
+        recorded = name == "transcript.json" or os.path.splitext(name)[1] in _RECORDED  # noqa: PTH122 - runs at every open
+        if name == _TRUTH or (folder == home and not recorded):
+            msg = "the attack process may read nothing but the recording"
+            raise PermissionError(msg)
+
+    sys.addaudithook(refuse)
+
+
+def perform(task: Task, send: TextIO) -> None:
+    """Carry out a task; every event is one line.
+
+    Raises:
+        SecureSplitError: of any kind, for the parent to show.
+    """
+    import torch
+
+    from attacks.prior import prior_from
+    from attacks.suite import fitting, learn, run
+    from attacks.view import PublicModel, public_facts, read_view
+    from securesplit.data.corpus import read_corpus
+    from securesplit.model.manifest import read_manifest
+    from securesplit.model.store import load_front, load_tokenizer
+    from securesplit.protocol.transcript import Transcript
+
+    def say(event: Progress | Known | Recovered) -> None:
+        send.write(event.model_dump_json() + "\n")
+        send.flush()
+
+    settings = config()
+    profile, search = settings.profiles[task.profile], settings.search
+    transcript, directory = Transcript.load(task.transcript), Path(task.model)
+    if public_facts(transcript).model != read_manifest(directory).digest:
+        raise InputError(
+            "SS-1706",
+            "the recording was made with another model than the one given",
+            hint="Give the model, with the same cut, that the server's job names.",
+        )
+    view = read_view(transcript, task.keys)
+    names = fitting(view, task.attacks)
+    front, tokenizer = load_front(directory), load_tokenizer(directory)
+    embedding = front.base.get_input_embeddings().weight.detach()
+    texts = [record.text for record in read_corpus(Path(task.aux))] if task.aux else []
+    model = PublicModel(front=front, embedding=embedding)
+    say(Progress(attack="public text", done=0, total=1))
+    with torch.inference_mode():
+        prior = prior_from(texts, lambda text: tokenizer.encode(text, truncation=True, max_length=1024), len(embedding))
+        say(Known(common=tuple(prior.favourites[:100].tolist()), positional=prior.positional, informed=prior.informed))
+        known = learn(model, prior, view, profile, search)
+    say(Progress(attack="public text", done=1, total=1))
+    for name in names:
+        say(run(name, view, known, say))
+
+
+def main() -> int:
+    """Read the task, guard, perform, report."""
+    task = Task.model_validate_json(sys.stdin.readline())
+    guard(Path(task.transcript))
+    # Nothing but events may reach the parent: libraries that print write to stderr from here on.
+    send, sys.stdout = sys.stdout, sys.stderr
+    try:
+        perform(task, send)
+    except SecureSplitError as error:
+        failed = Failed(
+            error=type(error).__name__, code=error.code, what=error.what, hint=error.hint, details=error.details
+        )
+        send.write(failed.model_dump_json() + "\n")
+        send.flush()
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""``python -m securesplit``."""
+
+from securesplit.cli.main import main
+
+main()

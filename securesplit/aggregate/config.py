@@ -1,0 +1,188 @@
+"""What one secure sum is about, and the floors below which a client takes no part.
+
+Both ends build the same :class:`RoundConfig` from the job, the session and the model that they hold. Its hash enters
+every key, ciphertext and signature of the round, so two parties that disagree on any field cannot complete it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+
+from securesplit.errors import AggregationAborted, InputError
+
+__all__ = ["MAX_CLIENTS", "Floors", "RoundConfig", "check_floors", "largest_scale"]
+
+MAX_CLIENTS = 64
+"""The graph is complete: cost grows with the square of the roster. Larger rosters need the sparse graph, not built yet."""
+
+MAX_DIM = 1 << 28
+MAX_WEIGHT = 1 << 16
+_LIMIT = (1 << 31) - 1
+_HEX = re.compile(r"^[0-9a-f]{64}$")
+
+
+def largest_scale(clients: int, w_max: int) -> int:
+    """The largest power of two S with ``clients * w_max * S <= 2^31 - 1``, so that no sum can wrap.
+
+    Raises:
+        InputError: SS-1601 when even S = 1 would wrap.
+    """
+    room = _LIMIT // max(1, clients * w_max)
+    if room < 1:
+        raise InputError(
+            "SS-1601", f"{clients} clients with weights up to {w_max} do not fit a 32-bit ring", hint="Lower w_max."
+        )
+    return 1 << (room.bit_length() - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundConfig:
+    """One round's public parameters. An illegal one cannot be built.
+
+    Attributes:
+        session_id: 16 random bytes that name the session.
+        round: number of the round; rises strictly within a session.
+        roster: certificate names of all permitted clients, sorted, unique; from the consortium, never from the server.
+        threshold: t, how many clients must agree to open a sum; more than half of the roster.
+        min_clients: m_min, fewest masked vectors in a sum.
+        dim: d, number of coordinates of an update; the ring vector has one more, for the sum of weights.
+        scale: S, steps from 0 to ``clip``: an update x becomes ``rint(clip(x / clip, -1, 1) * S)``.
+        clip: C, largest absolute value of a coordinate; model units.
+        w_max: largest weight of a client.
+        model: SHA-256 (hex) of the model and adapters that everyone must hold.
+        frozen: SHA-256 (hex) of everything else that must be equal: the frozen LoRA factor, names, shapes and order.
+        blind: whether the sum is hidden from the server.
+
+    Raises:
+        InputError: SS-1601 with one detail per fault, among them the overflow rule ``n * w_max * S <= 2^31 - 1``.
+    """
+
+    session_id: bytes
+    round: int
+    roster: tuple[str, ...]
+    threshold: int
+    min_clients: int
+    dim: int
+    scale: int
+    clip: float
+    w_max: int
+    model: str
+    frozen: str
+    blind: bool
+
+    def __post_init__(self) -> None:
+        faults = (*self._roster_faults(), *self._number_faults())
+        if faults:
+            raise InputError(
+                "SS-1601", f"this secure sum cannot be set up: {faults[0]}", details=faults if len(faults) > 1 else (),
+                hint="Correct [sums] of the job; docs/protocol.md, SSA-1, states the limits.",
+            )  # fmt: skip
+
+    def _roster_faults(self) -> list[str]:
+        n, faults = len(self.roster), []
+        if n < 3:
+            faults.append(f"a roster of {n}: with fewer than 3 clients a sum shows one client's update to another")
+        if n > MAX_CLIENTS:
+            faults.append(f"a roster of {n}: at most {MAX_CLIENTS} clients until the sparse graph is built")
+        if list(self.roster) != sorted(set(self.roster)):
+            faults.append("the roster is not sorted or names a client twice")
+        if not all(1 <= len(name) <= 128 and name.isprintable() for name in self.roster):
+            faults.append("a name of the roster is empty, longer than 128 characters or not printable")
+        if not n / 2 < self.threshold <= n:
+            faults.append(
+                f"threshold {self.threshold}: it must be more than half of the roster of {n}, and at most {n}"
+            )
+        if not 3 <= self.min_clients <= max(n, 3):
+            faults.append(f"min_clients {self.min_clients}: it must lie between 3 and the roster of {n}")
+        return faults
+
+    def _number_faults(self) -> list[str]:
+        faults = []
+        if len(self.session_id) != 16:
+            faults.append("the session id is not 16 bytes")
+        if not 0 <= self.round < 1 << 53:
+            faults.append("the round number is out of range")
+        if not 1 <= self.dim <= MAX_DIM:
+            faults.append(f"dim {self.dim}: it must lie between 1 and {MAX_DIM}")
+        if not 1 <= self.w_max <= MAX_WEIGHT:
+            faults.append(f"w_max {self.w_max}: it must lie between 1 and {MAX_WEIGHT}")
+        if not (math.isfinite(self.clip) and self.clip > 0):
+            faults.append("clip must be finite and above 0")
+        if self.scale < 1 or len(self.roster) * self.w_max * self.scale > _LIMIT:
+            faults.append(
+                f"scale {self.scale}: roster * w_max * scale must lie between 1 and 2^31 - 1, or a sum could wrap"
+            )
+        if not (_HEX.match(self.model) and _HEX.match(self.frozen)):
+            faults.append("model and frozen must be SHA-256 digests in hex")
+        return faults
+
+    def canonical(self) -> bytes:
+        """The bytes that are hashed: JSON, sorted keys, no spaces, ASCII."""
+        fields: dict[str, object] = {name: getattr(self, name) for name in self.__slots__}
+        fields |= {"proto": "ssa-1", "prg": "aes256ctr", "ring_bits": 32}
+        fields |= {"session_id": self.session_id.hex(), "roster": list(self.roster), "clip": float(self.clip)}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+    @property
+    def digest(self) -> bytes:
+        """cfg_hash, 32 bytes: ``SHA-256("ssa-1/cfg|" + canonical())``."""
+        return hashlib.sha256(b"ssa-1/cfg|" + self.canonical()).digest()
+
+    @property
+    def quorum(self) -> int:
+        """Fewest clients whose masked vectors make a sum: the larger of threshold and min_clients."""
+        return max(self.threshold, self.min_clients)
+
+    def position(self, name: str) -> int:
+        """The client's abscissa in Shamir's scheme: its place in the roster, counted from 1."""
+        return self.roster.index(name) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Floors:
+    """What a client insists on, from its own policy; no server can lower it.
+
+    Attributes:
+        min_clients: fewest updates in a sum that this client takes part in.
+        min_threshold: fewest clients that must agree to open a sum. More than half of the roster is required in any
+            case. Against a *malicious* server with c colluding clients, choose 2t > n + c.
+        max_update: largest coordinate of an update that may count, in model units; bounds ``RoundConfig.clip``.
+        blind: whether the sum must be hidden from the server.
+    """
+
+    min_clients: int
+    min_threshold: int
+    max_update: float
+    blind: bool
+
+
+def check_floors(config: RoundConfig, name: str, floors: Floors) -> None:
+    """Refuse a round that is below this client's floors.
+
+    Raises:
+        AggregationAborted: SS-6001 with one detail per breach; SS-6003 when the client is not in the roster.
+    """
+    if name not in config.roster:
+        raise AggregationAborted(
+            "SS-6003",
+            "this client is not in the round's roster",
+            hint="Compare the job's roster with the certificate's name.",
+        )
+    breaches = []
+    if config.threshold < floors.min_threshold:
+        breaches.append(f"threshold {config.threshold} is below this client's floor of {floors.min_threshold}")
+    if config.min_clients < floors.min_clients:
+        breaches.append(f"min_clients {config.min_clients} is below this client's floor of {floors.min_clients}")
+    if config.clip > floors.max_update:
+        breaches.append(f"clip {config.clip:g} is above this client's max_update of {floors.max_update:g}")
+    if floors.blind and not config.blind:
+        breaches.append("the sum would be visible to the server; this client takes part in blind rounds only")
+    if breaches:
+        raise AggregationAborted(
+            "SS-6001", f"the round breaks this client's policy: {breaches[0]}", details=tuple(breaches) if len(breaches) > 1 else (),
+            hint="Change the job, or, after thought, [aggregation] of the policy.",
+        )  # fmt: skip

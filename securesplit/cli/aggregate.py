@@ -1,0 +1,81 @@
+"""``securesplit aggregate``: secure sums without a network."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Secure aggregation of updates.")
+
+_BACKENDS = ("masks",)
+
+
+class Output(Enum):
+    """How to print."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@app.callback()
+def _aggregate() -> None:
+    """Secure aggregation of updates."""
+
+
+@app.command()
+def simulate(
+    *,
+    clients: Annotated[int, typer.Option(help="Number of clients in the roster.")] = 10,
+    threshold: Annotated[int, typer.Option(help="Clients that must agree to open a sum; more than half.")] = 7,
+    dim: Annotated[int, typer.Option(help="Coordinates of an update.")] = 100_000,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE:COUNT",
+            help="COUNT clients vanish instead of sending advertise, shares, masked, consistent or unmask. May be repeated.",
+        ),
+    ] = None,
+    backend: Annotated[str, typer.Option(help="How sums are hidden.")] = "masks",
+    blind: Annotated[bool, typer.Option("--blind", help="Hide the sum from the server too.")] = False,
+    output: Annotated[Output, typer.Option(help="What to print.")] = Output.TEXT,
+) -> None:
+    """Run a whole secure round in one process and compare its sum with plain integers."""
+    from securesplit.aggregate.simulate import parse_drop
+    from securesplit.aggregate.simulate import simulate as run
+    from securesplit.errors import AggregationAborted, CheckFailed, InputError
+
+    if backend not in _BACKENDS:
+        raise InputError(
+            "SS-1602",
+            f"there is no backend {backend!r}",
+            hint=f"This release has: {', '.join(_BACKENDS)}. Homomorphic backends are not built yet.",
+        )
+    done = run(
+        clients=clients, threshold=threshold, dim=dim, drops=tuple(parse_drop(text) for text in drop or ()), blind=blind
+    )
+    if output is Output.JSON:
+        typer.echo(json.dumps(asdict(done)))
+    elif done.aborted is None:
+        typer.echo(
+            f"sum over {done.survivors} of {clients} clients, {dim} coordinates: {'exact, bit for bit' if done.exact else 'WRONG'}"
+        )
+        typer.echo(f"opened by {done.finished} clients; {'hidden from' if blind else 'visible to'} the server")
+        typer.echo(
+            f"{done.cpu_seconds:.2f} s of processor time for all parties; {done.bytes_per_param_up:.2f} bytes up per coordinate and client"
+        )
+    if done.aborted is not None:
+        raise AggregationAborted(
+            done.aborted,
+            "the simulated round was aborted, as it must be",
+            hint="Too few clients were left for a sum that hides each of them.",
+        )
+    if not done.exact:
+        raise CheckFailed(
+            "SS-1604",
+            "the secure sum differs from the plain sum",
+            hint="This is a defect; report it with the command line.",
+        )

@@ -1,0 +1,36 @@
+"""``securesplit generate``: continue a prompt through the split; sampling happens on the client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from securesplit.cli.output import Cache, Keys, Model, Output, Policy, show
+
+
+def generate(
+    policy: Policy,
+    keys: Keys,
+    server: Annotated[str, typer.Option(help="wss://host:port")],
+    prompt: Annotated[str, typer.Option(help="Private text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(help="At most so many new tokens.")] = 32,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
+    adapters: Annotated[Path | None, typer.Option(help="A training run's output directory, for its adapters.")] = None,
+    model: Model = None,
+    cache: Cache = None,
+    output: Output = "text",
+) -> None:
+    """Continue a prompt. The prompt and each fed-back token are releases under the policy, and charged."""
+    from securesplit.policy.load import load_policy
+
+    rules = load_policy(policy)
+
+    from securesplit.client.generate import Sampling
+    from securesplit.client.run import open_client
+
+    with open_client(rules, keys, server, model=model, cache=cache, adapters=adapters) as client:
+        made = client.generate(prompt, max_new_tokens=max_new_tokens, sampling=Sampling(temperature, seed))
+    show(output, made.text, {"text": made.text, "tokens": len(made.tokens), "epsilon": made.epsilon})

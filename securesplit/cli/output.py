@@ -1,0 +1,22 @@
+"""How commands print: one JSON object, or a few lines; progress and logs go to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Output = Annotated[Literal["text", "json"], typer.Option("--output", help="text, or one JSON object on stdout.")]
+Policy = Annotated[Path, typer.Option("--policy", help="Policy file of this side.")]
+Keys = Annotated[Path, typer.Option("--keys", help="Key folder of this party, such as keys/alice.")]
+Model = Annotated[str | None, typer.Option("--model", help="Model directory that replaces the job's name for it.")]
+Cache = Annotated[Path | None, typer.Option("--cache", envvar="SECURESPLIT_CACHE", help="Where pulled models lie.")]
+
+
+def show(output: str, text: str, value: object) -> None:
+    """Print text, or the value as JSON."""
+    sys.stdout.write((json.dumps(value) if output == "json" else text.rstrip("\n")) + "\n")
+    sys.stdout.flush()

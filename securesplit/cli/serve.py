@@ -1,0 +1,47 @@
+"""``securesplit serve``: the server; it runs B and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from securesplit.cli.output import Cache, Keys, Model, Output, Policy, show
+
+
+def serve(
+    job: Annotated[Path, typer.Option("--job", help="Job file; see examples/job.toml.")],
+    policy: Policy,
+    keys: Keys,
+    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 picks a free one.")] = "127.0.0.1:8443",
+    model: Model = None,
+    cache: Cache = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Record all that the server sees into this new directory.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write B's trained adapters here at the end.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads of computation; 0 leaves torch's choice.")] = 0,
+    output: Output = "text",
+) -> None:
+    """Serve a job until interrupted. With --output json the one object is printed when the server listens."""
+    from securesplit.policy.load import load_policy
+    from securesplit.protocol.job import load_job
+
+    loaded, rules = load_job(job), load_policy(policy)
+
+    import torch
+
+    from securesplit.server.serve import serve as run
+
+    if threads:
+        torch.set_num_threads(threads)
+
+    def ready(host: str, port: int) -> None:
+        show(
+            output,
+            f"listening on {host}:{port}, job '{loaded.name}', policy '{rules.name}'",
+            {"host": host, "port": port, "job": loaded.digest},
+        )
+
+    run(loaded, rules, keys=keys, listen=listen, model=model, cache=cache, record=record, out=out, ready=ready)

@@ -1,0 +1,58 @@
+"""``securesplit train``: one client's part of a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from securesplit.cli.output import Cache, Keys, Model, Output, Policy, show
+from securesplit.cli.progress import ProgressStyle, reporting
+
+
+def train(
+    policy: Policy,
+    keys: Keys,
+    server: Annotated[str, typer.Option(help="wss://host:port")],
+    data: Annotated[Path, typer.Option(help="Private text: jsonl, json or plain text.")],
+    out: Annotated[Path, typer.Option(help="Where adapters and the run's record are written.")],
+    held_out: Annotated[int, typer.Option(help="Records kept for evaluation; they are released and charged too.")] = 4,
+    limit: Annotated[int | None, typer.Option(help="Use at most so many records.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Cut records here; the policy's largest bucket when absent.")
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="For experiments: write what was sent, in clear, to this file on this site.")
+    ] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Also train the client-only model, for comparison.")] = False,
+    model: Model = None,
+    cache: Cache = None,
+    threads: Annotated[int, typer.Option(help="Threads of computation; 0 leaves torch's choice.")] = 0,
+    progress: ProgressStyle = "auto",
+    output: Output = "text",
+) -> None:
+    """Train on private text with a server that never sees it. The ledger lies in the key folder and is charged."""
+    from securesplit.policy.load import load_policy
+
+    rules = load_policy(policy)
+
+    import torch
+
+    from securesplit.client.run import Run, run_training
+
+    if threads:
+        torch.set_num_threads(threads)
+    with reporting(progress) as report:
+        run = Run(
+            policy=rules, keys=keys, server=server, data=data, out=out, held_out=held_out, limit=limit, max_tokens=max_tokens,
+            truth=truth, alone=alone, model=model, cache=cache,
+        )  # fmt: skip
+        record = run_training(run, report)
+    epsilon = (
+        "none: UNSAFE"
+        if record.epsilon is None
+        else f"{record.epsilon:.3f} at delta {record.delta:g}, unit sequence, replace-one"
+    )
+    text = f"{record.steps} steps, held-out loss {record.initial_loss:.3f} -> {record.loss:.3f}; epsilon {epsilon}"
+    show(output, text, record.model_dump(mode="json"))

@@ -1,0 +1,200 @@
+"""One site: partitions A and C, the gate, the ledger, and a link to the server that runs B."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from securesplit.client.generate import Generated, Sampling, generate
+from securesplit.client.link import Link
+from securesplit.client.middle import Observer, RememberingMiddle, RemoteMiddle
+from securesplit.client.step import forward, step
+from securesplit.data.batches import Batch
+from securesplit.errors import InputError
+from securesplit.model.lora import (
+    Factor,
+    Layout,
+    adapter_layout,
+    adapter_parameters,
+    add_adapters,
+    read_adapters,
+    set_trainable_factor,
+    write_adapters,
+)
+from securesplit.model.manifest import read_manifest
+from securesplit.model.parts import Back, Front
+from securesplit.model.plan import CutPlan
+from securesplit.model.resolve import resolve_model
+from securesplit.model.store import load_back, load_front, load_tokenizer
+from securesplit.policy.schema import Gaussian, Policy
+from securesplit.privacy.gate import Gate
+from securesplit.privacy.ledger import Ledger
+
+
+class Client:
+    """A site that trains and generates through a split model.
+
+    What it holds: A and C, private text, keys, the ledger. What leaves it goes through ``gate``; see
+    docs/threat-model.md for what that does not cover.
+
+    Args:
+        front, back: A and C, without adapters; those of the job are added here.
+        tokenizer: of the model, or None when only tokens are used.
+        model: digest of the model's manifest; must be the server's.
+        policy: this site's own.
+        link: an open session.
+        ledger: this site's, or None under UnsafeNoPrivacy.
+        observe: told which batch went out under which step, on this site alone.
+
+    Raises:
+        InputError: SS-1430 when the server serves another model or cut.
+    """
+
+    def __init__(
+        self,
+        front: Front,
+        back: Back,
+        tokenizer: object | None,
+        *,
+        model: str,
+        policy: Policy,
+        link: Link,
+        ledger: Ledger | None,
+        observe: Observer | None = None,
+    ) -> None:
+        job = link.job
+        if link.model != model:
+            raise InputError(
+                "SS-1430",
+                "the server serves another model, or another cut of it",
+                hint="Pull the same model with the same cut on both ends.",
+            )
+        self.front, self.back, self.tokenizer = front, back, tokenizer
+        self.policy, self.link, self.ledger, self.job = policy, link, ledger, job
+        for part in (front, back):
+            add_adapters(part, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed)
+        self._fresh = tuple((part, read_adapters(part, adapter_layout(part))) for part in (front, back))
+        self.gate = Gate(policy, ledger, version=f"{model}:{job.digest}", codec=job.codec)
+        link.narrow(front.width)
+        self.remote = RemoteMiddle(link, self.gate, observe=observe)
+        self.middle: Callable[..., Tensor] = RememberingMiddle(self.remote) if self.regime == "frozen" else self.remote
+        self.train(None)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        plan: CutPlan,
+        policy: Policy,
+        link: Link,
+        *,
+        ledger: Ledger | None = None,
+        cache: Path | None = None,
+        observe: Observer | None = None,
+    ) -> Client:
+        """Load A and C of a model and join them to a link.
+
+        Args:
+            model: an alias, a model directory, or a hub id.
+            plan: the cut; must be the job's.
+            policy: this site's own.
+            link: from :func:`securesplit.dial`.
+            ledger: this site's; by default the one beside the link's keys.
+            cache: where pulled models lie; by default under the home directory.
+            observe: see :class:`Client`.
+
+        Raises:
+            InputError: SS-1430 for another model or cut than the server's, SS-14xx when the model cannot be loaded.
+        """
+        if (plan.front, plan.back) != (link.job.cut.front, link.job.cut.back):
+            raise InputError(
+                "SS-1430",
+                "the server's job has another cut",
+                hint=f"Use CutPlan(front={link.job.cut.front}, back={link.job.cut.back}).",
+            )
+        directory = resolve_model(str(model), cache or Path.home() / ".cache" / "securesplit" / "models", plan)
+        if ledger is None and not policy.unsafe and link.folder is not None:
+            ledger = Ledger(link.folder.path / "ledger")
+        return cls(
+            load_front(directory), load_back(directory), load_tokenizer(directory), model=read_manifest(directory).digest,
+            policy=policy, link=link, ledger=ledger, observe=observe,
+        )  # fmt: skip
+
+    @property
+    def regime(self) -> str:
+        """``frozen`` or ``round`` by the policy; ``open`` when it protects nothing."""
+        return self.policy.privacy.regime if isinstance(self.policy.privacy, Gaussian) else "open"
+
+    @property
+    def trained(self) -> tuple[Front | Back, ...]:
+        """The parts on this side whose adapters learn; in regime ``frozen`` C alone, or releases would leak training."""
+        return (self.back,) if self.regime == "frozen" else (self.front, self.back)
+
+    def train(self, factor: Factor | None) -> None:
+        """Choose which LoRA factor learns on this side, and whether B is to learn; None for evaluation."""
+        for part in (self.front, self.back):
+            set_trainable_factor(part, factor if part in self.trained else None)
+        self.remote.learn = factor is not None and self.regime != "frozen"
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What an optimiser on this side may change now."""
+        return [p for part in self.trained for p in adapter_parameters(part)]
+
+    def layouts(self, factor: Factor | None = None) -> tuple[Layout, ...]:
+        """The adapters that take part in the secure sums, part by part."""
+        return tuple(adapter_layout(part, factor) for part in self.trained)
+
+    def read(self, factor: Factor | None = None) -> npt.NDArray[np.float32]:
+        """Values of those adapters, one vector."""
+        return np.concatenate(
+            [read_adapters(p, layout) for p, layout in zip(self.trained, self.layouts(factor), strict=True)]
+        )
+
+    def write(self, values: npt.NDArray[np.float32], factor: Factor | None = None) -> None:
+        """Set those adapters from one vector."""
+        start = 0
+        for part, layout in zip(self.trained, self.layouts(factor), strict=True):
+            write_adapters(part, layout, values[start : start + layout.size])
+            start += layout.size
+
+    def reset(self) -> None:
+        """Give every adapter on this side the value that the job started from."""
+        for part, values in self._fresh:
+            write_adapters(part, adapter_layout(part), values)
+
+    def frozen_digest(self, factor: Factor) -> str:
+        """SHA-256 of all that must be alike at all clients before a sum: layouts, and every adapter value at its start."""
+        digest = hashlib.sha256()
+        for layout in (*self.layouts(factor), *self.layouts()):
+            digest.update(layout.digest.encode())
+        digest.update(self.read().astype("<f4").tobytes())
+        return digest.hexdigest()
+
+    def step(self, batch: Batch) -> float:
+        """Forward and backward of one batch; see securesplit/client/step.py. Gradients stay in the adapters."""
+        self.remote.batch = batch
+        return step(batch, self.front, self.gate, self.middle, self.back)
+
+    def loss(self, batch: Batch) -> float:
+        """The loss of one batch in nats per token, without learning. A release like any other."""
+        self.remote.batch = batch
+        learn, self.remote.learn = self.remote.learn, False
+        with torch.no_grad():
+            value = float(forward(batch, self.front, self.gate, self.middle, self.back))
+        self.remote.learn = learn
+        return value
+
+    def evaluate(self, batches: tuple[Batch, ...]) -> float:
+        """Mean loss over the predicted tokens of several batches, in nats. It stays on this site."""
+        counts = [sum(length - 1 for length in batch.lengths) for batch in batches]
+        return sum(self.loss(batch) * count for batch, count in zip(batches, counts, strict=True)) / sum(counts)
+
+    def generate(self, prompt: str, *, max_new_tokens: int = 32, sampling: Sampling | None = None) -> Generated:
+        """Continue a prompt; see securesplit/client/generate.py for what it costs."""
+        return generate(self, prompt, max_new_tokens=max_new_tokens, sampling=sampling or Sampling())

@@ -1,0 +1,257 @@
+"""A client's open session with a server: typed requests over any pipe.
+
+    with dial("wss://gpu.example:8443", keys="keys/alice", policy=policy) as link: ...
+
+``dial`` verifies the server, learns the job, admits or refuses it by the client's own policy, and signs the handshake.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from ipaddress import ip_address
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+from urllib.parse import urlsplit
+
+from torch import Tensor
+
+from securesplit.admit import admit
+from securesplit.errors import ConnectionFailed, PolicyDenied, RemoteProtocolError, SecureSplitError
+from securesplit.pki.certificate import verify_signature
+from securesplit.pki.store import KeyFolder
+from securesplit.policy.schema import Policy
+from securesplit.privacy.gate import Released
+from securesplit.protocol.codec import Caps
+from securesplit.protocol.job import Job
+from securesplit.protocol.messages import (
+    Backward,
+    Blob,
+    Bye,
+    DropCache,
+    Failure,
+    Forward,
+    Gradient,
+    Hidden,
+    Message,
+    RoundBegin,
+    RoundReady,
+    Secagg,
+    Welcome,
+)  # fmt: skip
+from securesplit.protocol.session import Party, Session
+from securesplit.transport.client import open_pipe
+from securesplit.transport.pipe import Pipe
+from securesplit.transport.tensors import tensor_of
+
+M = TypeVar("M", bound=Message)
+
+
+class Link:
+    """An open session.
+
+    Args:
+        pipe: carries whole messages.
+        session: in state OPEN.
+        policy: the client's own.
+        name: this client's certificate name.
+        patience: seconds to wait for an answer.
+
+    Attributes:
+        bytes_up, bytes_down: message bytes so far.
+        tls_version: as negotiated, or ``memory``.
+        folder: this client's keys, when the link was dialled; its ledger lies there too.
+        step: number of the last step that was sent.
+    """
+
+    def __init__(self, pipe: Pipe, session: Session, policy: Policy, *, name: str, patience: float = 600.0) -> None:
+        self._pipe = pipe
+        self._session = session
+        self._policy = policy
+        self._patience = patience
+        self.step = -1
+        self.name = name
+        self._caches = 0
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self.folder: KeyFolder | None = None
+        self.tls_version = str(getattr(pipe, "tls_version", "memory"))
+
+    @property
+    def job(self) -> Job:
+        """The server's job, as admitted."""
+        assert self._session.job is not None
+        return self._session.job
+
+    @property
+    def model(self) -> str:
+        """Digest of the server's model manifest."""
+        assert self._session.welcome is not None
+        return self._session.welcome.model
+
+    def narrow(self, width: int) -> None:
+        """Accept only hidden states of this width from now on."""
+        self._session.narrow(width)
+
+    def forward(self, released: Released, *, learn: bool, cache: int = 0) -> Tensor:
+        """Send released rows (B,T,D), get B's output (B,T,D), float32."""
+        batch, length, width = released.shape
+        self.step += 1
+        rows = Blob(dtype=released.codec, shape=(batch * length, width), data=released.payload)
+        self.tell(Forward(step=self.step, lengths=(length,) * batch, cache=cache, learn=learn, hidden=rows))
+        answer = self.expect(Hidden)
+        return tensor_of(answer.hidden).float().reshape(released.shape)
+
+    def backward(self, released: Released) -> Tensor:
+        """Send a released gradient (B,T,D) of the last step, get dL/dh at B's input (B,T,D), float32."""
+        batch, length, width = released.shape
+        rows = Blob(dtype=released.codec, shape=(batch * length, width), data=released.payload)
+        self.tell(Backward(step=self.step, gradient=rows))
+        return tensor_of(self.expect(Gradient).gradient).float().reshape(released.shape)
+
+    def open_cache(self) -> int:
+        """A fresh number for a decoding cache at the server."""
+        self._caches += 1
+        return self._caches
+
+    def drop_cache(self, cache: int) -> None:
+        """Let the server forget a decoding cache."""
+        self.tell(DropCache(cache=cache))
+
+    def ready(self, number: int, *, dim: int, frozen: str) -> bytes:
+        """Local work of a round is done; waits until the sum begins and returns its name, 16 bytes."""
+        self.tell(RoundReady(round=number, dim=dim, frozen=frozen))
+        begin = self.expect(RoundBegin)
+        if begin.round != number:
+            raise RemoteProtocolError("SS-4016", "the server began another round than the one that is ready")
+        return begin.run
+
+    def tell(self, message: Message) -> None:
+        """Send one message."""
+        self._session.send(message)
+        for data in self._session.data_to_send():
+            self.bytes_up += len(data)
+            self._pipe.send(data)
+
+    def expect(self, kind: type[M]) -> M:
+        """Wait for the next message, which must be of this kind."""
+        message = self.next()
+        if not isinstance(message, kind):
+            raise RemoteProtocolError(
+                "SS-4010", f"the server sent {type(message).__name__} where {kind.__name__} is due"
+            )
+        return message
+
+    def next(self) -> Message:
+        """Wait for the next message.
+
+        Raises:
+            ConnectionFailed: SS-3020 gone, SS-3021 silent.
+            RemoteProtocolError: SS-40xx; or the code that the server gave, when it refused.
+        """
+        data = self._pipe.receive(self._patience)
+        self.bytes_down += len(data)
+        try:
+            message = self._session.receive(data)
+        except RemoteProtocolError:
+            self._flush_quietly()
+            raise
+        if isinstance(message, Failure):
+            raise RemoteProtocolError(
+                message.code, "the server ended the session with this code", hint=f"securesplit explain {message.code}"
+            )
+        return message
+
+    def secagg(self) -> Secagg:
+        """Wait for the next message of a secure sum."""
+        return self.expect(Secagg)
+
+    def close(self) -> None:
+        """Say goodbye and close."""
+        with suppress(SecureSplitError):  # The other side may be gone already.
+            self.tell(Bye())
+        self._pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _flush_quietly(self) -> None:
+        with suppress(ConnectionFailed):  # The code is a courtesy; the connection is lost either way.
+            for data in self._session.data_to_send():
+                self._pipe.send(data)
+
+
+def greet(pipe: Pipe, party: Party, policy: Policy, *, name: str, server: str, patience: float = 600.0) -> Link:
+    """Run the handshake over an open pipe and admit the job.
+
+    Args:
+        pipe: verified by its transport.
+        party: both certificates and the signing key.
+        policy: the client's own.
+        name, server: certificate names of both ends.
+
+    Raises:
+        PolicyDenied: SS-20xx with every breach of the policy by the job.
+        RemoteProtocolError, ConnectionFailed: as in :meth:`Link.next`.
+    """
+    session = Session("client", party, Caps(message_bytes=policy.limits.max_message_bytes))
+    link = Link(pipe, session, policy, name=name, patience=patience)
+    session.hail(nonce=os.urandom(32), policy=policy.digest)
+    for data in session.data_to_send():
+        pipe.send(data)
+    link.expect(Welcome)
+    admit(policy, link.job, peer=server)
+    session.confirm()
+    for data in session.data_to_send():
+        pipe.send(data)
+    return link
+
+
+def dial(url: str, *, keys: str | Path, policy: Policy, patience: float = 600.0) -> Link:
+    """Connect to a server.
+
+    Args:
+        url: ``wss://host:port``.
+        keys: the client's key folder, such as ``keys/alice``.
+        policy: the client's own policy.
+        patience: seconds to wait for any answer.
+
+    Raises:
+        ConnectionFailed: SS-30xx with the cause, PolicyDenied: SS-20xx, RemoteProtocolError: SS-40xx.
+    """
+    refuse_remote(url, policy)
+    folder = KeyFolder.open(Path(keys), "client")
+    pipe = open_pipe(url, folder, max_message=policy.limits.max_message_bytes)
+    try:
+        party = Party(folder.cert_der, pipe.peer, folder.sign, verify_signature)
+        link = greet(pipe, party, policy, name=folder.identity.name, server=pipe.identity.name, patience=patience)
+    except BaseException:
+        pipe.close()
+        raise
+    link.folder = folder
+    return link
+
+
+def refuse_remote(url: str, policy: Policy) -> None:
+    """Hold a loopback-only policy to loopback.
+
+    Raises:
+        PolicyDenied: SS-2003.
+    """
+    if not policy.transport.loopback_only:
+        return
+    host = urlsplit(url).hostname or ""
+    try:
+        local = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise PolicyDenied(
+            "SS-2003", f"policy '{policy.name}' is for loopback only", hint="Use a policy that protects what it sends."
+        )

@@ -1,0 +1,222 @@
+"""A client's whole run: from files and keys to adapters and a record. What it writes stays on this site."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from securesplit.aggregate.answered import AnswerLog
+from securesplit.client.alone import train_alone
+from securesplit.client.client import Client
+from securesplit.client.link import dial
+from securesplit.client.middle import Observer
+from securesplit.client.train import Progress, Trained, Trainer
+from securesplit.data.batches import Batch, Encoded, encode_records, make_batches
+from securesplit.data.corpus import Record, read_corpus
+from securesplit.errors import InputError
+from securesplit.model.export import collect_adapters, read_part_adapters, restore_adapters, save_part_adapters
+from securesplit.model.lora import adapter_layout
+from securesplit.model.memory import resident_bytes
+from securesplit.model.plan import CutPlan
+from securesplit.policy.schema import Gaussian, Policy
+from securesplit.privacy.calibrate import epsilon_for
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run needs; the fields are the options of ``securesplit train``."""
+
+    policy: Policy
+    keys: Path
+    server: str
+    data: Path
+    out: Path
+    held_out: int
+    limit: int | None
+    max_tokens: int | None
+    truth: Path | None
+    alone: bool
+    model: str | None
+    cache: Path | None
+
+
+class ChannelSpent(BaseModel):
+    """One channel's cost: entries in the ledger, and the most expensive record on it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    channel: str
+    releases: int
+    mu: float
+    epsilon: float
+
+
+class RunRecord(BaseModel):
+    """What a run leaves behind, beside the adapters: ``run.json``. It never leaves the site by itself.
+
+    Attributes:
+        loss, initial_loss: held-out, nats per token, after and before.
+        curve: held-out loss before the first round and after each.
+        alone: the same for the client-only model, or None.
+        epsilon, mu: of the record that has spent most, all jobs of this site together; unit sequence, relation
+            replace-one, at ``delta``. None under UnsafeNoPrivacy.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    client: str
+    policy: str
+    policy_digest: str
+    job: str
+    regime: str
+    steps: int
+    loss: float
+    initial_loss: float
+    curve: tuple[float, ...]
+    alone: tuple[float, ...] | None
+    epsilon: float | None
+    mu: float | None
+    delta: float | None
+    unit: str = "sequence"
+    relation: str = "replace-one"
+    channels: tuple[ChannelSpent, ...]
+    survivors: tuple[tuple[str, ...], ...]
+    bytes_up: int
+    bytes_down: int
+    tls: str
+    resident_bytes: int
+    seconds: float
+
+
+@contextmanager
+def open_client(
+    policy: Policy,
+    keys: Path,
+    server: str,
+    *,
+    model: str | None = None,
+    cache: Path | None = None,
+    adapters: Path | None = None,
+    observe: Observer | None = None,
+) -> Iterator[Client]:
+    """Dial a server and load this site's parts; ``adapters`` restores a run's."""
+    with dial(server, keys=keys, policy=policy) as link:
+        cut = CutPlan(front=link.job.cut.front, back=link.job.cut.back)
+        client = Client.from_pretrained(model or link.job.model, cut, policy, link, cache=cache, observe=observe)
+        if adapters is not None:
+            for part, name in ((client.front, "front"), (client.back, "back")):
+                path = adapters / f"adapter-{name}.safetensors"
+                if path.is_file():
+                    restore_adapters(part, read_part_adapters(path))
+        yield client
+
+
+def run_training(run: Run, progress: Progress) -> RunRecord:
+    """Train, write adapters and ``run.json`` into ``run.out``, and return the record.
+
+    Raises:
+        BudgetExhausted: SS-5001, SS-5002, before anything of the record concerned was sent.
+        Any error of the tree that the data, the model, the connection or the rounds raise.
+    """
+    started = time.monotonic()
+    records = read_corpus(run.data, run.limit)
+    run.out.mkdir(parents=True, exist_ok=True)
+    writer = _TruthWriter(run.truth, records) if run.truth is not None else None
+    with open_client(run.policy, run.keys, run.server, model=run.model, cache=run.cache, observe=writer) as client:
+        if writer is not None:
+            writer.name = client.link.name
+        batches, held_out = _batches(run, client, records)
+        answers = AnswerLog(run.keys / "answered.log")
+        try:
+            trained = Trainer(client, batches, held_out, answers=answers, progress=progress).run()
+        finally:
+            answers.close()
+            if writer is not None:
+                writer.close()
+        _save(run, client, trained)
+        alone = train_alone(client, batches, held_out, progress) if run.alone else None
+        record = _record(client, trained, alone, time.monotonic() - started)
+    (run.out / "run.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
+    return record
+
+
+def _batches(run: Run, client: Client, records: tuple[Record, ...]) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
+    buckets = client.policy.limits.buckets
+    tokenizer = client.tokenizer
+    identify = client.ledger.key if client.ledger is not None else _anonymous
+    encoded = encode_records([r.text for r in records], tokenizer, run.max_tokens or buckets[-1], identify)  # type: ignore[arg-type]
+    if not 0 < run.held_out < len(encoded):
+        raise InputError(
+            "SS-1230",
+            f"{run.held_out} held-out record(s) of {len(encoded)} leave nothing to train or to evaluate on",
+            hint="Change --held-out.",
+        )
+    padding = getattr(tokenizer, "pad_token_id", None)
+    fill = int(padding if padding is not None else getattr(tokenizer, "eos_token_id", 0) or 0)
+
+    def grouped(rows: tuple[Encoded, ...]) -> tuple[Batch, ...]:
+        return make_batches(
+            rows, buckets=buckets, size=client.job.schedule.batch, padding=fill, seed=client.job.adapters.seed
+        )
+
+    return grouped(encoded[: -run.held_out]), grouped(encoded[-run.held_out :])
+
+
+def _anonymous(content: bytes) -> str:
+    """Without a ledger nothing is charged, and records need no name."""
+    del content
+    return "unsafe"
+
+
+def _save(run: Run, client: Client, trained: Trained) -> None:
+    for part, name in ((client.front, "front"), (client.back, "back")):
+        if adapter_layout(part).tensors:
+            save_part_adapters(collect_adapters(part, model=client.link.model), run.out / f"adapter-{name}.safetensors")
+    for record in trained.rounds:
+        np.savez(run.out / f"round-{record.number}.npz", contribution=record.contribution, ring_sum=record.ring_sum)
+
+
+def _record(client: Client, trained: Trained, alone: tuple[float, ...] | None, seconds: float) -> RunRecord:
+    privacy, ledger = client.policy.privacy, client.ledger
+    delta = privacy.delta if isinstance(privacy, Gaussian) else None
+    mu = ledger.mu() if ledger is not None else None
+    channels: tuple[ChannelSpent, ...] = ()
+    if ledger is not None and delta is not None:
+        channels = tuple(
+            ChannelSpent(channel=s.channel, releases=s.releases, mu=s.mu, epsilon=epsilon_for(s.mu, delta))
+            for s in ledger.summary()
+        )
+    return RunRecord(
+        client=client.link.name, policy=client.policy.name, policy_digest=client.policy.digest, job=client.job.digest,
+        regime=client.regime, steps=trained.steps, loss=trained.curve[-1], initial_loss=trained.curve[0], curve=trained.curve, alone=alone,
+        epsilon=None if mu is None or delta is None else epsilon_for(mu, delta), mu=mu, delta=delta, channels=channels,
+        survivors=tuple(r.survivors for r in trained.rounds), bytes_up=client.link.bytes_up, bytes_down=client.link.bytes_down,
+        tls=client.link.tls_version, resident_bytes=resident_bytes(), seconds=seconds,
+    )  # fmt: skip
+
+
+class _TruthWriter:
+    """For experiments on this site: which text went out under which step. The server and the attacks never see it."""
+
+    def __init__(self, path: Path, records: tuple[Record, ...]) -> None:
+        self.name = ""
+        self._records = records
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("x", encoding="utf-8")
+
+    def __call__(self, step: int, batch: Batch) -> None:
+        for row, (source, length) in enumerate(zip(batch.sources, batch.lengths, strict=True)):
+            record = self._records[source]
+            line = {
+                "peer": self.name, "step": step, "row": row, "tokens": batch.tokens[row, :length].tolist(),
+                "text": record.text, "pii": list(record.pii),
+            }  # fmt: skip
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        self._file.close()

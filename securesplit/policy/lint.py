@@ -1,0 +1,33 @@
+"""Settings that are legal and still deserve a word."""
+
+from __future__ import annotations
+
+from securesplit.policy.schema import Gaussian, Policy
+
+
+def lint(policy: Policy) -> tuple[str, ...]:
+    """One sentence per setting that an expert would ask about; empty when there is none."""
+    found = []
+    privacy = policy.privacy
+    if isinstance(privacy, Gaussian):
+        if privacy.epsilon > 16:
+            found.append(
+                f"privacy.epsilon = {privacy.epsilon:g} per sequence: a server may decide a yes-or-no question about a record with over 92 % accuracy"
+            )
+        if privacy.delta > 1e-5:
+            found.append(f"privacy.delta = {privacy.delta:g} is above 1e-5")
+        if privacy.regime == "round" and not policy.aggregation.blind:
+            found.append(
+                "aggregation.blind is false: the server sees the noised sum of updates, which is charged, and needs no more"
+            )
+    else:
+        found.append("UnsafeNoPrivacy: the server can read every token; for public text only")
+    if policy.limits.min_front == 0:
+        found.append(
+            "limits.min_front = 0: with the embedding alone in front, each row is one token, whatever the others are"
+        )
+    if policy.limits.min_back == 0 and not (isinstance(privacy, Gaussian) and privacy.regime == "frozen"):
+        found.append("limits.min_back = 0: a gradient at the head is a closed form of the label")
+    if len(policy.limits.buckets) > 12:
+        found.append(f"limits.buckets has {len(policy.limits.buckets)} lengths; the fewer, the less a length tells")
+    return tuple(found)

@@ -1,0 +1,118 @@
+"""B at work: forward, backward and decoding on the middle layers. Pure computation; it knows no protocol and no network.
+
+One thread calls it. Between a learning forward and its backward no other learning step may start, because the optimiser
+changes the weights that the pending graph was built with; securesplit/server/turns.py sees to that.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from securesplit.errors import RemoteProtocolError
+from securesplit.model.parts import Middle, PartCache
+
+
+@dataclass(slots=True)
+class _Pending:
+    step: int
+    leaf: Tensor
+    output: Tensor
+
+
+class Engine:
+    """The middle of one model, with its adapters, its optimiser, and the decoding caches of all connections.
+
+    Args:
+        middle: B.
+        learning_rate: of AdamW on the adapters that require gradients.
+        cache_bytes: all decoding caches together; the least recently used one is dropped beyond it.
+    """
+
+    def __init__(self, middle: Middle, *, learning_rate: float, cache_bytes: int = 1 << 30) -> None:
+        self.middle = middle
+        self._cache_bytes = cache_bytes
+        self._caches: OrderedDict[tuple[int, int], PartCache] = OrderedDict()
+        self._pending: dict[int, _Pending] = {}
+        trainable = [p for p in middle.parameters() if p.requires_grad]
+        self._optimiser = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0) if trainable else None
+
+    def forward(self, connection: int, step: int, lengths: tuple[int, ...], hidden: Tensor, *, learn: bool) -> Tensor:
+        """Run B over a batch.
+
+        Args:
+            connection, step: where a later :meth:`backward` will belong.
+            lengths: rows of each sequence.
+            hidden: (sum(lengths), D).
+            learn: keep the graph for a backward pass.
+
+        Returns:
+            (sum(lengths), D).
+        """
+        leaf = hidden.to(self.middle.dtype).requires_grad_(learn)
+        with torch.set_grad_enabled(learn):
+            output = self._ragged(leaf, lengths)
+        if learn:
+            self._pending[connection] = _Pending(step, leaf, output)
+        return output.detach()
+
+    def backward(self, connection: int, step: int, gradient: Tensor) -> Tensor:
+        """Backpropagate through the pending forward, let B's adapters learn, return dL/dh at B's input, (N, D).
+
+        Raises:
+            RemoteProtocolError: SS-4014 when no forward of this step is pending.
+        """
+        pending = self._pending.pop(connection, None)
+        if pending is None or pending.step != step:
+            raise RemoteProtocolError("SS-4014", "a gradient arrived for a step that is not pending")
+        pending.output.backward(gradient.to(pending.output.dtype))  # type: ignore[no-untyped-call]
+        if self._optimiser is not None:
+            self._optimiser.step()
+            self._optimiser.zero_grad(set_to_none=True)
+        assert pending.leaf.grad is not None
+        return pending.leaf.grad
+
+    def decode(self, connection: int, cache: int, lengths: tuple[int, ...], hidden: Tensor) -> Tensor:
+        """Extend a decoding cache by equally long rows of each sequence, (sum(lengths), D) -> the same.
+
+        Raises:
+            RemoteProtocolError: SS-4015 when lengths differ, SS-4016 when the number of sequences changed.
+        """
+        if len(set(lengths)) != 1:
+            raise RemoteProtocolError("SS-4015", "a decoding step needs sequences of one length")
+        key = (connection, cache)
+        state = self._caches.pop(key, None) or self.middle.new_cache()
+        rows = hidden.to(self.middle.dtype).reshape(len(lengths), lengths[0], -1)
+        try:
+            with torch.no_grad():
+                output: Tensor = self.middle(rows, cache=state)
+        except RuntimeError:
+            raise RemoteProtocolError("SS-4016", "a decoding step does not fit its cache") from None
+        self._caches[key] = state
+        while len(self._caches) > 1 and sum(c.nbytes for c in self._caches.values()) > self._cache_bytes:
+            self._caches.popitem(last=False)
+        return output.reshape(hidden.shape)
+
+    def drop_cache(self, connection: int, cache: int) -> None:
+        """Forget one decoding cache."""
+        self._caches.pop((connection, cache), None)
+
+    def forget(self, connection: int) -> None:
+        """Forget everything of a connection."""
+        self._pending.pop(connection, None)
+        for key in [k for k in self._caches if k[0] == connection]:
+            del self._caches[key]
+
+    def _ragged(self, hidden: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Sequences of one length run as one batch without a mask; causal attention makes right padding harmless."""
+        pieces = torch.split(hidden, list(lengths))
+        out: list[Tensor | None] = [None] * len(pieces)
+        for length in sorted(set(lengths)):
+            where = [i for i, n in enumerate(lengths) if n == length]
+            rows = self.middle(torch.stack([pieces[i] for i in where]))
+            for i, row in zip(where, rows, strict=True):
+                out[i] = row
+        return torch.cat([row for row in out if row is not None])

@@ -1,0 +1,170 @@
+"""A job's server: load B, listen, and write B's adapters when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from securesplit.admit import round_config
+from securesplit.aggregate.config import RoundConfig
+from securesplit.errors import InputError, PolicyDenied
+from securesplit.model.export import collect_adapters, save_part_adapters
+from securesplit.model.lora import add_adapters
+from securesplit.model.manifest import read_manifest
+from securesplit.model.parts import Middle
+from securesplit.model.plan import CutPlan
+from securesplit.model.resolve import resolve_model
+from securesplit.model.store import load_middle
+from securesplit.policy.schema import Policy
+from securesplit.protocol.job import Job
+from securesplit.server.core import ServerCore
+from securesplit.server.engine import Engine
+from securesplit.server.sums import Sums
+from securesplit.transport.refusal import Refusal
+from securesplit.transport.server import Listen, Shell
+from securesplit.transport.tls import ContextHolder
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a server did.
+
+    Attributes:
+        sums: secure sums that ended with a result, and those that were aborted.
+    """
+
+    sums: int
+    aborted: int
+
+
+def split_listen(listen: str) -> tuple[str, int]:
+    """``host:port``; an IPv6 host stands in brackets.
+
+    Raises:
+        InputError: SS-1141.
+    """
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise InputError("SS-1141", "the address to listen on is not HOST:PORT", hint="For example 127.0.0.1:8443.")
+    return host.strip("[]"), int(port)
+
+
+def build_core(job: Job, policy: Policy, middle: Middle, model: str) -> ServerCore:
+    """The server's core, without a network.
+
+    Args:
+        job: what is served.
+        policy: the server's own.
+        middle: B, without adapters; the job's are added.
+        model: digest of the model's manifest.
+    """
+    add_adapters(middle, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed)
+    engine = Engine(middle, learning_rate=job.optimiser.server_lr)
+
+    def config_of(run: bytes, number: int, dim: int, frozen: str) -> RoundConfig:
+        return round_config(job, model=model, run=run, number=number, dim=dim, frozen=frozen)
+
+    sums = Sums(
+        roster=job.sums.roster, quorum=max(job.sums.min_clients, job.sums.threshold), stage_seconds=job.sums.stage_seconds,
+        gather_seconds=10 * job.sums.stage_seconds, config_of=config_of, randomness=os.urandom,
+    )  # fmt: skip
+    return ServerCore(job, policy, model=model, engine=engine, sums=sums, randomness=os.urandom)
+
+
+def serve(
+    job: Job,
+    policy: Policy,
+    *,
+    keys: str | Path,
+    listen: str,
+    model: str | Path | None = None,
+    cache: Path | None = None,
+    record: Path | None = None,
+    out: Path | None = None,
+    ready: Callable[[str, int], None] = lambda _host, _port: None,
+) -> Served:
+    """Serve a job until SIGINT or SIGTERM.
+
+    Args:
+        job, policy: what is served, and the server's own rules.
+        keys: the server's key folder.
+        listen: ``host:port``; port 0 picks a free one.
+        model: a model directory that replaces the job's name for it.
+        cache: where pulled models lie; by default under the home directory.
+        record: directory for a transcript of everything that the server sees.
+        out: directory for B's trained adapters.
+        ready: called with host and port once the server listens.
+
+    Raises:
+        PolicyDenied: SS-2003 when the policy is for loopback only and the address is not.
+        InputError, ConnectionFailed: when files cannot be used.
+    """
+    host, port = split_listen(listen)
+    _require_loopback(policy, host)
+    tls = ContextHolder(keys, on_refusal=_audit)
+    plan = CutPlan(front=job.cut.front, back=job.cut.back)
+    directory = resolve_model(str(model or job.model), cache or Path.home() / ".cache" / "securesplit" / "models", plan)
+    digest = read_manifest(directory).digest
+    middle = load_middle(directory)
+    core = build_core(job, policy, middle, digest)
+    if record is not None:
+        _write_public(record, job, policy, digest)
+    shell = Shell(core, tls, Listen(host, port, policy.limits.max_message_bytes, record=record))
+    asyncio.run(_until_signal(shell, lambda found: ready(host, found)))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        save_part_adapters(collect_adapters(middle, model=digest), out / "adapter-middle.safetensors")
+    return Served(sums=core.sums.finished, aborted=core.sums.aborted)
+
+
+async def _until_signal(shell: Shell, ready: Callable[[int], None]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await shell.run(stop, ready)
+
+
+def _require_loopback(policy: Policy, host: str) -> None:
+    try:
+        local = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if policy.transport.loopback_only and not local:
+        raise PolicyDenied(
+            "SS-2003",
+            f"policy '{policy.name}' is for loopback only",
+            hint="Listen on 127.0.0.1, or use a policy that protects.",
+        )
+
+
+def _write_public(record: Path, job: Job, policy: Policy, model: str) -> None:
+    public = {
+        "version": 1,
+        "policy": policy.model_dump(mode="json"),
+        "policy_digest": policy.digest,
+        "job": job.model_dump(mode="json"),
+        "model": model,
+    }
+    try:
+        record.mkdir(parents=True, exist_ok=False)
+        (record / "transcript.json").write_text(json.dumps(public, indent=1, sort_keys=True), encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            "SS-1303",
+            f"cannot record into {record}: {type(error).__name__}",
+            hint="Name a directory that does not exist yet.",
+        ) from None
+
+
+def _audit(refusal: Refusal) -> None:
+    _log.warning("refused a TLS handshake: [%s] %s", refusal.code, refusal.cause)

@@ -1,0 +1,52 @@
+"""Whose learning step it is. One at a time: forward, the client's loss, backward, then the next client's.
+
+Interleaving two of them would change B's weights under a pending graph. Evaluation and decoding do not wait.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from securesplit.protocol.messages import Forward
+
+
+class Turns:
+    """A queue of learning steps.
+
+    Args:
+        patience: seconds that a client may hold its turn before it loses the connection.
+    """
+
+    def __init__(self, patience: float = 120.0) -> None:
+        self._patience = patience
+        self._holder: int | None = None
+        self._since = 0.0
+        self._waiting: deque[tuple[int, Forward]] = deque()
+
+    def take(self, connection: int, message: Forward, now: float) -> bool:
+        """Whether the step may run now; otherwise it is queued."""
+        if self._holder in {None, connection}:
+            self._holder, self._since = connection, now
+            return True
+        self._waiting.append((connection, message))
+        return False
+
+    def release(self, connection: int, now: float) -> tuple[int, Forward] | None:
+        """The holder is done or gone: whose step runs next, if anybody's."""
+        if self._holder != connection:
+            return None
+        self._holder = None
+        if not self._waiting:
+            return None
+        following, message = self._waiting.popleft()
+        self._holder, self._since = following, now
+        return following, message
+
+    def forget(self, connection: int, now: float) -> tuple[int, Forward] | None:
+        """The connection is gone: drop what it queued, and release its turn."""
+        self._waiting = deque((c, m) for c, m in self._waiting if c != connection)
+        return self.release(connection, now)
+
+    def overdue(self, now: float) -> int | None:
+        """The connection that has held its turn too long, or None."""
+        return self._holder if self._holder is not None and now - self._since > self._patience else None

@@ -1,0 +1,147 @@
+"""The client's TLS websocket: blocking calls over websockets' threaded client.
+
+A background thread of the library answers pings, so a long computation in the caller's thread does not lose the
+connection. No proxy is taken from the environment, nothing is compressed, and only the pinned CA is trusted.
+"""
+
+from __future__ import annotations
+
+import ssl
+from urllib.parse import urlsplit
+
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
+from websockets.sync.client import ClientConnection, connect
+
+from securesplit.errors import ConnectionFailed, InputError
+from securesplit.pki.identity import Identity
+from securesplit.pki.store import KeyFolder
+from securesplit.transport.refusal import diagnose
+from securesplit.transport.tls import client_context, peer_identity
+
+SUBPROTOCOL = "securesplit.v1"
+FRAGMENT = 1 << 20
+
+
+class WebSocketPipe:
+    """One connection. See :class:`securesplit.transport.pipe.Pipe`.
+
+    Attributes:
+        peer: the server's leaf certificate, DER, verified by TLS.
+        identity: what that certificate says, verified to be a server of our own trust domain.
+        tls_version: as negotiated, such as ``TLSv1.3``.
+    """
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        wire = socket.socket
+        assert isinstance(wire, ssl.SSLSocket)
+        leaf = wire.getpeercert(binary_form=True)
+        assert leaf is not None
+        self.peer = leaf
+        self.identity: Identity = peer_identity(wire, "server")
+        self.tls_version = wire.version() or "none"
+
+    def send(self, data: bytes) -> None:
+        """Send one message in fragments of at most 1 MiB, so that pings pass between them."""
+        view = memoryview(data)
+        try:
+            self._socket.send([bytes(view[i : i + FRAGMENT]) for i in range(0, len(view), FRAGMENT)])
+        except ConnectionClosed as error:
+            raise _gone(error) from None
+
+    def receive(self, timeout: float | None = None) -> bytes:
+        """Wait for one message."""
+        try:
+            data = self._socket.recv(timeout)
+        except TimeoutError:
+            raise ConnectionFailed(
+                "SS-3021", f"nothing arrived within {timeout or 0:.0f} s", hint="The server may be busy; see its log."
+            ) from None
+        except ConnectionClosed as error:
+            raise _gone(error) from None
+        if isinstance(data, str):
+            raise ConnectionFailed("SS-3022", "the server sent a text message, which this protocol does not have")
+        return data
+
+    def close(self) -> None:
+        """Close in order."""
+        self._socket.close()
+
+
+def open_pipe(url: str, folder: KeyFolder, *, max_message: int, timeout: float = 20.0) -> WebSocketPipe:
+    """Connect, verify the server, and say why when that fails.
+
+    Args:
+        url: ``wss://host:port``.
+        folder: the client's keys.
+        max_message: largest message to accept, in bytes.
+        timeout: for TCP, TLS and the websocket handshake together, in seconds.
+
+    Raises:
+        InputError: SS-1140 for a URL that is not wss.
+        ConnectionFailed: SS-30xx, with the cause that local checks can name.
+    """
+    if urlsplit(url).scheme != "wss" or not urlsplit(url).hostname:
+        raise InputError(
+            "SS-1140", "the server's address is not a wss:// URL", hint="Plaintext is not offered: use wss://host:port."
+        )
+    try:
+        socket = connect(
+            url,
+            ssl=client_context(folder),
+            subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]  # a NewType over str
+            compression=None,
+            proxy=None,
+            user_agent_header=None,
+            open_timeout=timeout,
+            ping_interval=20,
+            ping_timeout=60,
+            max_size=(max_message, 2 * FRAGMENT),
+        )
+    except InvalidStatus as error:
+        reason = error.response.headers.get("X-SecureSplit", "")
+        raise ConnectionFailed(
+            "SS-3030",
+            f"the server refused the connection (HTTP {error.response.status_code}{': ' + reason if reason.startswith('SS-') else ''})",
+        ) from None
+    except (ssl.SSLError, InvalidMessage, ConnectionClosed, EOFError, ConnectionResetError, BrokenPipeError) as error:
+        raise diagnose(folder, error) from None
+    except InvalidURI:
+        raise InputError("SS-1140", "the server's address is not a wss:// URL", hint="Use wss://host:port.") from None
+    except InvalidHandshake:
+        raise ConnectionFailed(
+            "SS-3031", "the server does not speak securesplit.v1", hint="Check the address and the port."
+        ) from None
+    except TimeoutError:
+        raise ConnectionFailed(
+            "SS-3032", f"the server did not answer within {timeout:.0f} s", hint="Check the address and the firewall."
+        ) from None
+    except OSError as error:
+        raise ConnectionFailed(
+            "SS-3033", f"cannot reach the server: {type(error).__name__}", hint="Is it running, and on this port?"
+        ) from None
+    return _admitted(socket)
+
+
+def _admitted(socket: ClientConnection) -> WebSocketPipe:
+    if socket.subprotocol != SUBPROTOCOL:
+        socket.close()
+        raise ConnectionFailed(
+            "SS-3031", "the server does not speak securesplit.v1", hint="Check the address and the port."
+        )
+    try:
+        return WebSocketPipe(socket)
+    except ConnectionFailed:
+        socket.close()
+        raise
+
+
+def _gone(error: ConnectionClosed) -> ConnectionFailed:
+    close = error.rcvd
+    reason = close.reason if close is not None and close.reason.startswith("SS-") else ""
+    because = f" ({reason})" if reason else ""
+    return ConnectionFailed(
+        "SS-3020",
+        f"the connection was closed{because}",
+        hint=f"securesplit explain {reason}" if reason else "See the server's log.",
+    )

@@ -1,0 +1,205 @@
+"""The server's TLS websocket shell: it moves bytes between sockets and a core, and does nothing else.
+
+The event loop never computes: :class:`Work` runs in one worker thread (a 4 s computation on the loop was measured to
+lose a connection to its own ping timeout). Each connection has a bounded outbox and a writer of its own, so that a slow
+peer holds up nobody but itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from securesplit.errors import ConnectionFailed
+from securesplit.pki.certificate import verify_signature
+from securesplit.protocol.session import Party
+from securesplit.protocol.transcript import Recorder
+from securesplit.transport.actions import Action, Close, Core, Send, Work
+from securesplit.transport.client import FRAGMENT, SUBPROTOCOL
+from securesplit.transport.tls import ContextHolder, folder_of, peer_identity
+
+_log = logging.getLogger(__name__)
+_OUTBOX = 64
+_TICK = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where and within which limits to serve.
+
+    Attributes:
+        host, port: address; port 0 picks a free one.
+        max_message: largest message accepted, in bytes.
+        max_connections: more are answered with HTTP 503.
+        record: directory for a transcript, or None.
+    """
+
+    host: str
+    port: int
+    max_message: int
+    max_connections: int = 64
+    record: Path | None = None
+
+
+@dataclass(slots=True)
+class _Peer:
+    socket: ServerConnection
+    recorder: Recorder | None
+    outbox: asyncio.Queue[bytes | Close] = field(default_factory=lambda: asyncio.Queue(_OUTBOX))
+
+
+class Shell:
+    """Runs one core behind one listening socket.
+
+    Args:
+        core: the server.
+        tls: the server's keys and TLS context, exchanged while it runs when their files change.
+        listen: address and limits.
+    """
+
+    def __init__(self, core: Core, tls: ContextHolder, listen: Listen) -> None:
+        self._core = core
+        self._tls = tls
+        self._listen = listen
+        self._peers: dict[int, _Peer] = {}
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="middle")
+        self._server: Server | None = None
+
+    async def run(self, stop: asyncio.Event, ready: Callable[[int], None]) -> None:
+        """Serve until ``stop`` is set.
+
+        Args:
+            stop: set it to end.
+            ready: called once with the port.
+        """
+        async with serve(
+            self._handle,
+            self._listen.host,
+            self._listen.port,
+            ssl=self._tls.listening,
+            subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]  # a NewType over str
+            compression=None,
+            max_size=(self._listen.max_message, 2 * FRAGMENT),
+            max_queue=4,
+            write_limit=1 << 20,
+            open_timeout=10,
+            close_timeout=5,
+            ping_interval=20,
+            ping_timeout=60,
+            process_request=self._admit,
+            server_header=None,
+        ) as server:
+            self._server = server
+            ready(next(iter(server.sockets)).getsockname()[1])
+            while not stop.is_set():
+                await self._perform(self._core.tick(time.monotonic()))
+                self._refresh()
+                try:
+                    await asyncio.wait_for(stop.wait(), _TICK)
+                except TimeoutError:
+                    continue
+        self._worker.shutdown(wait=True)
+
+    def _admit(self, socket: ServerConnection, request: Request) -> Response | None:
+        del request
+        if len(self._peers) < self._listen.max_connections:
+            return None
+        refusal = socket.respond(
+            HTTPStatus.SERVICE_UNAVAILABLE, "SS-3040: the server has no room for another connection\n"
+        )
+        refusal.headers["X-SecureSplit"] = "SS-3040"
+        return refusal
+
+    async def _handle(self, socket: ServerConnection) -> None:
+        if socket.subprotocol != SUBPROTOCOL:
+            await socket.close(4400, "SS-3031")
+            return
+        try:
+            name, party = self._identify(socket)
+        except ConnectionFailed as error:
+            _log.warning("refused a connection: %s", error)
+            await socket.close(4403, error.code)
+            return
+        number = self._core.connect(name, party)
+        recorder = Recorder(self._listen.record, peer=name, number=number) if self._listen.record else None
+        peer = self._peers[number] = _Peer(socket, recorder)
+        _log.info("connection %d: %s", number, name)
+        writer = asyncio.create_task(self._write(peer))
+        try:
+            async for data in socket:
+                if isinstance(data, str):
+                    await socket.close(4400, "SS-4001")
+                    break
+                if recorder:
+                    recorder.record(0, time.time_ns(), data)
+                await self._perform(self._core.receive(number, data))
+        except ConnectionClosed:
+            pass
+        finally:
+            self._peers.pop(number, None)
+            writer.cancel()
+            if recorder:
+                recorder.close()
+            await self._perform(self._core.disconnect(number))
+            _log.info("connection %d: closed", number)
+
+    @staticmethod
+    def _identify(socket: ServerConnection) -> tuple[str, Party]:
+        tls = socket.transport.get_extra_info("ssl_object")
+        identity, folder = peer_identity(tls, "client"), folder_of(tls)
+        return identity.name, Party(folder.cert_der, tls.getpeercert(binary_form=True), folder.sign, verify_signature)
+
+    def _refresh(self) -> None:
+        """Pick up changed certificates and revocations; close who is not valid any more. Nobody else notices."""
+        if not self._tls.changed():
+            return
+        try:
+            self._tls.reload()
+        except ConnectionFailed as error:
+            _log.error("the changed key folder is not usable, the old one stays in force: %s", error)
+            return
+        _log.info("certificates reloaded")
+        for number, peer in self._peers.items():
+            leaf = peer.socket.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            try:
+                self._tls.require_valid(leaf)
+            except ConnectionFailed as error:
+                _log.warning("connection %d is closed: %s", number, error)
+                peer.outbox.put_nowait(Close(number, error.code))
+
+    async def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            peer = self._peers.get(action.connection)
+            if isinstance(action, Work):
+                result = await asyncio.get_running_loop().run_in_executor(self._worker, action.run)
+                await self._perform(self._core.complete(action.connection, result))
+            elif peer is not None:
+                try:
+                    peer.outbox.put_nowait(action.data if isinstance(action, Send) else action)
+                except asyncio.QueueFull:
+                    _log.warning("connection %d does not read; closing it", action.connection)
+                    peer.socket.transport.abort()
+
+    async def _write(self, peer: _Peer) -> None:
+        try:
+            while True:
+                item = await peer.outbox.get()
+                if isinstance(item, Close):
+                    await peer.socket.close(4400 if item.code else 1000, item.code)
+                    return
+                if peer.recorder:
+                    peer.recorder.record(1, time.time_ns(), item)
+                view = memoryview(item)
+                await peer.socket.send([bytes(view[i : i + FRAGMENT]) for i in range(0, len(view), FRAGMENT)])
+        except ConnectionClosed:
+            return

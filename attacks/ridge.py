@@ -82,7 +82,10 @@ class Inverter:
             (N, count) token ids.
         """
         chosen = self.first if position == 0 else self.later
-        return _scores(chosen, self.embedding, rows).topk(min(count, len(self.embedding)), dim=1).indices
+        count = min(count, len(self.embedding))
+        # Scores of 256 rows at a time: V is large, and more would not fit the processor's caches.
+        parts = [_scores(chosen, self.embedding, part).topk(count, dim=1).indices for part in torch.split(rows, 256)]
+        return torch.cat(parts)
 
 
 def _scores(affine: Affine, embedding: Tensor, rows: Tensor) -> Tensor:

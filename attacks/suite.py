@@ -124,5 +124,9 @@ def scoring(name: AttackName, known: Knowledge, noise: Noise) -> Scoring:
 def invert(known: Knowledge, rows: Tensor) -> Tensor:
     """The ridge inverter's first choice for every row: (N, T, D) to (N, T)."""
     estimate = rows / known.layer.factor
-    columns = [known.inverter.propose(estimate[:, t], t, 1)[:, 0] for t in range(rows.shape[1])]
-    return torch.stack(columns, dim=1)
+    count, length, width = rows.shape
+    first = known.inverter.propose(estimate[:, 0], 0, 1)
+    if length == 1:
+        return first
+    later = known.inverter.propose(estimate[:, 1:].reshape(-1, width), 1, 1).view(count, length - 1)
+    return torch.cat((first, later), dim=1)

@@ -30,7 +30,7 @@ from securesplit.model.parts import PartCache
 # (rows (N,D), position, count) -> (N, count) token ids, best first.
 Propose = Callable[[Tensor, int, int], Tensor]
 
-_FORWARDS = 1536  # Candidates in one forward pass; bounds the memory of the copied caches.
+_FORWARDS = 128  # Candidates in one forward pass: copied caches stay small, which is what makes them fast.
 _FREE = 64  # Candidates per position that the escalation budget does not count.
 
 
@@ -64,6 +64,25 @@ class Decoded:
     tokens: Tensor
     unresolved: int
     spent: int
+
+
+class _Ranked:
+    """Proposals for all rows, ranked in one go as far as every search looks; deeper only for rows that need it."""
+
+    def __init__(self, propose: Propose, rows: Tensor, factor: float, depth: int) -> None:
+        self.propose, self.rows, self.factor, self.depth = propose, rows / factor, factor, depth
+        count, length, width = rows.shape
+        table = [propose(self.rows[:, 0], 0, depth)[:, None]]
+        if length > 1:
+            later = propose(self.rows[:, 1:].reshape(-1, width), 1, depth)
+            table.append(later.view(count, length - 1, -1))
+        self.table = torch.cat(table, dim=1)
+
+    def at(self, position: int, who: Tensor, count: int) -> Tensor:
+        """(n, count) token ids for the rows of the sequences ``who`` at one position, best first."""
+        if count <= self.depth:
+            return self.table[who, position, :count]
+        return self.propose(self.rows[who, position], position, count)
 
 
 @dataclass(slots=True)
@@ -102,10 +121,16 @@ class _Best:
 
 
 class _Match:
-    """One position: its rows, the prefix they continue, and the posterior of the clipping factor so far."""
+    """One position: its rows, the prefix they continue, and the posterior of the clipping factor so far.
 
-    def __init__(self, front: Front, cache: PartCache, rows: Tensor, scoring: Scoring, *, seen: Tensor) -> None:
-        self.front, self.cache, self.rows, self.scoring = front, cache, rows, scoring
+    Args:
+        rows: (N, D). seen: (2, N), A and B over the prefix. propose: ranks tokens for some of the rows.
+    """
+
+    def __init__(
+        self, front: Front, cache: PartCache, rows: Tensor, scoring: Scoring, *, seen: Tensor, propose: _Ranked
+    ) -> None:
+        self.front, self.cache, self.rows, self.scoring, self.propose = front, cache, rows, scoring, propose
         layer = scoring.layer
         self.sigma2 = scoring.sigma**2
         self.shrink = self.sigma2 / layer.factor_std**2  # lambda
@@ -146,23 +171,33 @@ class _Match:
             close = best.near <= search.exact * scale
             return close | ((best.near <= search.drifted * scale) & (best.near <= search.ratio * best.next))
         width = self.rows.shape[1]
+        # Where the noise hides the whole spread of rows, a poor match is chance and widening cannot mend it.
+        hopeless = scale <= 4 * math.sqrt(2 * width) * self.sigma2
         # Four standard deviations of sigma^2 chi^2_D, three of the clipping factor, and the drift of adapters.
         noise = self.sigma2 * (width + 4 * math.sqrt(2 * width))
-        return best.near <= noise + 9 * self.factor_variance.float() * best.size + search.exact * scale
+        return hopeless | (best.near <= noise + 9 * self.factor_variance.float() * best.size + search.exact * scale)
 
 
 def _search(
-    match: _Match, propose: Propose, rungs: Iterable[int], search: Search, budget: int
+    match: _Match, rungs: Iterable[int], search: Search, *, lost: Tensor, budget: int
 ) -> tuple[_Best, Tensor, int]:
-    """Widen the search until every sequence is accepted, the vocabulary or the budget is at its end."""
+    """Widen the search until every sequence is accepted, the vocabulary or the budget is at its end.
+
+    Sequences that are ``lost``, (N,) bool, are given the free candidates only: after a position without a match their
+    prefix is wrong, or the weights are others, and a wider search would find no match either.
+
+    Returns:
+        The best candidates; which sequences have no match, (N,) bool; and what was charged to the budget.
+    """
     count = len(match.rows)
     best, spent, done = _Best.none(count), 0, 0
     open_ = torch.arange(count)
-    estimate = match.rows / match.factor[:, None].float()
     for rung in rungs:
-        if done >= _FREE and spent + len(open_) * (rung - done) > budget:
-            break
-        ids = propose(estimate[open_], match.cache.length, rung)[:, done:]
+        if done >= _FREE:
+            open_ = open_[~lost[open_]]
+            if not len(open_) or spent + len(open_) * (rung - done) > budget:
+                break
+        ids = match.propose.at(match.cache.length, open_, rung)[:, done:]
         if done == 0 and len(match.scoring.favourites):
             ids = torch.cat([ids, match.scoring.favourites.expand(len(open_), -1)], dim=1)
         # Few sequences by many candidates, or many by few: a block is one forward pass.
@@ -172,10 +207,11 @@ def _search(
                 best.take(who, part, *match.scores(who, part))
         spent += len(open_) * max(0, rung - max(done, _FREE))
         done = rung
-        open_ = torch.nonzero(~match.accepted(best, search))[:, 0]
+        accepted = match.accepted(best, search)
+        open_ = open_[~accepted[open_]]
         if not len(open_):
             break
-    return best, open_, spent
+    return best, ~match.accepted(best, search), spent
 
 
 def decode(
@@ -212,12 +248,16 @@ def decode(
     cross, energy = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
     tokens = torch.empty((count, length), dtype=torch.long)
     unresolved = spent = 0
+    lost = torch.zeros(count, dtype=torch.bool)
+    ranked = _Ranked(propose, rows, scoring.layer.factor, min(max(_FREE, candidates or 0), vocabulary))
     with torch.inference_mode():
         for position in range(length):
             y = rows[:, position]
-            match = _Match(front, cache, y, scoring, seen=torch.stack((cross, energy)))
-            best, still_open, cost = _search(match, propose, rungs, search, budget - spent)
-            unresolved += len(still_open)
+            seen = torch.stack((cross, energy))
+            match = _Match(front, cache, y, scoring, seen=seen, propose=ranked)
+            best, missed, cost = _search(match, rungs, search, lost=lost, budget=budget - spent)
+            lost |= missed
+            unresolved += int(missed.sum())
             spent += cost
             tokens[:, position] = best.token
             state = front(best.token[:, None], cache=cache)[:, -1].float()

@@ -1,42 +1,19 @@
 """The attack process: ``python -m attacks.worker``, a task on stdin, events on stdout.
 
-It is a process of its own so that the truth is nowhere in its memory; and it cannot read the truth from the disk either,
-because an audit hook that no code can remove refuses to open any file of a recording that the server did not write.
+It is a process of its own so that the truth is nowhere in its memory; and by attacks/guard.py it cannot read the truth
+from the disk either.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TextIO
 
 from attacks.config import config
 from attacks.exchange import Failed, Known, Progress, Recovered, Task
+from attacks.guard import guard
 from securesplit.errors import InputError, SecureSplitError
-
-_RECORDED = frozenset({".bin", ".peer"})
-_TRUTH = "truth.jsonl"
-
-
-def guard(transcript: Path) -> None:
-    """Make this process unable to open the truth: any ``truth.jsonl``, and whatever else lies beside a recording.
-
-    It stops mistakes of our own code, which is what it is for. It would not stop native code that bypasses Python.
-    """
-    home = os.path.realpath(transcript)
-
-    def refuse(event: str, arguments: tuple[object, ...]) -> None:
-        if event != "open" or not isinstance(arguments[0], str | bytes | os.PathLike):
-            return
-        path = os.path.realpath(os.fsdecode(arguments[0]))
-        folder, name = os.path.split(path)
-        recorded = name == "transcript.json" or os.path.splitext(name)[1] in _RECORDED  # noqa: PTH122 - runs at every open
-        if name == _TRUTH or (folder == home and not recorded):
-            msg = "the attack process may read nothing but the recording"
-            raise PermissionError(msg)
-
-    sys.addaudithook(refuse)
 
 
 def perform(task: Task, send: TextIO) -> None:

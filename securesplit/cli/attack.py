@@ -6,21 +6,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from securesplit.cli.output import Cache, Output
+from securesplit.cli.progress import ProgressStyle, reporting
+
 if TYPE_CHECKING:
-    from attacks.evaluate import Progress, Report
+    from attacks.report import Report
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Attacks: what recorded traffic gives away.", no_args_is_help=True, add_completion=False)
-
-Output = Annotated[Literal["text", "json"], typer.Option("--output", help="text, or one JSON object.")]
 
 
 @app.command("list")
@@ -59,6 +58,8 @@ def run(
     profile: Annotated[str, typer.Option(help="smoke (12 sequences), standard (60) or full (all).")] = "smoke",
     policy: Annotated[Path | None, typer.Option(help="Policy under which the recording must have been made.")] = None,
     output: Output = "text",
+    progress: ProgressStyle = "auto",
+    cache: Cache = None,
 ) -> None:
     """Attack a recording with public knowledge alone, and score the answer against the truth."""
     from attacks.evaluate import evaluate, require_below_ceiling
@@ -66,9 +67,11 @@ def run(
     names, work = _names(attack or []), _profile(profile)
     if policy is not None:
         _require_policy(policy, transcript)
-    directory = _resolve(model, transcript)
-    with _bars() as progress:
-        report = evaluate(transcript, directory, truth, aux, work, progress, attacks=names)
+    directory = _resolve(model, transcript, cache)
+    with reporting(progress) as show:
+        report = evaluate(
+            transcript, directory, truth, aux, work, lambda p: show(p.attack, p.done, p.total, None), attacks=names
+        )
     typer.echo(report.to_json() if output == "json" else _text(report))
     require_below_ceiling(report)
 
@@ -108,7 +111,7 @@ def _require_policy(path: Path, transcript: Path) -> None:
         )
 
 
-def _resolve(model: str, transcript: Path) -> Path:
+def _resolve(model: str, transcript: Path, cache: Path | None) -> Path:
     """The model directory, with the cut that the recording's job names."""
     from attacks.view import public_facts
     from securesplit.cli.model import default_cache
@@ -118,27 +121,7 @@ def _resolve(model: str, transcript: Path) -> Path:
 
     cut = public_facts(Transcript.load(transcript)).cut
     plan = None if cut is None else CutPlan(front=cut[0], back=cut[1])
-    return resolve_model(model, default_cache(), plan)
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[Progress], None]]:
-    """One progress bar per attack, on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    with Bars(
-        TextColumn("{task.description:18}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)
-    ) as bars:
-        tasks: dict[str, int] = {}
-
-        def show(event: Progress) -> None:
-            if event.attack not in tasks:
-                tasks[event.attack] = bars.add_task(event.attack, total=event.total)
-            bars.update(bars.task_ids[tasks[event.attack]], completed=event.done)
-
-        yield show
+    return resolve_model(model, cache or default_cache(), plan)
 
 
 def _text(report: Report) -> str:

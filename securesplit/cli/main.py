@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from securesplit.cli import aggregate, attack, certs, demo, explain, generate, model, policy, privacy, serve, train
+from securesplit.cli import aggregate, attack, certs, explain, generate, model, policy, privacy, serve, train
+from securesplit.cli.demo.command import demo
 from securesplit.errors import SecureSplitError
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app.add_typer(model.app, name="model")
 app.add_typer(aggregate.app, name="aggregate")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(attack.app, name="attack")
-app.command("demo")(demo.demo)
+app.command("demo")(demo)
 app.command("serve")(serve.serve)
 app.command("train")(train.train)
 app.command("generate")(generate.generate)

@@ -13,7 +13,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
-from urllib.parse import urlsplit
 
 from torch import Tensor
 
@@ -41,7 +40,7 @@ from securesplit.protocol.messages import (
     Welcome,
 )  # fmt: skip
 from securesplit.protocol.session import Party, Session
-from securesplit.transport.client import open_pipe
+from securesplit.transport.client import host_of, open_pipe
 from securesplit.transport.pipe import Pipe
 from securesplit.transport.tensors import tensor_of
 
@@ -242,11 +241,12 @@ def refuse_remote(url: str, policy: Policy) -> None:
     """Hold a loopback-only policy to loopback.
 
     Raises:
+        InputError: SS-1140 when the address is not a wss:// URL.
         PolicyDenied: SS-2003.
     """
+    host = host_of(url)
     if not policy.transport.loopback_only:
         return
-    host = urlsplit(url).hostname or ""
     try:
         local = host == "localhost" or ip_address(host).is_loopback
     except ValueError:

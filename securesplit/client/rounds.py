@@ -11,7 +11,7 @@ from securesplit.aggregate.config import Floors
 from securesplit.aggregate.fixedpoint import Aggregate, Words
 from securesplit.aggregate.wire import Outgoing
 from securesplit.client.link import Link
-from securesplit.errors import ConnectionFailed
+from securesplit.errors import ConnectionFailed, SecureSplitError
 from securesplit.pki.certificate import verify_signature
 from securesplit.pki.store import KeyFolder
 from securesplit.policy.schema import Policy
@@ -75,7 +75,13 @@ def secure_sum(
     while party.result is None:
         message = link.secagg()
         vector = np.frombuffer(message.vector.data, dtype="<u4") if message.vector.shape != (0,) else None
-        for outgoing in party.receive(message.stage, message.body, vector):
+        try:
+            answers_due = party.receive(message.stage, message.body, vector)
+        except SecureSplitError as error:
+            if error.code.startswith("SS-60"):  # Nobody should wait for this client until the stage times out.
+                _send(link, number, party.abort(error.code))
+            raise
+        for outgoing in answers_due:
             _send(link, number, outgoing)
     return party.result, party.contribution
 

@@ -113,7 +113,11 @@ def open_client(
                 path = adapters / f"adapter-{name}.safetensors"
                 if path.is_file():
                     restore_adapters(part, read_part_adapters(path))
-        yield client
+        try:
+            yield client
+        finally:
+            if client.ledger is not None:
+                client.ledger.close()
 
 
 def run_training(run: Run, progress: Progress) -> RunRecord:
@@ -206,8 +210,15 @@ class _TruthWriter:
     def __init__(self, path: Path, records: tuple[Record, ...]) -> None:
         self.name = ""
         self._records = records
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("x", encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("x", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                "SS-1231",
+                f"the truth file {path} cannot be made: {type(error).__name__}",
+                hint="Name a file that does not exist yet.",
+            ) from None
 
     def __call__(self, step: int, batch: Batch) -> None:
         for row, (source, length) in enumerate(zip(batch.sources, batch.lengths, strict=True)):

@@ -8,6 +8,7 @@ although three modules run: GPT-2's learned positions, dropout after the embeddi
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class Architecture:
     Attributes:
         title: the family's name, for messages and tables.
         model_type: the configuration's ``model_type``.
-        base, causal: class names in ``transformers``; ``causal`` holds ``base`` under ``prefix`` and an ``lm_head``.
+        base, causal: class names in ``transformers``; ``causal`` holds ``base`` under ``prefix`` and a head.
         prefix: attribute of the base model inside the causal model.
         embedding, layers, norm: attributes of the base model.
         rotary: attribute of the rotary embedding, whose tables are computed and never stored; None if there is none.
@@ -89,11 +90,12 @@ class Architecture:
         if scale is not None:
             embedding.embed_scale = torch.tensor(scale)
 
-    def scales_inputs(self, base: nn.Module) -> bool:
-        """Whether this release of the library scales ``inputs_embeds`` in Gemma's forward instead of in its embedding."""
-        return self.model_type in {"gemma2", "gemma3_text"} and not hasattr(
-            getattr(base, self.embedding), "embed_scale"
-        )
+    def head_name(self, names: Iterable[str]) -> str:
+        """The name of the head's weight among a whole model's tensors, or a back's: the one outside the base model.
+
+        Families and releases of the library differ in it; a head may have a bias too.
+        """
+        return next(name for name in names if name.endswith(".weight") and not name.startswith(f"{self.prefix}."))
 
 
 ARCHITECTURES: tuple[Architecture, ...] = (

@@ -14,7 +14,6 @@ from securesplit.model.plan import CutPlan, Role
 
 __all__ = [
     "CONFIG",
-    "HEAD",
     "MANIFEST",
     "Manifest",
     "PartFile",
@@ -26,7 +25,6 @@ __all__ = [
 
 CONFIG = "config.json"
 MANIFEST = "manifest.json"
-HEAD = "lm_head.weight"
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 _MAX_BYTES = 1 << 24
 

@@ -211,17 +211,12 @@ def build_part(
         tensors: the tensor of a global name, or None when there is none; a Parameter is shared, never copied.
 
     Raises:
-        InputError: SS-1403 when a tensor is missing or has another shape; SS-1402 for a library release that scales
-            hidden states like embeddings.
+        InputError: SS-1403 when a tensor is missing or has another shape.
     """
     sub = architecture.sub_config(config, span)
     with torch.device("meta"):
         module = (architecture.causal_class() if role == "back" else architecture.base_class())(sub)
     base = getattr(module, architecture.prefix) if role == "back" else module
-    if architecture.scales_inputs(base):
-        raise InputError(
-            "SS-1402", f"this release of transformers cannot split {architecture.title}", hint="Update transformers."
-        )
     architecture.restore_tables(base, sub)
     if role != "front":
         setattr(base, architecture.embedding, _Absent())

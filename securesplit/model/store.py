@@ -18,7 +18,6 @@ from securesplit.errors import CheckFailed, InputError
 from securesplit.model.architectures import architecture_of
 from securesplit.model.manifest import (
     CONFIG,
-    HEAD,
     MANIFEST,
     Manifest,
     PartFile,
@@ -88,10 +87,10 @@ def load_whole(directory: Path) -> Any:
         model = architecture.causal_class()(config)
     architecture.restore_tables(getattr(model, architecture.prefix), config)
     if manifest.tied:
-        del tensors[HEAD]
+        del tensors[architecture.head_name(tensors)]
     model.load_state_dict(tensors, strict=False, assign=True)
     if manifest.tied:
-        model.lm_head.weight = model.get_input_embeddings().weight
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
     empty = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
     if empty:
         raise InputError(

@@ -18,7 +18,6 @@ from securesplit.errors import InputError
 from securesplit.model.architectures import Architecture, architecture_of
 from securesplit.model.manifest import (
     CONFIG,
-    HEAD,
     MANIFEST,
     Manifest,
     PartFile,
@@ -150,12 +149,12 @@ def _write_parts(
     plan.spans(config.num_hidden_layers)
     embedding = f"{architecture.prefix}.{architecture.embedding}.weight"
     tied = bool(config.tie_word_embeddings)
-    names = sorted({*names, HEAD})
+    head = architecture.head_name(names)
     entries, dtypes = [], set()
     for index, role in enumerate(ROLES):
         mine = tuple(n for n in names if _owner(n, architecture, plan, config.num_hidden_layers) == role)
         # A tied head is stored once more, so that the back never needs the front's file.
-        tensors = {n: tensor(embedding if tied and n == HEAD else n).contiguous() for n in mine}
+        tensors = {n: tensor(embedding if tied and n == head else n).contiguous() for n in mine}
         dtypes |= {value.dtype for value in tensors.values()}
         path = scratch / f"{role}.safetensors"
         save_file(tensors, path)

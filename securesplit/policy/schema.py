@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 __all__ = ["Aggregation", "Channel", "Gaussian", "Limits", "Policy", "Transport", "UnsafeNoPrivacy"]
 
@@ -24,6 +26,50 @@ _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=Fal
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+
+
+# A float32 holds the noise of every clip between these bounds, at any share of any budget.
+Clip = Annotated[float, Field(ge=1e-6, le=1e9)]
+
+
+def _at(table: object, *path: str) -> Any:
+    """A value of a table that may be malformed, or of a model; None where there is none."""
+    for name in path:
+        table = table.get(name) if isinstance(table, Mapping) else getattr(table, name, None)
+    return table
+
+
+class _Table(BaseModel):
+    """A table of the file. Faults of single keys and broken rules between keys are reported together."""
+
+    model_config = _STRICT
+
+    @staticmethod
+    def rules(table: object) -> Iterator[str]:
+        """One sentence per broken rule between keys; the table may have other faults, and then nothing is sure of it."""
+        del table
+        yield from ()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _every_fault(cls, table: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        faults: list[InitErrorDetails] = []
+        made: Self | None = None
+        try:
+            made = handler(table)
+        except ValidationError as error:
+            for known in error.errors(include_url=False):
+                fault = InitErrorDetails(type=known["type"], loc=known["loc"], input=known["input"])
+                if "ctx" in known:
+                    fault["ctx"] = known["ctx"]
+                faults.append(fault)
+        faults += [
+            InitErrorDetails(type="value_error", loc=(), input=None, ctx={"error": ValueError(sentence)})
+            for sentence in cls.rules(table)
+        ]
+        if made is None or faults:
+            raise ValidationError.from_exception_data(cls.__name__, faults, hide_input=True)
+        return made
 
 
 class Channel(BaseModel):
@@ -36,12 +82,12 @@ class Channel(BaseModel):
     """
 
     model_config = _STRICT
-    clip: Positive
+    clip: Clip
     share: Share
     releases: Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-class Gaussian(BaseModel):
+class Gaussian(_Table):
     """The private shape: a lifetime budget per record, divided over channels.
 
     Attributes:
@@ -54,7 +100,6 @@ class Gaussian(BaseModel):
         gradients: O3; must be absent in ``frozen``, where no gradient exists.
     """
 
-    model_config = _STRICT
     mechanism: Literal["gaussian"]
     unit: Literal["sequence"]
     relation: Literal["replace-one"]
@@ -66,20 +111,18 @@ class Gaussian(BaseModel):
     updates: Channel | None = None
     generation: Channel | None = None
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Gaussian:
-        channels = [c for c in (self.activations, self.gradients, self.updates, self.generation) if c is not None]
-        total = sum(c.share for c in channels)
+    @staticmethod
+    def rules(table: object) -> Iterator[str]:
+        """Shares add up to at most 1; a regime has exactly its channels."""
+        shares = [_at(table, name, "share") for name in ("activations", "gradients", "updates", "generation")]
+        total = sum(s for s in shares if type(s) in {int, float} and 0 < s <= 1)
         if total > 1 + 1e-9:
-            msg = f"the channels' shares add up to {total:.4f}; a budget can be spent once, so at most 1"
-            raise ValueError(msg)
-        if self.regime == "frozen" and (self.gradients is not None or self.updates is not None):
-            msg = "regime 'frozen' sends no gradients and no noised updates: remove [privacy.gradients] and [privacy.updates]"
-            raise ValueError(msg)
-        if self.regime == "round" and (self.gradients is None or self.updates is None):
-            msg = "regime 'round' releases gradients and updates: both [privacy.gradients] and [privacy.updates] are needed"
-            raise ValueError(msg)
-        return self
+            yield f"the channels' shares add up to {total:.4f}; a budget can be spent once, so at most 1"
+        learning = [_at(table, name) is not None for name in ("gradients", "updates")]
+        if _at(table, "regime") == "frozen" and any(learning):
+            yield "regime 'frozen' sends no gradients and no noised updates: remove [privacy.gradients] and [privacy.updates]"
+        if _at(table, "regime") == "round" and not all(learning):
+            yield "regime 'round' releases gradients and updates: both [privacy.gradients] and [privacy.updates] are needed"
 
 
 class UnsafeNoPrivacy(BaseModel):
@@ -106,7 +149,7 @@ class Aggregation(BaseModel):
     max_update: Positive
 
 
-class Limits(BaseModel):
+class Limits(_Table):
     """Caps on what is accepted from, and sent to, the other side.
 
     Attributes:
@@ -116,19 +159,20 @@ class Limits(BaseModel):
         max_message_bytes: largest whole message, in bytes.
     """
 
-    model_config = _STRICT
     min_front: Annotated[int, Field(ge=0)]
     min_back: Annotated[int, Field(ge=0)]
     max_sequences: Annotated[int, Field(ge=1, le=4096)]
     buckets: Annotated[tuple[Annotated[int, Field(ge=1, le=1 << 20)], ...], Field(min_length=1, strict=False)]
     max_message_bytes: Annotated[int, Field(ge=1 << 16, le=1 << 32)]
 
-    @model_validator(mode="after")
-    def _rising(self) -> Limits:
-        if list(self.buckets) != sorted(set(self.buckets)):
-            msg = "buckets must rise strictly"
-            raise ValueError(msg)
-        return self
+    @staticmethod
+    def rules(table: object) -> Iterator[str]:
+        """Buckets rise."""
+        buckets = _at(table, "buckets")
+        if not isinstance(buckets, list | tuple) or not all(type(b) is int for b in buckets):
+            return
+        if list(buckets) != sorted(set(buckets)):
+            yield "buckets must rise strictly"
 
 
 class Transport(BaseModel):
@@ -138,7 +182,7 @@ class Transport(BaseModel):
     loopback_only: bool
 
 
-class Policy(BaseModel):
+class Policy(_Table):
     """A whole policy file.
 
     Attributes:
@@ -147,7 +191,6 @@ class Policy(BaseModel):
         cost: in plain words, what it costs in quality.
     """
 
-    model_config = _STRICT
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
     purpose: Annotated[str, Field(min_length=20)]
     cost: Annotated[str, Field(min_length=20)]
@@ -156,15 +199,15 @@ class Policy(BaseModel):
     limits: Limits
     transport: Transport
 
-    @model_validator(mode="after")
-    def _unsafe_stays_home(self) -> Policy:
-        if isinstance(self.privacy, UnsafeNoPrivacy) and not self.transport.loopback_only:
-            msg = "UnsafeNoPrivacy is allowed on loopback only: set transport.loopback_only = true"
-            raise ValueError(msg)
-        if isinstance(self.privacy, Gaussian) and self.privacy.regime == "frozen" and not self.aggregation.blind:
-            msg = "regime 'frozen' adds no noise to updates, so the sum must be hidden from the server: set aggregation.blind = true"
-            raise ValueError(msg)
-        return self
+    @staticmethod
+    def rules(table: object) -> Iterator[str]:
+        """No protection stays on loopback; un-noised updates stay hidden."""
+        mechanism = _at(table, "privacy", "mechanism")
+        if mechanism == "UnsafeNoPrivacy" and _at(table, "transport", "loopback_only") is False:
+            yield "UnsafeNoPrivacy is allowed on loopback only: set transport.loopback_only = true"
+        frozen = mechanism == "gaussian" and _at(table, "privacy", "regime") == "frozen"
+        if frozen and _at(table, "aggregation", "blind") is False:
+            yield "regime 'frozen' adds no noise to updates, so the sum must be hidden from the server: set aggregation.blind = true"
 
     @property
     def unsafe(self) -> bool:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from securesplit.errors import CheckFailed
 
-# float32 rounding of a scaled row may lengthen it by 2^-24; aiming 2^-22 below the bound keeps the result inside it.
+# Rounding to float32 may lengthen a row by 2^-24, and a computed norm may be short by 2^-45 or so; aiming 2^-22 below the
+# bound, for every row that is not shorter anyway, keeps the exact norm of the result inside the bound.
 _MARGIN = 1 - 2.0**-22
 
 
@@ -34,12 +35,14 @@ def _scaled(hidden: Tensor, bound: float, dims: tuple[int, ...]) -> Tensor:
     if not 0 < bound < float("inf"):
         raise ValueError("the bound must be positive and finite")
     refuse_non_finite(hidden)
-    wide = hidden.double()
-    # Zero tensors divide by one; their norm is zero either way.
+    if not hidden.numel():
+        return hidden.float()
+    wide, aim = hidden.double(), bound * _MARGIN
+    # A row of zeros is divided by the smallest normal number; its norm is zero either way.
     peak = wide.detach().abs().amax(dim=dims, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     norm = torch.linalg.vector_norm(wide / peak, dim=dims, keepdim=True) * peak
-    factor = torch.where(norm > bound, bound * _MARGIN / norm, torch.ones_like(norm))
-    return (wide * factor).float()
+    clipped: Tensor = wide * (aim / norm.clamp_min(aim))  # The factor is exactly 1 where the row is short enough.
+    return clipped.float()
 
 
 def clip_sequence(hidden: Tensor, bound: float) -> Tensor:

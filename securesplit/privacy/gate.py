@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -50,10 +50,10 @@ class Released:
     shape: tuple[int, int, int]
     codec: Codec
     graph: Tensor = field(repr=False)
-    mint: object = field(repr=False)
+    mint: InitVar[object]  # Not kept, so that no instance lends it to a forgery or to dataclasses.replace.
 
-    def __post_init__(self) -> None:
-        if self.mint is not _MINT:
+    def __post_init__(self, mint: object) -> None:
+        if mint is not _MINT:
             raise TypeError("Released is made by Gate.release and by nothing else")
 
 
@@ -69,10 +69,10 @@ class ReleasedUpdate:
 
     vector: npt.NDArray[np.float64] = field(repr=False)
     noised: bool
-    mint: object = field(repr=False)
+    mint: InitVar[object]
 
-    def __post_init__(self) -> None:
-        if self.mint is not _MINT:
+    def __post_init__(self, mint: object) -> None:
+        if mint is not _MINT:
             raise TypeError("ReleasedUpdate is made by Gate.release_update and by nothing else")
 
 
@@ -222,17 +222,24 @@ class Gate:
     ) -> list[bytes]:
         assert self._ledger is not None
         version = f"{self.policy.digest}:{self.version}:{self.codec}:{tuple(clipped.shape[1:])}"
-        known = [self._ledger.recall(k, at, version) if memoise else None for k in keys]
-        fresh = [i for i, payload in enumerate(known) if payload is None]
-        self._charge([keys[i] for i in fresh], at, channel)
+        # A record that stands twice in a batch, as texts that occur twice do, is released once and sent twice.
+        names = keys if memoise else [str(i) for i in range(len(keys))]
+        sent: dict[str, bytes] = {}
+        for key in dict.fromkeys(keys) if memoise else ():
+            if (payload := self._ledger.recall(key, at, version)) is not None:
+                sent[key] = payload
+        fresh: dict[str, int] = {}
+        for i, name in enumerate(names):
+            if name not in sent:
+                fresh.setdefault(name, i)
+        self._charge([keys[i] for i in fresh.values()], at, channel)
         rows = clipped.detach().cpu().numpy()
-        for i in fresh:
+        for name, i in fresh.items():
             noised = rows[i].astype(np.float64) + gaussian(rows[i].shape, channel.sigma)
-            payload = _encode(noised.astype(np.float32), self.codec)
+            sent[name] = _encode(noised.astype(np.float32), self.codec)
             if memoise:
-                self._ledger.remember(keys[i], at, version, payload)
-            known[i] = payload
-        return [payload for payload in known if payload is not None]
+                self._ledger.remember(keys[i], at, version, sent[name])
+        return [sent[name] for name in names]
 
     def _charge(self, keys: list[str], at: At, channel: ChannelPlan) -> None:
         if not keys:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from pathlib import Path
 
 from securesplit.errors import BudgetExhausted, CheckFailed, InputError
 from securesplit.privacy.plan import UNITS
+from securesplit.privacy.sitekey import site_key
 
 ALL = "*"
 
@@ -92,7 +92,7 @@ class Ledger:
         directory = Path(directory)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._key = _site_key(directory)
+            self._key = site_key(directory / "site.key", make=not (directory / "ledger.sqlite").exists())
             self._db = sqlite3.connect(
                 directory / "ledger.sqlite", isolation_level=None, timeout=30, check_same_thread=False
             )
@@ -105,7 +105,11 @@ class Ledger:
                 f"the ledger in {directory} cannot be opened: {type(error).__name__}",
                 hint="Check the disk and its permissions.",
             ) from None
-        self.verify()
+        try:
+            self.verify()
+        except CheckFailed:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the file."""
@@ -128,20 +132,18 @@ class Ledger:
                 be exceeded. Nothing is charged then.
             CheckFailed: SS-1522 when the disk refuses the write. Nothing may be sent then.
         """
-        try:
-            with self._transaction():
-                for charge, cap in zip(charges, caps, strict=True):
-                    self._admit(charge, budget, cap)
-                    self._append(charge)
-        except sqlite3.Error as error:
-            raise CheckFailed(
-                "SS-1522",
-                f"the ledger could not be written ({type(error).__name__}), so nothing was sent",
-                hint="Free the disk and start again.",
-            ) from None
+        with self._transaction():
+            for charge, cap in zip(charges, caps, strict=True):
+                self._admit(charge, budget, cap)
+                self._append(charge)
 
     def remember(self, record: str, channel: str, version: str, payload: bytes) -> None:
-        """Keep released bytes for resending."""
+        """Keep released bytes for resending.
+
+        Raises:
+            CheckFailed: SS-1522 when the disk refuses the write. The bytes may not be sent then: a retry would draw
+                fresh noise.
+        """
         with self._transaction():
             self._db.execute("INSERT OR IGNORE INTO memo VALUES (?, ?, ?, ?)", (record, channel, version, payload))
 
@@ -193,16 +195,15 @@ class Ledger:
             CheckFailed: SS-1521 at the first entry that does not follow from the one before.
         """
         previous, expected = _GENESIS, 1
-        rows = self._db.execute(
-            "SELECT seq, prev, hash, record, channel, units, clip, sigma, policy, time FROM entries ORDER BY seq"
-        )
+        try:
+            rows = self._db.execute(
+                "SELECT seq, prev, hash, record, channel, units, clip, sigma, policy, time FROM entries ORDER BY seq"
+            ).fetchall()
+        except sqlite3.Error as error:
+            raise _broken(f"cannot be read: {type(error).__name__}") from None
         for seq, prev, digest, *fields in rows:
             if seq != expected or prev != previous or digest != _hash(seq, prev, fields):
-                raise CheckFailed(
-                    "SS-1521",
-                    f"the ledger was changed at entry {expected}",
-                    hint="Do not delete it: what was spent is unknown. Restore the original file.",
-                )
+                raise _broken(f"was changed at entry {expected}")
             previous, expected = digest, seq + 1
 
     def _admit(self, charge: Charge, budget: int, cap: int, count: int = 1) -> None:
@@ -225,14 +226,9 @@ class Ledger:
         row = self._db.execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
         seq, prev = (1, _GENESIS) if row is None else (int(row[0]) + 1, str(row[1]))
         fields = [
-            charge.record,
-            charge.channel,
-            charge.units,
-            float(charge.clip),
-            float(charge.sigma),
-            charge.policy,
+            charge.record, charge.channel, charge.units, float(charge.clip), float(charge.sigma), charge.policy,
             time.time_ns(),
-        ]
+        ]  # fmt: skip
         self._db.execute(
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (seq, prev, _hash(seq, prev, fields), *fields)
         )
@@ -242,33 +238,27 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
         try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # A full disk may have rolled back already.
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise CheckFailed(
+                "SS-1522",
+                f"the ledger could not be written ({type(error).__name__}), so nothing was sent",
+                hint="Free the disk and start again.",
+            ) from None
+
+
+def _broken(how: str) -> CheckFailed:
+    hint = "Do not delete it: what was spent is unknown. Restore the original file."
+    return CheckFailed("SS-1521", f"the ledger {how}", hint=hint)
 
 
 def _hash(seq: int, prev: str, fields: Sequence[object]) -> str:
     return hashlib.sha256(repr((seq, prev, tuple(fields))).encode()).hexdigest()
-
-
-def _site_key(directory: Path) -> bytes:
-    path = directory / "site.key"
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        key = path.read_bytes()
-        if len(key) != 32:
-            raise InputError(
-                "SS-1520", f"{path} is not a site key", hint="Restore it: without it records cannot be recognised."
-            ) from None
-        return key
-    with os.fdopen(descriptor, "wb") as file:
-        key = os.urandom(32)
-        file.write(key)
-        file.flush()
-        os.fsync(file.fileno())
-    return key

@@ -1,15 +1,17 @@
 """From a policy's budget to each channel's noise, in integers, so that shares can neither be lost nor overspent.
 
 The ledger counts mu^2 in units of 2^-40. The budget is rounded down to units, every release's part of it is rounded
-down again, and sigma is computed from the rounded part: what is charged is exactly what the noise pays for.
+down again, and sigma is computed from the rounded part and rounded up: the noise pays for at most what is charged.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
+from securesplit.errors import InputError
 from securesplit.policy.schema import Channel, Gaussian
 from securesplit.privacy.calibrate import mu_for
 
@@ -72,16 +74,27 @@ def plan_for(privacy: Gaussian) -> Plan:
     """Derive every channel's noise from the budget.
 
     Unit: sequence. Relation: replace-one, so a release clipped at C has sensitivity 2C.
+
+    Raises:
+        InputError: SS-1533 when a channel's part of the budget is less than one unit.
     """
-    budget = math.floor(mu_for(privacy.epsilon, privacy.delta) ** 2 * UNITS)
+    budget = math.floor(Fraction(mu_for(privacy.epsilon, privacy.delta)) ** 2 * UNITS)
+    stated_channels = (privacy.activations, privacy.gradients, privacy.generation, privacy.updates)
+    # Decimal shares such as 0.1 + 0.2 + 0.7 may exceed 1 in the last bit; exact fractions keep their parts below 1.
+    whole = max(Fraction(1), sum((Fraction(c.share) for c in stated_channels if c is not None), Fraction(0)))
 
     def channel(stated: Channel | None) -> ChannelPlan | None:
         if stated is None:
             return None
-        units = math.floor(budget * stated.share / stated.releases)
+        units = math.floor(budget * Fraction(stated.share) / whole / stated.releases)
         if units < 1:
-            raise ValueError("a channel's part of the budget rounds down to nothing")
-        sigma = math.nextafter(2 * stated.clip / math.sqrt(units / UNITS), math.inf)
+            raise InputError(
+                "SS-1533",
+                "a channel's part of the budget for one release is less than the ledger can count, mu = 2^-20",
+                hint="Raise privacy.epsilon or the channel's share, or lower its releases.",
+            )
+        # The square root and the division may each round down by 2^-53, so one part in 2^50 covers both.
+        sigma = 2 * stated.clip / math.sqrt(units / UNITS) * (1 + 2.0**-50)
         return ChannelPlan(clip=stated.clip, sigma=sigma, units=units, releases=stated.releases)
 
     cut = channel(privacy.activations)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgpack
@@ -85,7 +86,7 @@ def decode(data: bytes, caps: Caps) -> Message:
 def _unpack(packed: bytes) -> dict[str, object]:
     try:
         header = msgpack.unpackb(
-            packed, raw=False, use_list=False, strict_map_key=True,
+            packed, raw=False, use_list=False, strict_map_key=True, object_pairs_hook=_unique,
             max_str_len=1 << 17, max_bin_len=_MAX_HEADER, max_array_len=4096, max_map_len=32, max_ext_len=0,
         )  # fmt: skip
     except (ValueError, msgpack.UnpackException, UnicodeDecodeError, RecursionError):
@@ -93,6 +94,15 @@ def _unpack(packed: bytes) -> dict[str, object]:
     if not isinstance(header, dict):
         raise RemoteProtocolError("SS-4001", "a header is not a map")
     return header
+
+
+def _unique(pairs: Iterable[tuple[object, object]]) -> dict[object, object]:
+    found: dict[object, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError("a key stands twice")
+        found[key] = value
+    return found
 
 
 def _build(message: type[Message], header: dict[str, object], body: memoryview, caps: Caps) -> Message:

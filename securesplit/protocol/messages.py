@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "MESSAGES",
@@ -67,6 +67,23 @@ class Blob(BaseModel):
         return self
 
 
+def _rows(blob: Blob) -> Blob:
+    if len(blob.shape) != 2 or blob.dtype == "u32":
+        msg = "not a two-dimensional float tensor"
+        raise ValueError(msg)
+    return blob
+
+
+def _ring(blob: Blob) -> Blob:
+    if len(blob.shape) != 1 or blob.dtype != "u32":
+        msg = "not a vector of u32"
+        raise ValueError(msg)
+    return blob
+
+
+Rows = Annotated[Blob, AfterValidator(_rows)]
+
+
 class Message(BaseModel):
     """Base of all messages. ``KIND`` is the number on the wire."""
 
@@ -117,15 +134,12 @@ class Forward(Message):
     lengths: Annotated[tuple[Annotated[int, Field(ge=1, lt=1 << 20)], ...], Field(min_length=1, max_length=4096)]
     cache: CacheId = 0
     learn: bool
-    hidden: Blob
+    hidden: Rows
 
     @model_validator(mode="after")
     def _rows(self) -> Forward:
-        if len(self.hidden.shape) != 2 or self.hidden.shape[0] != sum(self.lengths):
+        if self.hidden.shape[0] != sum(self.lengths):
             msg = "hidden has not one row per position"
-            raise ValueError(msg)
-        if self.hidden.dtype == "u32":
-            msg = "hidden is not a float tensor"
             raise ValueError(msg)
         if self.cache and self.learn:
             msg = "a cached step cannot learn"
@@ -138,7 +152,7 @@ class Hidden(Message):
 
     KIND = 5
     step: Step
-    hidden: Blob
+    hidden: Rows
 
 
 class Backward(Message):
@@ -146,7 +160,7 @@ class Backward(Message):
 
     KIND = 6
     step: Step
-    gradient: Blob
+    gradient: Rows
 
 
 class Gradient(Message):
@@ -154,7 +168,7 @@ class Gradient(Message):
 
     KIND = 7
     step: Step
-    gradient: Blob
+    gradient: Rows
 
 
 class DropCache(Message):
@@ -200,7 +214,7 @@ class Secagg(Message):
     round: Round
     stage: Annotated[int, Field(ge=0, le=15)]
     body: Annotated[bytes, Field(max_length=1 << 24, repr=False)]
-    vector: Blob
+    vector: Annotated[Blob, AfterValidator(_ring)]
 
 
 class Failure(Message):
@@ -231,7 +245,6 @@ MESSAGES: dict[int, type[Message]] = {
         Secagg,
         Failure,
         Bye,
-        RoundBegin,
         RoundBegin,
     )
 }

@@ -167,11 +167,11 @@ class Session:
                 )
             case Welcome():
                 assert self.hello is not None
-                self.job = parse_job(message.job)
                 self._verify(
                     message.signature,
                     statement("server", self.hello, message, client=party.certificate, server=party.peer),
                 )
+                self.job = parse_job(message.job)
             case Confirm():
                 assert self.hello is not None
                 assert self.welcome is not None
@@ -211,10 +211,14 @@ class _Steps:
         self._last = -1
         self._rows = 0
         self._learns = False
+        self._asked = False  # Whether the client has sent this step's Backward.
 
     def note(self, message: Message) -> None:
         if isinstance(message, Forward):
+            self._asked = self._asked and message.step == self._last
             self._last, self._rows, self._learns = message.step, message.hidden.shape[0], message.learn
+        elif isinstance(message, Backward):
+            self._asked = True
 
     def check(self, message: Message) -> None:
         match message:
@@ -222,8 +226,10 @@ class _Steps:
                 good = step >= self._last
             case Hidden(step=step, hidden=blob):
                 good = step == self._last and blob.shape[0] == self._rows
-            case Backward(step=step, gradient=blob) | Gradient(step=step, gradient=blob):
-                good = step == self._last and self._learns and len(blob.shape) == 2 and blob.shape[0] == self._rows
+            case Backward(step=step, gradient=blob):
+                good = step == self._last and self._learns and blob.shape[0] == self._rows
+            case Gradient(step=step, gradient=blob):
+                good = step == self._last and self._asked and blob.shape[0] == self._rows
             case _:
                 good = True
         if not good:

@@ -32,6 +32,7 @@ from securesplit.protocol.messages import (
     Secagg,
 )  # fmt: skip
 from securesplit.protocol.session import Party, Session
+from securesplit.protocol.states import State
 from securesplit.server.engine import Engine
 from securesplit.server.sums import Outbound, Sums
 from securesplit.server.turns import Turns
@@ -104,7 +105,8 @@ class ServerCore:
         """See :class:`Core`."""
         peer = self._connections.get(connection)
         if peer is None:
-            return []
+            # It went while its request was computed; what the computation kept for it is dropped.
+            return [self._forget(connection)] if isinstance(result, _Answer) else []
         if isinstance(result, SecureSplitError):
             return self._refuse(connection, peer, result)
         if not isinstance(result, _Answer):
@@ -122,10 +124,9 @@ class ServerCore:
         peer = self._connections.pop(connection, None)
         if peer is None:
             return []
-        forget = Work(connection, lambda: self._engine.forget(connection))
-        others = any(c.name == peer.name for c in self._connections.values())
+        others = any(c.name == peer.name and c.session.state is State.OPEN for c in self._connections.values())
         left = [] if others else self._deliver(self.sums.leave(peer.name, self._now))
-        return [forget, *self._next_turn(self._turns.forget(connection, self._now)), *left]
+        return [self._forget(connection), *self._next_turn(self._turns.forget(connection, self._now)), *left]
 
     def tick(self, now: float) -> list[Action]:
         """See :class:`Core`."""
@@ -225,8 +226,14 @@ class ServerCore:
                         actions.append(Close(number, item.message.code))
         return actions
 
+    def _forget(self, connection: int) -> Work:
+        return Work(connection, lambda: self._engine.forget(connection))
+
     def _send(self, connection: int, message: Message) -> list[Action]:
         peer = self._connections[connection]
+        if peer.session.state is not State.OPEN:
+            # Refused and not gone yet, or a second connection that has not said who it is for: nothing is due to it.
+            return []
         peer.session.send(message)
         return self._flush(connection, peer)
 

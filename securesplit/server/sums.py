@@ -109,6 +109,9 @@ class Sums:
     def leave(self, name: str, now: float) -> list[Outbound]:
         """A client is gone."""
         self._ready.pop(name, None)
+        if not self._ready:
+            # Nobody waits any more; whoever is ready next has the whole of the time.
+            self._since = None
         return self._carry(self._round.leave(name), now) if self._round is not None else []
 
     def tick(self, now: float) -> list[Outbound]:

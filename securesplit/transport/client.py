@@ -7,9 +7,11 @@ connection. No proxy is taken from the environment, nothing is compressed, and o
 from __future__ import annotations
 
 import ssl
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
+from websockets.frames import CloseCode
 from websockets.sync.client import ClientConnection, connect
 
 from securesplit.errors import ConnectionFailed, InputError
@@ -31,8 +33,9 @@ class WebSocketPipe:
         tls_version: as negotiated, such as ``TLSv1.3``.
     """
 
-    def __init__(self, socket: ClientConnection) -> None:
+    def __init__(self, socket: ClientConnection, closing: ExitStack) -> None:
         self._socket = socket
+        self._closing = closing
         wire = socket.socket
         assert isinstance(wire, ssl.SSLSocket)
         leaf = wire.getpeercert(binary_form=True)
@@ -65,7 +68,7 @@ class WebSocketPipe:
 
     def close(self) -> None:
         """Close in order."""
-        self._socket.close()
+        self._closing.close()
 
 
 def open_pipe(url: str, folder: KeyFolder, *, max_message: int, timeout: float = 20.0) -> WebSocketPipe:
@@ -81,22 +84,22 @@ def open_pipe(url: str, folder: KeyFolder, *, max_message: int, timeout: float =
         InputError: SS-1140 for a URL that is not wss.
         ConnectionFailed: SS-30xx, with the cause that local checks can name.
     """
-    if urlsplit(url).scheme != "wss" or not urlsplit(url).hostname:
-        raise InputError(
-            "SS-1140", "the server's address is not a wss:// URL", hint="Plaintext is not offered: use wss://host:port."
-        )
+    host_of(url)
+    closing = ExitStack()
     try:
-        socket = connect(
-            url,
-            ssl=client_context(folder),
-            subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]  # a NewType over str
-            compression=None,
-            proxy=None,
-            user_agent_header=None,
-            open_timeout=timeout,
-            ping_interval=20,
-            ping_timeout=60,
-            max_size=(max_message, 2 * FRAGMENT),
+        socket = closing.enter_context(
+            connect(
+                url,
+                ssl=client_context(folder),
+                subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]  # a NewType over str
+                compression=None,
+                proxy=None,
+                user_agent_header=None,
+                open_timeout=timeout,
+                ping_interval=20,
+                ping_timeout=60,
+                max_size=(max_message, 2 * FRAGMENT),
+            )
         )
     except InvalidStatus as error:
         reason = error.response.headers.get("X-SecureSplit", "")
@@ -120,25 +123,47 @@ def open_pipe(url: str, folder: KeyFolder, *, max_message: int, timeout: float =
         raise ConnectionFailed(
             "SS-3033", f"cannot reach the server: {type(error).__name__}", hint="Is it running, and on this port?"
         ) from None
-    return _admitted(socket)
+    return _admitted(socket, closing)
 
 
-def _admitted(socket: ClientConnection) -> WebSocketPipe:
+def host_of(url: str) -> str:
+    """The host of a server's address.
+
+    Raises:
+        InputError: SS-1140 when it is not ``wss://host`` or ``wss://host:port``.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        # Brackets that do not match, or a port that is no number up to 65535.
+        host, port = None, None
+    if not host or parts.scheme != "wss" or port == 0:
+        raise InputError(
+            "SS-1140", "the server's address is not a wss:// URL", hint="Plaintext is not offered: use wss://host:port."
+        )
+    return host
+
+
+def _admitted(socket: ClientConnection, closing: ExitStack) -> WebSocketPipe:
     if socket.subprotocol != SUBPROTOCOL:
-        socket.close()
+        closing.close()
         raise ConnectionFailed(
             "SS-3031", "the server does not speak securesplit.v1", hint="Check the address and the port."
         )
     try:
-        return WebSocketPipe(socket)
+        return WebSocketPipe(socket, closing)
     except ConnectionFailed:
-        socket.close()
+        closing.close()
         raise
 
 
 def _gone(error: ConnectionClosed) -> ConnectionFailed:
     close = error.rcvd
     reason = close.reason if close is not None and close.reason.startswith("SS-") else ""
+    if close is not None and close.code == CloseCode.MESSAGE_TOO_BIG:
+        # The library itself ends such a connection, and knows none of our codes.
+        reason = "SS-4002"
     because = f" ({reason})" if reason else ""
     return ConnectionFailed(
         "SS-3020",

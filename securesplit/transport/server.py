@@ -8,10 +8,12 @@ peer holds up nobody but itself.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -73,7 +75,6 @@ class Shell:
         self._listen = listen
         self._peers: dict[int, _Peer] = {}
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="middle")
-        self._server: Server | None = None
 
     async def run(self, stop: asyncio.Event, ready: Callable[[int], None]) -> None:
         """Serve until ``stop`` is set.
@@ -81,8 +82,26 @@ class Shell:
         Args:
             stop: set it to end.
             ready: called once with the port.
+
+        Raises:
+            ConnectionFailed: SS-3041 when the address cannot be listened on.
         """
-        async with serve(
+        try:
+            async with AsyncExitStack() as stack:
+                server = await self._open(stack)
+                ready(next(iter(server.sockets)).getsockname()[1])
+                while not stop.is_set():
+                    await self._perform(self._core.tick(time.monotonic()))
+                    self._refresh()
+                    try:
+                        await asyncio.wait_for(stop.wait(), _TICK)
+                    except TimeoutError:
+                        continue
+        finally:
+            self._worker.shutdown(wait=True)
+
+    async def _open(self, stack: AsyncExitStack) -> Server:
+        listening = serve(
             self._handle,
             self._listen.host,
             self._listen.port,
@@ -98,17 +117,16 @@ class Shell:
             ping_timeout=60,
             process_request=self._admit,
             server_header=None,
-        ) as server:
-            self._server = server
-            ready(next(iter(server.sockets)).getsockname()[1])
-            while not stop.is_set():
-                await self._perform(self._core.tick(time.monotonic()))
-                self._refresh()
-                try:
-                    await asyncio.wait_for(stop.wait(), _TICK)
-                except TimeoutError:
-                    continue
-        self._worker.shutdown(wait=True)
+        )
+        try:
+            return await stack.enter_async_context(listening)
+        except OSError as error:
+            why = "the port is taken" if error.errno == errno.EADDRINUSE else type(error).__name__
+            raise ConnectionFailed(
+                "SS-3041",
+                f"cannot listen on {self._listen.host}, port {self._listen.port}: {why}",
+                hint="Choose another port, or an address of this machine; port 0 picks a free one.",
+            ) from None
 
     def _admit(self, socket: ServerConnection, request: Request) -> Response | None:
         del request
@@ -175,7 +193,7 @@ class Shell:
                 self._tls.require_valid(leaf)
             except ConnectionFailed as error:
                 _log.warning("connection %d is closed: %s", number, error)
-                peer.outbox.put_nowait(Close(number, error.code))
+                self._queue(peer, Close(number, error.code))
 
     async def _perform(self, actions: list[Action]) -> None:
         for action in actions:
@@ -184,11 +202,15 @@ class Shell:
                 result = await asyncio.get_running_loop().run_in_executor(self._worker, action.run)
                 await self._perform(self._core.complete(action.connection, result))
             elif peer is not None:
-                try:
-                    peer.outbox.put_nowait(action.data if isinstance(action, Send) else action)
-                except asyncio.QueueFull:
-                    _log.warning("connection %d does not read; closing it", action.connection)
-                    peer.socket.transport.abort()
+                self._queue(peer, action)
+
+    @staticmethod
+    def _queue(peer: _Peer, action: Send | Close) -> None:
+        try:
+            peer.outbox.put_nowait(action.data if isinstance(action, Send) else action)
+        except asyncio.QueueFull:
+            _log.warning("connection %d does not read; closing it", action.connection)
+            peer.socket.transport.abort()
 
     async def _write(self, peer: _Peer) -> None:
         try:

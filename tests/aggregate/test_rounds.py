@@ -70,6 +70,8 @@ def test_too_few_clients_abort_at_every_stage_and_leave_no_sum(cohort_of, stage)
 def test_fewer_masked_vectors_than_min_clients_abort_though_the_threshold_would_allow(cohort_of):
     c = cohort_of(threshold=3, min_clients=5).run(vanish={"bea": wire.MASKED})
     assert (c.server.aborted, c.server.result) == ("SS-6010", None)
+    # The server itself stops here; it does not leave that to its clients.
+    assert not [stage for _, stage, _, _ in c.down if stage in {wire.MASKED, wire.CONSISTENT}]
 
 
 def test_a_masked_vector_hides_the_contribution_and_differs_by_round(cohort_of):

@@ -50,7 +50,7 @@ def test_every_supported_family_is_tested():
 def test_logits_loss_and_every_gradient_equal_the_whole(tiny, equality, family, tied):
     model = tiny(family, tied=tied)
     whole = copy.deepcopy(model)
-    assert (whole.lm_head.weight is whole.get_input_embeddings().weight) == tied
+    assert (whole.get_output_embeddings().weight is whole.get_input_embeddings().weight) == tied
     for padding in ("none", "left", "right"):
         ids, mask, labels = batch(padding)
         whole.zero_grad()

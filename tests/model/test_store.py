@@ -80,7 +80,7 @@ def test_loaded_parts_are_the_model(tiny, tmp_path, family, tied):
         assert torch.equal(parts[2](parts[1](parts[0](IDS))), model(IDS).logits)
         whole = load_whole(tmp_path / "m")
         assert torch.equal(whole(IDS).logits, model(IDS).logits)
-    assert (whole.lm_head.weight is whole.get_input_embeddings().weight) == tied
+    assert (whole.get_output_embeddings().weight is whole.get_input_embeddings().weight) == tied
     caches = [part.new_cache() for part in parts]
     assert [len(part.span) for part in parts] == [2, 3, 1]
     assert all(cache.past is not None for cache in caches)

@@ -1,0 +1,113 @@
+"""An attack sees released rows and public facts, whatever else lies about, and however the recording ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attacks.exchange import Task
+from attacks.view import Key, ServerView, Sighting, batches, link_by_order, noise_of, public_facts, read_view
+from attacks.view import sequences_of as _sequences
+from securesplit.errors import InputError
+from securesplit.privacy.calibrate import mu_for
+from securesplit.protocol.transcript import Recorder, Transcript
+
+
+def keys_of(directory):
+    return [Key(peer=s.peer, step=s.step, row=s.row) for s in _sequences(Transcript.load(directory))]
+
+
+def test_nothing_an_attack_is_given_can_hold_the_truth():
+    assert {f.name for f in dataclasses.fields(ServerView)} == {"sightings", "noise"}
+    assert {f.name for f in dataclasses.fields(Sighting)} == {"key", "rows", "linked", "releases"}
+    assert set(Task.model_fields) == {"transcript", "model", "aux", "profile", "attacks", "keys"}
+    assert {f.name for f in dataclasses.fields(Key)} == {"peer", "step", "row"}
+
+
+def test_the_view_holds_the_wanted_rows_in_the_wanted_order(tmp_path, record, unsafe, draw, fronts):
+    tokens = draw(7, 8, seed=1)
+    directory = record(tmp_path / "t", tokens, unsafe)
+    # Two sequences a step: client 0 holds 0 and 3, then 6; client 1 holds 1 and 4.
+    wanted = [Key("spiffe://test/client1", 0, 1), Key("nobody", 0, 0), Key("spiffe://test/client0", 1, 0)]
+    view = read_view(Transcript.load(directory), wanted)
+    assert [s.key for s in view.sightings] == [wanted[0], wanted[2]]
+    front, _ = fronts(2)
+    with torch.inference_mode():
+        expected = front(tokens)
+    for seen, index in zip(view.sightings, (4, 6), strict=True):
+        assert torch.allclose(torch.from_numpy(seen.rows.copy()), expected[index], atol=1e-5)
+        assert seen.releases == 1
+
+
+def test_the_noise_is_the_policys(private, unsafe):
+    policy = private(8.0, 5.0)
+    assert noise_of(policy).sigma == pytest.approx(10.0 / mu_for(8.0, 1e-5), rel=1e-9)
+    assert noise_of(policy).clip == 5.0
+    assert noise_of(unsafe).sigma == 0.0
+
+
+def test_a_recording_torn_in_a_record_loses_that_record_alone(tmp_path, record, unsafe, draw):
+    directory = record(tmp_path / "t", draw(12, 8, seed=1), unsafe)
+    before = keys_of(directory)
+    path = directory / "0002.bin"
+    path.write_bytes(path.read_bytes()[:-7])
+    left = keys_of(directory)
+    assert left == [k for k in before if k.peer != "spiffe://test/client2" or k.step == 0]
+    path.write_bytes(path.read_bytes()[:5])  # Torn in the head of its first record.
+    assert [k for k in keys_of(directory) if k.peer == "spiffe://test/client2"] == []
+
+
+def test_of_a_decoding_cache_only_the_prompt_is_attacked(tmp_path, unsafe, forward):
+    recorder = Recorder(tmp_path, peer="p", number=0)
+    for step, rows in enumerate((8, 1, 1)):
+        recorder.record(0, step, forward(step, torch.zeros(1, rows, 4), cache=9))
+    recorder.record(0, 9, forward(9, torch.zeros(2, 8, 4)))
+    recorder.close()
+    facts = {"policy": unsafe.model_dump(mode="json"), "job": None, "model": "0" * 64}
+    (tmp_path / "transcript.json").write_text(json.dumps(facts))
+    assert [(k.step, k.row) for k in keys_of(tmp_path)] == [(0, 0), (9, 0), (9, 1)]
+
+
+@pytest.mark.parametrize(
+    "facts", ["{}", "[]", '{"policy": {}, "model": "x"}', '{"policy": null, "model": 1, "job": "{}"}']
+)
+def test_public_facts_that_are_none_are_refused(tmp_path, facts):
+    (tmp_path / "transcript.json").write_text(facts)
+    with pytest.raises(InputError) as caught:
+        public_facts(Transcript.load(tmp_path))
+    assert caught.value.code == "SS-1707"
+
+
+def test_memoised_releases_are_one_and_fresh_ones_are_linked():
+    assert link_by_order(["a", "b", "a", "b"], 1) == [[0], [1], [0], [1]]
+    assert link_by_order(["a", "b", "c", "d"], 1) == [[0], [1], [2], [3]]
+    assert link_by_order(["a", "b", "c", "d"], 2) == [[0, 2], [1, 3], [0, 2], [1, 3]]
+    assert link_by_order(["a", "b", "a", "c", "d", "c"], 2) == [[0, 3], [1, 4], [0, 3], [0, 3], [1, 4], [0, 3]]
+    assert link_by_order(["a", "b", "c"], 2) == [[0], [1], [2]], "no whole number of passes: nothing is linked"
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 5).map(str), max_size=12), st.integers(1, 4))
+def test_linked_releases_have_different_bytes(digests, passes):
+    links = link_by_order(digests, passes)
+    assert len(links) == len(digests)
+    for digest, linked in zip(digests, links, strict=True):
+        assert len(linked) in {1, passes}
+        assert len({digests[i] for i in linked}) == len(linked)
+        assert digest in {digests[i] for i in linked}
+
+
+def test_batches_hold_one_length_each(tmp_path, record, unsafe, draw):
+    directory = record(tmp_path / "t", draw(6, 8, seed=1), unsafe)
+    long = record(tmp_path / "u", draw(3, 12, seed=1), unsafe)
+    view = read_view(Transcript.load(directory), keys_of(directory))
+    other = read_view(Transcript.load(long), keys_of(long))
+    mixed = ServerView(view.sightings + other.sightings, view.noise)
+    groups = batches(mixed, linked=False, most=4)
+    assert [tuple(rows.shape) for _, rows in groups] == [(4, 8, 32), (2, 8, 32), (3, 12, 32)]
+    assert sorted(i for indices, _ in groups for i in indices) == list(range(9))

@@ -1,0 +1,68 @@
+"""A job meets a policy: every breach alone and all together, and a looser wish that never passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from securesplit.admit import WEIGHT_CAP, admit, breaches, round_config
+from securesplit.errors import InputError, PolicyDenied
+from securesplit.policy.load import load_policy
+from securesplit.policy.schema import Policy
+from securesplit.protocol.job import Job, load_job
+
+ROOT = Path(__file__).resolve().parent.parent
+JOB = load_job(ROOT / "examples/job.toml")
+SHIPPED = {name: load_policy(ROOT / f"policies/{name}.toml") for name in ("strict", "balanced", "lab")}
+
+
+def with_changes(table: str, **changes: object) -> Job:
+    raw = JOB.model_dump()
+    raw[table] = {**raw[table], **changes}
+    return Job.model_validate(raw)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_job_passes_the_shipped_policies(name):
+    assert breaches(SHIPPED[name], JOB) == ()
+    admit(SHIPPED[name], JOB, peer="gpu")
+
+
+BREACHES = {
+    "limits.min_front": ("cut", {"front": 1}),
+    "limits.min_back": ("cut", {"back": 0}),
+    "limits.max_sequences": ("schedule", {"batch": 65}),
+    "aggregation.max_update": ("sums", {"clip": 1.5}),
+    "aggregation.blind": ("sums", {"blind": False}),
+    "more than half": ("sums", {"roster": ("a", "b", "c", "d")}),
+}
+
+
+@pytest.mark.parametrize("rule", BREACHES)
+def test_each_breach_is_named(rule):
+    table, changes = BREACHES[rule]
+    found = breaches(SHIPPED["balanced"], with_changes(table, **changes))
+    assert len(found) == 1
+    assert rule in found[0]
+
+
+def test_all_breaches_are_named_at_once():
+    raw = SHIPPED["balanced"].model_dump()
+    raw["aggregation"].update(min_clients=5, min_threshold=4)
+    raw["limits"].update(min_front=9)
+    with pytest.raises(PolicyDenied, match="SS-2001") as caught:
+        admit(Policy.model_validate(raw), with_changes("sums", blind=False), peer="gpu")
+    assert caught.value.exit_code == 3
+    assert len(caught.value.details) == 4
+
+
+def test_a_round_takes_nothing_from_the_server_but_its_name():
+    config = round_config(JOB, model="0" * 64, run=bytes(16), number=3, dim=7, frozen="1" * 64)
+    assert config.roster == tuple(sorted(JOB.sums.roster))
+    assert (config.threshold, config.min_clients, config.clip, config.blind) == (2, 3, 1.0, True)
+    assert (config.w_max, config.dim, config.round) == (WEIGHT_CAP, 7, 3)
+    # The largest possible sum fits the ring with its sign: clients x weight x scale x clip < 2^31.
+    assert len(config.roster) * WEIGHT_CAP * config.scale * config.clip < 2**31
+    with pytest.raises(InputError, match="SS-1601"):
+        round_config(with_changes("sums", threshold=7), model="0" * 64, run=bytes(16), number=0, dim=7, frozen="1" * 64)

@@ -50,7 +50,7 @@ class Scorer:
     settings: Config
 
 
-def evaluate(  # noqa: PLR0917 - the order in which a user names them
+def evaluate(
     transcript_dir: Path,
     model_dir: Path,
     truth: Path,

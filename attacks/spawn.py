@@ -38,7 +38,7 @@ def run_attack(task: Task, progress: Callable[[Progress], None] | None = None) -
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, inherited)))}
     with tempfile.TemporaryFile() as log:
         command = [sys.executable, "-m", "attacks.worker"]
-        with subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        with subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

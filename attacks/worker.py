@@ -6,6 +6,7 @@ from the disk either.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TextIO
@@ -36,6 +37,8 @@ def perform(task: Task, send: TextIO) -> None:
         send.write(event.model_dump_json() + "\n")
         send.flush()
 
+    # Small matrices gain little from many threads, and lose much to their waiting when the cores are shared.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
     settings = config()
     profile, search = settings.profiles[task.profile], settings.search
     transcript, directory = Transcript.load(task.transcript), Path(task.model)

@@ -103,3 +103,13 @@ class LeakageExceeded(SecureSplitError):
     """An attack recovered more than the policy accepts."""
 
     exit_code = 7
+
+
+def raised_for(code: str) -> type[SecureSplitError]:
+    """The class to raise for a code that a peer gave: what it refused is what this side was denied."""
+    families: dict[str, type[SecureSplitError]] = {
+        "SS-2": PolicyDenied,
+        "SS-3": ConnectionFailed,
+        "SS-6": AggregationAborted,
+    }
+    return families.get(code[:4], RemoteProtocolError)

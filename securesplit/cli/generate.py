@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from securesplit.cli.output import Cache, Keys, Model, Output, Policy, show
+from securesplit.cli.output import Cache, Keys, Model, Output, Policy, cache_or_default, show
 
 
 def generate(
@@ -31,6 +31,6 @@ def generate(
     from securesplit.client.generate import Sampling
     from securesplit.client.run import open_client
 
-    with open_client(rules, keys, server, model=model, cache=cache, adapters=adapters) as client:
+    with open_client(rules, keys, server, model=model, cache=cache_or_default(cache), adapters=adapters) as client:
         made = client.generate(prompt, max_new_tokens=max_new_tokens, sampling=Sampling(temperature, seed))
     show(output, made.text, {"text": made.text, "tokens": len(made.tokens), "epsilon": made.epsilon})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +14,14 @@ Output = Annotated[Literal["text", "json"], typer.Option("--output", help="text,
 Policy = Annotated[Path, typer.Option("--policy", help="Policy file of this side.")]
 Keys = Annotated[Path, typer.Option("--keys", help="Key folder of this party, such as keys/alice.")]
 Model = Annotated[str | None, typer.Option("--model", help="Model directory that replaces the job's name for it.")]
-Cache = Annotated[Path | None, typer.Option("--cache", envvar="SECURESPLIT_CACHE", help="Where pulled models lie.")]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", help="Where pulled models lie; the user's cache directory when absent.")
+]
+
+
+def cache_or_default(cache: Path | None) -> Path:
+    """The given cache, or ``$XDG_CACHE_HOME/securesplit/models``, by default under ``~/.cache``."""
+    return cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "securesplit" / "models"
 
 
 def show(output: str, text: str, value: object) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from securesplit.cli.output import Cache, Keys, Model, Output, Policy, show
+from securesplit.cli.output import Cache, Keys, Model, Output, Policy, cache_or_default, show
 
 
 def serve(
@@ -44,4 +44,14 @@ def serve(
             {"host": host, "port": port, "job": loaded.digest},
         )
 
-    run(loaded, rules, keys=keys, listen=listen, model=model, cache=cache, record=record, out=out, ready=ready)
+    run(
+        loaded,
+        rules,
+        keys=keys,
+        listen=listen,
+        model=model,
+        cache=cache_or_default(cache),
+        record=record,
+        out=out,
+        ready=ready,
+    )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from securesplit.cli.output import Cache, Keys, Model, Output, Policy, show
+from securesplit.cli.output import Cache, Keys, Model, Output, Policy, cache_or_default, show
 from securesplit.cli.progress import ProgressStyle, reporting
 
 
@@ -46,7 +46,7 @@ def train(
     with reporting(progress) as report:
         run = Run(
             policy=rules, keys=keys, server=server, data=data, out=out, held_out=held_out, limit=limit, max_tokens=max_tokens,
-            truth=truth, alone=alone, model=model, cache=cache,
+            truth=truth, alone=alone, model=model, cache=cache_or_default(cache),
         )  # fmt: skip
         record = run_training(run, report)
     epsilon = (

@@ -80,11 +80,12 @@ class Client:
         for part in (front, back):
             add_adapters(part, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed)
         self._fresh = tuple((part, read_adapters(part, adapter_layout(part))) for part in (front, back))
-        self.gate = Gate(policy, ledger, version=f"{model}:{job.digest}", codec=job.codec)
+        self.gate = Gate(policy, ledger, version=model, codec=job.codec)
         link.narrow(front.width)
         self.remote = RemoteMiddle(link, self.gate, observe=observe)
         self.middle: Callable[..., Tensor] = RememberingMiddle(self.remote) if self.regime == "frozen" else self.remote
         self.train(None)
+        self.restamp()
 
     @classmethod
     def from_pretrained(
@@ -162,18 +163,34 @@ class Client:
         for part, layout in zip(self.trained, self.layouts(factor), strict=True):
             write_adapters(part, layout, values[start : start + layout.size])
             start += layout.size
+        self.restamp()
 
     def reset(self) -> None:
         """Give every adapter on this side the value that the job started from."""
         for part, values in self._fresh:
             write_adapters(part, adapter_layout(part), values)
+        self.restamp()
 
-    def frozen_digest(self, factor: Factor) -> str:
-        """SHA-256 of all that must be alike at all clients before a sum: layouts, and every adapter value at its start."""
-        digest = hashlib.sha256()
+    def restamp(self) -> None:
+        """Tell the gate which state of A it releases from. A remembered release is good for that state alone.
+
+        In regime ``frozen`` A is the public model: its adapters never learn, and an adapter that has not learnt adds
+        nothing. One release then serves every job on the same model and cut.
+        """
+        values = b"" if self.regime == "frozen" else read_adapters(self.front, adapter_layout(self.front)).tobytes()
+        self.gate.version = f"{self.link.model}:{hashlib.sha256(values).hexdigest()}"
+
+    def frozen_digest(self, number: int, factor: Factor) -> str:
+        """SHA-256 of what must be alike at all clients before a sum; the server reads it.
+
+        It covers round, layouts and the seed of the start. Adapter values are covered only where they are no secret: in
+        regime ``frozen`` they come from updates without noise, and a digest of them would let the server test guesses.
+        """
+        digest = hashlib.sha256(f"{number}|{factor}|{self.job.adapters.seed}".encode())
         for layout in (*self.layouts(factor), *self.layouts()):
             digest.update(layout.digest.encode())
-        digest.update(self.read().astype("<f4").tobytes())
+        if self.regime != "frozen":
+            digest.update(self.read().astype("<f4").tobytes())
         return digest.hexdigest()
 
     def step(self, batch: Batch) -> float:

@@ -17,7 +17,7 @@ from typing import Self, TypeVar
 from torch import Tensor
 
 from securesplit.admit import admit
-from securesplit.errors import ConnectionFailed, PolicyDenied, RemoteProtocolError, SecureSplitError
+from securesplit.errors import ConnectionFailed, PolicyDenied, RemoteProtocolError, SecureSplitError, raised_for
 from securesplit.pki.certificate import verify_signature
 from securesplit.pki.store import KeyFolder
 from securesplit.policy.schema import Policy
@@ -98,7 +98,11 @@ class Link:
         batch, length, width = released.shape
         self.step += 1
         rows = Blob(dtype=released.codec, shape=(batch * length, width), data=released.payload)
-        self.tell(Forward(step=self.step, lengths=(length,) * batch, cache=cache, learn=learn, hidden=rows))
+        self.tell(
+            Forward(
+                step=self.step, lengths=(length,) * batch, cache=cache, learn=learn, gain=released.gain, hidden=rows
+            )
+        )
         answer = self.expect(Hidden)
         return tensor_of(answer.hidden).float().reshape(released.shape)
 
@@ -123,7 +127,7 @@ class Link:
         self.tell(RoundReady(round=number, dim=dim, frozen=frozen))
         begin = self.expect(RoundBegin)
         if begin.round != number:
-            raise RemoteProtocolError("SS-4016", "the server began another round than the one that is ready")
+            raise RemoteProtocolError("SS-4018", "the server began another round than the one that is ready")
         return begin.run
 
     def tell(self, message: Message) -> None:
@@ -157,7 +161,8 @@ class Link:
             self._flush_quietly()
             raise
         if isinstance(message, Failure):
-            raise RemoteProtocolError(
+            kind = raised_for(message.code)
+            raise kind(
                 message.code, "the server ended the session with this code", hint=f"securesplit explain {message.code}"
             )
         return message

@@ -63,7 +63,7 @@ def secure_sum(
     def verify(name: str, certificate: bytes, signature: bytes, data: bytes) -> None:
         identity = folder.verify_peer(certificate, "client")
         if identity.name != name:
-            raise ConnectionFailed("SS-3205", "a certificate in the round belongs to another client")
+            raise ConnectionFailed("SS-3213", "a certificate in the round belongs to another client")
         verify_signature(certificate, signature, data)
 
     party = ClientRound(

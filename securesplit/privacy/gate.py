@@ -43,12 +43,14 @@ class Released:
         payload: little-endian float bytes of type ``codec``, C order, shape (B, T, D).
         shape: (B, T, D).
         codec: ``f32`` or ``bf16``.
+        gain: public factor for B's input; see :meth:`securesplit.privacy.plan.ChannelPlan.gain`.
         graph: the clipped tensor with its autograd graph. It stays on the client; B's gradient is sent back into it.
     """
 
     payload: bytes = field(repr=False)
     shape: tuple[int, int, int]
     codec: Codec
+    gain: float
     graph: Tensor = field(repr=False)
     mint: InitVar[object]  # Not kept, so that no instance lends it to a forgery or to dataclasses.replace.
 
@@ -152,14 +154,17 @@ class Gate:
         if self._plan is None:
             refuse_non_finite(tensor)
             return self._mint(
-                [_encode(row, self.codec) for row in tensor.detach().float().cpu().numpy()], tensor.float()
+                [_encode(row, self.codec) for row in tensor.detach().float().cpu().numpy()],
+                tensor.float(),
+                gain=1.0,
             )
         channel = self._open(at)
         clipped = clip_sequence(tensor, channel.clip)
         keys = list(records) if records is not None else [ALL] * len(tensor)
         if len(keys) != len(tensor):
             raise ValueError("one record per sequence")
-        return self._mint(self._payloads(clipped, at, channel, keys, memoise=memoise and records is not None), clipped)
+        payloads = self._payloads(clipped, at, channel, keys, memoise=memoise and records is not None)
+        return self._mint(payloads, clipped, gain=channel.gain(clipped[0].numel()) if keys else 1.0)
 
     def require(self, count: int, *, at: At) -> None:
         """Check, before anything is sent, that ``count`` releases charged to all records can be paid.
@@ -270,9 +275,11 @@ class Gate:
             policy=self.policy.digest,
         )
 
-    def _mint(self, payloads: list[bytes], graph: Tensor) -> Released:
+    def _mint(self, payloads: list[bytes], graph: Tensor, *, gain: float) -> Released:
         b, t, d = graph.shape
-        return Released(payload=b"".join(payloads), shape=(b, t, d), codec=self.codec, graph=graph, mint=_MINT)
+        return Released(
+            payload=b"".join(payloads), shape=(b, t, d), codec=self.codec, gain=gain, graph=graph, mint=_MINT
+        )
 
 
 def _encode(rows: np.ndarray[tuple[int, ...], np.dtype[np.float32]], codec: Codec) -> bytes:

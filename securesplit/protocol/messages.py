@@ -126,6 +126,8 @@ class Forward(Message):
         lengths: bucketed number of rows of each sequence; their sum is the number of rows of ``hidden``.
         cache: 0, or the number of a decoding cache that these rows extend.
         learn: whether a :class:`Backward` for this step will follow.
+        gain: public factor that B multiplies the rows by before its first layer, so that noised rows have the norm that
+            its layers were made for. It follows from the policy and the shape alone, never from the data.
         hidden: (sum(lengths), D).
     """
 
@@ -134,6 +136,7 @@ class Forward(Message):
     lengths: Annotated[tuple[Annotated[int, Field(ge=1, lt=1 << 20)], ...], Field(min_length=1, max_length=4096)]
     cache: CacheId = 0
     learn: bool
+    gain: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
     hidden: Rows
 
     @model_validator(mode="after")

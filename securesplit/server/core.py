@@ -62,7 +62,7 @@ class ServerCore:
 
     Args:
         job: sent to every client.
-        policy: the server's own floors; a client must present the same policy digest only when ``same_policy``.
+        policy: the server's own limits; a client's policy is its own affair, and may be stricter.
         model: digest of the model's manifest.
         engine: B.
         sums: the secure sums.
@@ -185,11 +185,15 @@ class ServerCore:
     def _compute(self, connection: int, message: Forward) -> Work:
         def run() -> _Answer:
             hidden = tensor_of(message.hidden)
+            if message.cache and message.gain != 1:
+                hidden *= message.gain
             output: Tensor
             if message.cache:
                 output = self._engine.decode(connection, message.cache, message.lengths, hidden)
             else:
-                output = self._engine.forward(connection, message.step, message.lengths, hidden, learn=message.learn)
+                output = self._engine.forward(
+                    connection, message.step, message.lengths, hidden, gain=message.gain, learn=message.learn
+                )
             return _Answer(message, Hidden(step=message.step, hidden=blob_of(output, self.job.codec)))
 
         return Work(connection, run)

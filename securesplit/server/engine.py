@@ -36,17 +36,21 @@ class Engine:
         self.middle = middle
         self._cache_bytes = cache_bytes
         self._caches: OrderedDict[tuple[int, int], PartCache] = OrderedDict()
+        self._evicted: set[tuple[int, int]] = set()
         self._pending: dict[int, _Pending] = {}
         trainable = [p for p in middle.parameters() if p.requires_grad]
         self._optimiser = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0) if trainable else None
 
-    def forward(self, connection: int, step: int, lengths: tuple[int, ...], hidden: Tensor, *, learn: bool) -> Tensor:
+    def forward(
+        self, connection: int, step: int, lengths: tuple[int, ...], hidden: Tensor, *, gain: float = 1.0, learn: bool
+    ) -> Tensor:
         """Run B over a batch.
 
         Args:
             connection, step: where a later :meth:`backward` will belong.
             lengths: rows of each sequence.
             hidden: (sum(lengths), D).
+            gain: public factor for the rows; 1 leaves them as they are, bit for bit.
             learn: keep the graph for a backward pass.
 
         Returns:
@@ -54,7 +58,7 @@ class Engine:
         """
         leaf = hidden.to(self.middle.dtype).requires_grad_(learn)
         with torch.set_grad_enabled(learn):
-            output = self._ragged(leaf, lengths)
+            output = self._ragged(leaf * gain if gain != 1 else leaf, lengths)
         if learn:
             self._pending[connection] = _Pending(step, leaf, output)
         return output.detach()
@@ -79,8 +83,15 @@ class Engine:
         """Extend a decoding cache by equally long rows of each sequence, (sum(lengths), D) -> the same.
 
         Raises:
-            RemoteProtocolError: SS-4015 when lengths differ, SS-4016 when the number of sequences changed.
+            RemoteProtocolError: SS-4015 when lengths differ, SS-4016 when the number of sequences changed, SS-4017 when the cache was dropped to
+                make room.
         """
+        if (connection, cache) in self._evicted:
+            raise RemoteProtocolError(
+                "SS-4017",
+                "the decoding cache was dropped to make room",
+                hint="Generate again; the released prompt is remembered.",
+            )
         if len(set(lengths)) != 1:
             raise RemoteProtocolError("SS-4015", "a decoding step needs sequences of one length")
         key = (connection, cache)
@@ -93,7 +104,8 @@ class Engine:
             raise RemoteProtocolError("SS-4016", "a decoding step does not fit its cache") from None
         self._caches[key] = state
         while len(self._caches) > 1 and sum(c.nbytes for c in self._caches.values()) > self._cache_bytes:
-            self._caches.popitem(last=False)
+            dropped, _ = self._caches.popitem(last=False)
+            self._evicted.add(dropped)
         return output.reshape(hidden.shape)
 
     def drop_cache(self, connection: int, cache: int) -> None:
@@ -103,6 +115,7 @@ class Engine:
     def forget(self, connection: int) -> None:
         """Forget everything of a connection."""
         self._pending.pop(connection, None)
+        self._evicted = {key for key in self._evicted if key[0] != connection}
         for key in [k for k in self._caches if k[0] == connection]:
             del self._caches[key]
 

@@ -53,7 +53,7 @@ def split_listen(listen: str) -> tuple[str, int]:
         InputError: SS-1141.
     """
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise InputError("SS-1141", "the address to listen on is not HOST:PORT", hint="For example 127.0.0.1:8443.")
     return host.strip("[]"), int(port)
 

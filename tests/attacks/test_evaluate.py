@@ -61,7 +61,7 @@ def test_the_json_has_the_contracts_keys_and_no_text(unprotected):
     assert report.examples[0].truth not in report.to_json()
 
 
-def test_a_protected_recording_gives_the_prior_away(home, record, private, draw, model_dirs, aux):  # noqa: PLR0917
+def test_a_protected_recording_gives_the_prior_away(home, record, private, draw, model_dirs, aux):
     directory = record(home / "private", draw(12, 10, seed=1), private(1.0, 10.0))
     report = evaluate(directory, model_dirs(2), directory / "truth.jsonl", aux)
     assert [r.name for r in report.attacks] == ["ridge", "vocabulary-nn", "vocabulary-map"]

@@ -111,3 +111,33 @@ def test_batches_hold_one_length_each(tmp_path, record, unsafe, draw):
     groups = batches(mixed, linked=False, most=4)
     assert [tuple(rows.shape) for _, rows in groups] == [(4, 8, 32), (2, 8, 32), (3, 12, 32)]
     assert sorted(i for indices, _ in groups for i in indices) == list(range(9))
+
+
+def test_fresh_releases_of_two_rounds_are_averaged(tmp_path, forward):
+    channel = {"clip": 1.0, "share": 0.3, "releases": 2}
+    privacy = {
+        "mechanism": "gaussian", "unit": "sequence", "relation": "replace-one", "epsilon": 8.0, "delta": 1e-5, "regime": "round",
+        "activations": channel, "gradients": channel, "updates": channel,
+    }  # fmt: skip
+    rules = {
+        "name": "tiny", "purpose": "a policy for the tests of the attacks", "cost": "nothing, since nobody uses it",
+        "privacy": privacy, "transport": {"loopback_only": True},
+        "aggregation": {"min_clients": 3, "min_threshold": 2, "blind": False, "max_update": 1.0},
+        "limits": {"min_front": 0, "min_back": 0, "max_sequences": 8, "buckets": [4], "max_message_bytes": 1 << 20},
+    }  # fmt: skip
+    job = {
+        "name": "two-rounds", "model": "m", "cut": {"front": 2, "back": 1},
+        "adapters": {"rank": 1, "alpha": 1.0, "seed": 0}, "optimiser": {"client_lr": 0.1, "server_lr": 0.1},
+        "schedule": {"rounds": 2, "epochs": 1, "batch": 1}, "sums": {"roster": ["a", "b", "c"], "threshold": 2, "clip": 1.0, "blind": False},
+    }  # fmt: skip
+    recorder = Recorder(tmp_path, peer="p", number=0)
+    for step, value in enumerate((1.0, 5.0, 3.0, 9.0)):  # Two records, two rounds.
+        recorder.record(0, step, forward(step, torch.full((1, 4, 2), value)))
+    recorder.close()
+    (tmp_path / "transcript.json").write_text(json.dumps({"policy": rules, "job": job, "model": "0" * 64}))
+    transcript = Transcript.load(tmp_path)
+    assert (public_facts(transcript).passes, public_facts(transcript).cut) == (2, (2, 1))
+    view = read_view(transcript, [Key("p", 0, 0), Key("p", 3, 0)])
+    assert [s.releases for s in view.sightings] == [2, 2]
+    assert [float(s.rows[0, 0]) for s in view.sightings] == [1.0, 9.0]
+    assert [float(s.linked[0, 0]) for s in view.sightings] == [2.0, 7.0]

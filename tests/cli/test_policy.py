@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from securesplit.cli import main as command_line
 from securesplit.policy.load import load_policy
 from securesplit.privacy.plan import plan_for
 from tests.e2e.house import FROZEN, policy_text
@@ -16,40 +14,25 @@ from tests.e2e.house import FROZEN, policy_text
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "policies"
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """The command line in this process: exit code, what was printed, what went to stderr."""
-
-    def call(*argv: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["securesplit", *map(str, argv)])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-            raise SystemExit(0)
-        out = capsys.readouterr()
-        return int(ended.value.code or 0), out.out, out.err
-
-    return call
-
-
 @pytest.mark.parametrize("name", ["strict", "balanced", "lab"])
-def test_the_shipped_policies_are_valid_and_say_whom_they_are_for(run, name):
+def test_the_shipped_policies_are_valid_and_say_whom_they_are_for(command, name):
     path = SHIPPED / f"{name}.toml"
-    code, out, err = run("policy", "check", path, "--output", "json")
+    code, out, err = command("policy", "check", path, "--output", "json")
     found = json.loads(out)
     assert (code, err) == (0, "")
     assert found.keys() == {"valid", "errors", "warnings", "digest"}
     assert (found["valid"], found["errors"]) == (True, [])
     assert found["digest"] == load_policy(path).digest
     assert any("UnsafeNoPrivacy" in w for w in found["warnings"]) == (name == "lab")
-    code, out, _ = run("policy", "show", path)
+    code, out, _ = command("policy", "show", path)
     policy = load_policy(path)
     assert code == 0
     assert policy.purpose in out
     assert policy.cost in out
 
 
-def test_show_prints_the_noise_that_follows_from_the_budget(run):
-    code, out, _ = run("policy", "show", SHIPPED / "balanced.toml", "--output", "json")
+def test_show_prints_the_noise_that_follows_from_the_budget(command):
+    code, out, _ = command("policy", "show", SHIPPED / "balanced.toml", "--output", "json")
     channels = {c["channel"]: c for c in json.loads(out)["channels"]}
     assert code == 0
     assert channels.keys() == {"cut", "decode"}
@@ -76,40 +59,40 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_faulty_policy_is_refused_with_exit_2(run, tmp_path, fault):
+def test_a_faulty_policy_is_refused_with_exit_2(command, tmp_path, fault):
     old, new = FAULTS[fault]
     text = policy_text(FROZEN)
     assert text.count(old) == 1
     path = tmp_path / "p.toml"
     path.write_text(text.replace(old, new))
-    code, out, err = run("policy", "check", path, "--output", "json")
+    code, out, err = command("policy", "check", path, "--output", "json")
     found = json.loads(out)
     assert (code, err) == (2, "")
     assert (found["valid"], found["digest"]) == (False, None)
     assert len(found["errors"]) == 1
-    code, out, err = run("policy", "check", path)
+    code, out, err = command("policy", "check", path)
     assert (code, out) == (2, "")
     assert err.startswith("error[SS-1102]: ")
     assert "\nhint: " in err
 
 
-def test_all_faults_are_reported_at_once(run, tmp_path):
+def test_all_faults_are_reported_at_once(command, tmp_path):
     text = policy_text(FROZEN).replace("epsilon = 8.0", "epsilon = -1.0\nextra = 1").replace('unit = "sequence"\n', "")
     path = tmp_path / "p.toml"
     path.write_text(text.replace("min_clients = 3", "min_clients = 1"))
-    code, out, _ = run("policy", "check", path, "--output", "json")
+    code, out, _ = command("policy", "check", path, "--output", "json")
     errors = json.loads(out)["errors"]
     assert code == 2
     for key in ("privacy.epsilon", "privacy.extra", "privacy.unit", "aggregation.min_clients"):
         assert sum(line.startswith(f"{key}:") for line in errors) == 1, key
 
 
-def test_files_that_are_no_policies(run, tmp_path):
+def test_files_that_are_no_policies(command, tmp_path):
     (tmp_path / "broken.toml").write_text("[privacy\n")
     (tmp_path / "huge.toml").write_text("#" * (2 << 20))
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
     for name, code in (("absent", "SS-1100"), ("broken", "SS-1101"), ("huge", "SS-1100"), ("bytes", "SS-1100")):
-        exit_code, out, err = run("policy", "check", tmp_path / f"{name}.toml")
+        exit_code, out, err = command("policy", "check", tmp_path / f"{name}.toml")
         assert (exit_code, out) == (2, "")
         assert err.startswith(f"error[{code}]: ")
         assert "Traceback" not in err

@@ -13,7 +13,6 @@ from securesplit.policy.load import parse_policy
 from securesplit.privacy.gate import Gate
 from securesplit.privacy.ledger import Ledger
 from securesplit.privacy.plan import plan_for
-from tests.cli.test_policy import run  # noqa: F401 (a fixture)
 from tests.e2e.house import FROZEN, policy_text
 
 
@@ -30,8 +29,8 @@ def delta_of(epsilon: float, mu: float) -> float:
 
 
 @pytest.mark.parametrize(("epsilon", "delta", "releases"), [(8.0, 1e-5, 1), (1.0, 1e-6, 7), (0.3, 1e-4, 100)])
-def test_calibrate(run, epsilon, delta, releases):  # noqa: F811
-    code, out, err = run(
+def test_calibrate(command, epsilon, delta, releases):
+    code, out, err = command(
         "privacy", "calibrate", "--epsilon", epsilon, "--delta", delta, "--unit", "sequence", "--releases", releases,
         "--output", "json",
     )  # fmt: skip
@@ -47,18 +46,18 @@ def test_calibrate(run, epsilon, delta, releases):  # noqa: F811
     assert 0.999 * delta < spent <= delta * (1 + 1e-6)
 
 
-def test_calibrate_refuses_what_makes_no_sense(run):  # noqa: F811
+def test_calibrate_refuses_what_makes_no_sense(command):
     for epsilon, delta, releases in (("-1", "1e-5", "1"), ("1", "2", "1"), ("1", "1e-5", "0"), ("nan", "1e-5", "1")):
-        code, out, err = run(
+        code, out, err = command(
             "privacy", "calibrate", "--epsilon", epsilon, "--delta", delta, "--unit", "sequence", "--releases", releases
         )
         assert (code, out) == (2, ""), (epsilon, delta, releases)
         assert err.startswith("error[SS-1531]: ")
     for wrong in (("--unit", "token"), ("--unit", "sequence", "--relation", "add-remove")):
-        assert run("privacy", "calibrate", "--epsilon", "1", "--delta", "1e-5", *wrong)[0] == 2
+        assert command("privacy", "calibrate", "--epsilon", "1", "--delta", "1e-5", *wrong)[0] == 2
 
 
-def test_the_ledgers_account(run, tmp_path):  # noqa: F811
+def test_the_ledgers_account(command, tmp_path):
     import torch
 
     policy = parse_policy(policy_text(FROZEN))
@@ -69,20 +68,20 @@ def test_the_ledgers_account(run, tmp_path):  # noqa: F811
     gate.release(torch.ones(1, 1, 8), at="decode")
     head = ledger.head()
     ledger.close()
-    code, out, err = run("privacy", "ledger", "--ledger", tmp_path / "ledger", "--output", "json")
+    code, out, err = command("privacy", "ledger", "--ledger", tmp_path / "ledger", "--output", "json")
     found = json.loads(out)
     assert (code, err) == (0, "")
     assert (found["unit"], found["relation"], found["delta"], found["head"]) == ("sequence", "replace-one", 1e-5, head)
     assert found["mu"] == pytest.approx(math.hypot(plan.cut.mu, plan.decode.mu))
     assert {c["channel"]: c["releases"] for c in found["channels"]} == {"cut": 2, "decode": 1}
     assert delta_of(found["epsilon"], found["mu"]) == pytest.approx(1e-5, rel=1e-3)
-    code, out, _ = run("privacy", "ledger", "--ledger", tmp_path / "ledger")
+    code, out, _ = command("privacy", "ledger", "--ledger", tmp_path / "ledger")
     assert code == 0
     assert "unit sequence, replace-one" in out
 
 
-def test_an_absent_and_a_changed_ledger(run, tmp_path):  # noqa: F811
-    code, _, err = run("privacy", "ledger", "--ledger", tmp_path / "nowhere")
+def test_an_absent_and_a_changed_ledger(command, tmp_path):
+    code, _, err = command("privacy", "ledger", "--ledger", tmp_path / "nowhere")
     assert (code, err.split(":")[0]) == (2, "error[SS-1532]")
     assert not (tmp_path / "nowhere").exists()
     import torch
@@ -93,6 +92,6 @@ def test_an_absent_and_a_changed_ledger(run, tmp_path):  # noqa: F811
     with sqlite3.connect(tmp_path / "ledger" / "ledger.sqlite") as raw:
         raw.execute("UPDATE entries SET units = 1")
     raw.close()
-    code, out, err = run("privacy", "ledger", "--ledger", tmp_path / "ledger", "--output", "json")
+    code, out, err = command("privacy", "ledger", "--ledger", tmp_path / "ledger", "--output", "json")
     assert (code, out) == (1, "")
     assert err.startswith("error[SS-1521]: ")

@@ -8,7 +8,6 @@ import torch
 from securesplit.client.generate import Sampling
 from securesplit.errors import BudgetExhausted, InputError, PolicyDenied
 from securesplit.model.lora import add_adapters, write_adapters
-from securesplit.privacy.ledger import Ledger
 from securesplit.privacy.plan import plan_for
 from securesplit.protocol.messages import Backward, DropCache, Forward
 from tests.client.test_step import spread, whole_like
@@ -46,9 +45,9 @@ def charged(ledger):
     return {entry.channel: entry.releases for entry in ledger.summary()}
 
 
-def test_frozen_each_record_crosses_once_and_costs_once_and_no_gradient_ever_does(house, tmp_path):
+def test_frozen_each_record_crosses_once_and_costs_once_and_no_gradient_ever_does(house, open_ledger):
     policy = policy_of(FROZEN)
-    ledger = Ledger(tmp_path / "ledger")
+    ledger = open_ledger()
     client, spy, core = house.joined(house.job(), policy, ledger=ledger)
     before = client.read(), [p.clone() for p in core._engine.middle.parameters()]
     batches = run_epochs(client)
@@ -67,10 +66,10 @@ def test_frozen_each_record_crosses_once_and_costs_once_and_no_gradient_ever_doe
     assert not any(p.requires_grad for p in client.front.parameters())
 
 
-def test_after_a_restart_the_same_bytes_go_out_and_nothing_is_charged(house, tmp_path):
+def test_after_a_restart_the_same_bytes_go_out_and_nothing_is_charged(house, open_ledger):
     policy, seen = policy_of(FROZEN), []
     for _ in range(2):
-        ledger = Ledger(tmp_path / "ledger")
+        ledger = open_ledger()
         client, spy, _ = house.joined(house.job(), policy, ledger=ledger)
         run_epochs(client, epochs=1)
         seen.append((rows_of(spy.messages(Forward)), ledger.head(), ledger.mu()))
@@ -79,10 +78,10 @@ def test_after_a_restart_the_same_bytes_go_out_and_nothing_is_charged(house, tmp
     assert len(set(seen[0][0])) == len(TEXTS)
 
 
-def test_generation_is_charged_to_the_prompt_once_and_to_all_records_for_each_token(house, tmp_path):
+def test_generation_is_charged_to_the_prompt_once_and_to_all_records_for_each_token(house, open_ledger):
     policy = policy_of(FROZEN)
     plan = plan_for(policy.privacy)
-    ledger = Ledger(tmp_path / "ledger")
+    ledger = open_ledger()
     client, spy, core = house.joined(house.job(), policy, ledger=ledger)
     client.tokenizer.eos_token = None  # Under noise any token may come; the lengths below are to be exact.
     made = client.generate("w4 w5 w6", max_new_tokens=4)
@@ -115,15 +114,15 @@ def refused(spy, ledger, kind, code, call):
     return caught.value
 
 
-def test_a_policy_without_generation_refuses_before_anything_is_sent(house, tmp_path):
-    ledger = Ledger(tmp_path / "ledger")
+def test_a_policy_without_generation_refuses_before_anything_is_sent(house, open_ledger):
+    ledger = open_ledger()
     client, spy, _ = house.joined(house.job(), policy_of(SILENT), ledger=ledger)
     error = refused(spy, ledger, PolicyDenied, "SS-2010", lambda: client.generate("w4 w5", max_new_tokens=2))
     assert error.exit_code == 3
 
 
-def test_a_generation_that_cannot_be_paid_to_its_end_sends_nothing(house, tmp_path):
-    ledger = Ledger(tmp_path / "ledger")
+def test_a_generation_that_cannot_be_paid_to_its_end_sends_nothing(house, open_ledger):
+    ledger = open_ledger()
     client, spy, _ = house.joined(house.job(), policy_of(FROZEN), ledger=ledger)
     error = refused(spy, ledger, BudgetExhausted, "SS-500", lambda: client.generate("w4 w5", max_new_tokens=10))
     assert error.exit_code == 6
@@ -132,8 +131,8 @@ def test_a_generation_that_cannot_be_paid_to_its_end_sends_nothing(house, tmp_pa
     refused(spy, ledger, BudgetExhausted, "SS-500", lambda: client.generate("w4 w5", max_new_tokens=2))
 
 
-def test_a_record_whose_release_is_spent_is_not_sent_again_under_another_job(house, tmp_path):
-    ledger = Ledger(tmp_path / "ledger")
+def test_a_record_whose_release_is_spent_is_not_sent_again_under_another_job(house, open_ledger):
+    ledger = open_ledger()
     first, _, _ = house.joined(house.job(), policy_of(FROZEN), ledger=ledger)
     run_epochs(first, TEXTS[:3], epochs=1)
     second, spy, _ = house.joined(house.job(name="another"), policy_of(FROZEN), ledger=ledger)
@@ -145,8 +144,8 @@ def test_a_record_whose_release_is_spent_is_not_sent_again_under_another_job(hou
     assert len(rows_of(spy.messages(Forward))) == 3
 
 
-def test_a_batch_with_one_exhausted_record_is_not_sent_at_all(house, tmp_path):
-    ledger = Ledger(tmp_path / "ledger")
+def test_a_batch_with_one_exhausted_record_is_not_sent_at_all(house, open_ledger):
+    ledger = open_ledger()
     policy = policy_of(FROZEN, buckets=[16])
     first, _, _ = house.joined(house.job(), policy, ledger=ledger)
     run_epochs(first, TEXTS[:1], epochs=1)
@@ -197,8 +196,8 @@ def test_sampling_is_repeatable_and_bad_requests_are_refused(house):
     assert len(spy.sent) == sent
 
 
-def test_generation_leaves_the_adapters_alone(house, tmp_path):
-    client, _, _ = house.joined(house.job(), policy_of(FROZEN), ledger=Ledger(tmp_path / "ledger"))
+def test_generation_leaves_the_adapters_alone(house, open_ledger):
+    client, _, _ = house.joined(house.job(), policy_of(FROZEN), ledger=open_ledger())
     before = client.read()
     client.generate("w4 w5 w6", max_new_tokens=3)
     assert (client.read() == before).all()

@@ -10,7 +10,6 @@ from securesplit.client.train import Trainer
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.model.lora import adapter_layout, adapter_parameters, add_adapters, read_adapters, write_adapters
 from securesplit.privacy.gate import Gate, Released
-from securesplit.privacy.ledger import Ledger
 from securesplit.protocol.messages import Backward, Blob, Confirm, Forward, Hello
 from securesplit.transport.memory import MemoryServer
 from tests.e2e.house import FROZEN, LAB, ROUND, batches_of, build_model, policy_of, sentences
@@ -141,9 +140,9 @@ def released(monkeypatch) -> list[Released]:
 
 
 @pytest.mark.parametrize("privacy", [LAB, FROZEN, ROUND], ids=["open", "frozen", "round"])
-def test_every_tensor_byte_that_leaves_was_returned_by_the_gate(house, tmp_path, released, privacy):
+def test_every_tensor_byte_that_leaves_was_returned_by_the_gate(house, open_ledger, released, privacy):
     policy = policy_of(privacy)
-    ledger = None if policy.unsafe else Ledger(tmp_path / "ledger")
+    ledger = None if policy.unsafe else open_ledger()
     client, spy, _ = house.joined(house.job(), policy, ledger=ledger)
     client.train("B")
     batches = batches_of(client, sentences(6, seed=4))
@@ -195,8 +194,8 @@ def test_another_model_or_a_job_that_the_policy_forbids_is_refused(house):
     assert len(spy.sent) == sent
 
 
-def test_the_round_regime_wants_each_record_once_per_round(house, tmp_path):
-    client, _, _ = house.joined(house.job(epochs=2), policy_of(ROUND), ledger=Ledger(tmp_path / "ledger"))
+def test_the_round_regime_wants_each_record_once_per_round(house, open_ledger):
+    client, _, _ = house.joined(house.job(epochs=2), policy_of(ROUND), ledger=open_ledger())
     client.train("B")
     trainer = Trainer(client, batches_of(client, sentences(2, seed=1)), (), answers=None, progress=lambda *_: None)
     with pytest.raises(Exception, match="SS-4110"):

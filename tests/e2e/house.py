@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import threading
+import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 import transformers
@@ -43,6 +49,7 @@ from securesplit.transport.pipe import Pipe
 from securesplit.transport.server import Listen, Shell
 from securesplit.transport.tls import ContextHolder
 
+ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = ("alice", "bob", "carol")
 WIDTH = 32
 PLAN = CutPlan(front=1, back=1)
@@ -193,8 +200,6 @@ class House:
         return read_manifest(self.model).digest
 
     def job(self, **options: object) -> Job:
-        import tomllib
-
         return Job.model_validate(tomllib.loads(job_text(self.model, **options)))
 
     def core(self, job: Job, policy: Policy) -> ServerCore:
@@ -285,7 +290,7 @@ class Loopback:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def __enter__(self) -> Loopback:
+    def __enter__(self) -> Self:
         self._thread.start()
         assert self._ready.wait(20)
         if self._failed is not None:
@@ -326,3 +331,66 @@ def build_house(root: Path, *clients: str) -> House:
         authority.issue(name, "client")
     write_model(build_model(), PLAN, model, tokenizer=build_tokenizer())
     return House(root, keys, model)
+
+
+class Program:
+    """One `securesplit` process, as a user starts it; its output lies in files, so that no pipe can fill up."""
+
+    def __init__(self, folder: Path, label: str, *argv: object, python: str | None = None) -> None:
+        self.out, self.err = folder / f"{label}.out", folder / f"{label}.err"
+        start = [sys.executable, "-c", python] if python else [sys.executable, "-m", "securesplit"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [*start, *map(str, argv)], stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=environment, cwd=folder
+            )
+
+    def wait(self, seconds: float = 90) -> int:
+        """The exit code."""
+        try:
+            return self.process.wait(seconds)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> int:
+        """Ask it to end, as an operator does."""
+        self.process.terminate()
+        return self.wait(30)
+
+    @property
+    def said(self) -> dict[str, object]:
+        """The one JSON object on stdout."""
+        return json.loads(self.out.read_text())
+
+    @property
+    def complaint(self) -> str:
+        return self.err.read_text()
+
+
+def start_server(house: House, job: str, policy: str, *options: object, label: str = "server") -> tuple[Program, str]:
+    """`securesplit serve` in a process, and the address it listens on."""
+    (house.root / f"{label}.job.toml").write_text(job)
+    (house.root / f"{label}.policy.toml").write_text(policy)
+    server = Program(
+        house.root, label, "-v", "serve", "--job", f"{label}.job.toml", "--policy", f"{label}.policy.toml", "--keys",
+        house.keys / "gpu", "--listen", "127.0.0.1:0", "--threads", 1, "--output", "json", *options,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not server.out.read_text().endswith("\n"):
+        assert server.process.poll() is None, server.complaint
+        assert time.monotonic() < deadline, server.complaint
+        time.sleep(0.05)
+    return server, f"wss://localhost:{server.said['port']}"
+
+
+def train_argv(house: House, name: str, url: str, policy: Path, *options: object) -> tuple[object, ...]:
+    return (
+        "train", "--policy", policy, "--keys", house.keys / name, "--server", url, "--data", house.root / f"{name}.jsonl",
+        "--out", house.root / name, "--held-out", 2, "--max-tokens", 16, "--threads", 1, "--progress", "none",
+        "--output", "json", *options,
+    )  # fmt: skip

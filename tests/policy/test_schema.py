@@ -91,7 +91,11 @@ def test_comments_and_order_do_not_change_the_digest_and_any_value_does():
     assert parse_policy(plain).digest == policy.digest
     head, *tables = re.split(r"\n(?=\[)", plain)
     assert parse_policy("\n".join([head, *reversed(tables)])).digest == policy.digest
-    for old, new in (("epsilon = 8.0", "epsilon = 8.000000000000002"), ("releases = 256", "releases = 255"), ("512]", "513]")):
+    for old, new in (
+        ("epsilon = 8.0", "epsilon = 8.000000000000002"),
+        ("releases = 256", "releases = 255"),
+        ("512]", "513]"),
+    ):
         assert parse_policy(changed(BALANCED, (old, new))).digest != policy.digest
 
 
@@ -154,7 +158,13 @@ def test_one_fault_is_named(change, expected):
 
 
 def test_the_unsafe_mechanism_off_loopback_and_with_a_budget_is_refused():
-    found = details(changed(LAB, ("loopback_only = true", "loopback_only = false"), ('"UnsafeNoPrivacy"', '"UnsafeNoPrivacy"\nepsilon = 8.0')))
+    found = details(
+        changed(
+            LAB,
+            ("loopback_only = true", "loopback_only = false"),
+            ('"UnsafeNoPrivacy"', '"UnsafeNoPrivacy"\nepsilon = 8.0'),
+        )
+    )
     assert len(found) == 2
     assert "policy: UnsafeNoPrivacy is allowed on loopback only: set transport.loopback_only = true" in found
     assert "privacy.epsilon: unknown key" in found
@@ -266,7 +276,7 @@ def test_a_policy_cannot_be_changed_in_place():
 def test_rules_hold_for_objects_built_in_code():
     channel = Channel(clip=1.0, share=0.7, releases=1)
     base = {"mechanism": "gaussian", "unit": "sequence", "relation": "replace-one", "epsilon": 1.0, "delta": 1e-6}
-    with pytest.raises(ValidationError, match="add up to 1.4000"):
+    with pytest.raises(ValidationError, match=r"add up to 1\.4000"):
         Gaussian(**base, regime="frozen", activations=channel, generation=channel)
     with pytest.raises(ValidationError, match="round"):
         Gaussian(**base, regime="round", activations=channel)
@@ -274,31 +284,3 @@ def test_rules_hold_for_objects_built_in_code():
         Limits(min_front=0, min_back=0, max_sequences=1, buckets=(2, 1), max_message_bytes=1 << 16)
     with pytest.raises(ValidationError, match="finite"):
         Channel(clip=math.inf, share=0.7, releases=1)
-
-
-# ---- lint ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("changes", "word"), [
-    ([("epsilon = 8.0", "epsilon = 17.0")], "privacy.epsilon = 17"),
-    ([("delta = 1e-5", "delta = 2e-5")], "privacy.delta"),
-    ([("min_front = 2", "min_front = 0")], "min_front"),
-    ([("[16, 32, 48, 64, 128, 256, 512]", str(list(range(1, 15))))], "14 lengths"),
-    ([('regime = "frozen"', 'regime = "round"'), ("share = 0.4", "share = 0.2"), ("blind = true", "blind = false"),
-      ("[aggregation]", "[privacy.gradients]\nclip=1.0\nshare=0.1\nreleases=1\n[privacy.updates]\nclip=1.0\nshare=0.1\nreleases=1\n[aggregation]")], "aggregation.blind"),
-])  # fmt: skip
-def test_lint_speaks_of_what_is_legal_and_doubtful(changes, word):
-    said = lint(parse_policy(changed(BALANCED, *changes)))
-    assert len(said) == 1
-    assert word in said[0]
-
-
-def test_lint_on_a_head_alone_in_a_learning_regime():
-    policy = parse_policy(changed(BALANCED, ("min_back = 2", "min_back = 0")))
-    assert lint(policy) == ()  # frozen: no gradient crosses
-    learning = changed(
-        BALANCED,
-        ('regime = "frozen"', 'regime = "round"'), ("min_back = 2", "min_back = 0"), ("share = 0.4", "share = 0.2"),
-        ("[aggregation]", "[privacy.gradients]\nclip=1.0\nshare=0.1\nreleases=1\n[privacy.updates]\nclip=1.0\nshare=0.1\nreleases=1\n[aggregation]"),
-    )  # fmt: skip
-    assert ["min_back" in line for line in lint(parse_policy(learning))] == [True]

@@ -64,7 +64,9 @@ def test_replacing_a_sequence_moves_the_result_by_at_most_2c(bound, data):
     one, other = (
         clip_sequence(torch.from_numpy(data.draw(arrays.arrays(np.float32, shape, elements=WIDE))), bound) for _ in "ab"
     )
-    gap = sum((Fraction(float(x)) - Fraction(float(y))) ** 2 for x, y in zip(one.flatten(), other.flatten(), strict=True))
+    gap = sum(
+        (Fraction(float(x)) - Fraction(float(y))) ** 2 for x, y in zip(one.flatten(), other.flatten(), strict=True)
+    )
     assert gap <= (2 * Fraction(bound)) ** 2
 
 

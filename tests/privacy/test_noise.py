@@ -48,7 +48,18 @@ def test_the_tails_are_there_fixed():
 
 def test_no_correlation_between_coordinates_fixed():
     drawn = noise.gaussian((N,), 1.0)
-    for lag in (1, 2, 3, 4, 8, 64, 768, N // 4, N // 2, N // 2 + 1):  # N / 2 is where the cosines end and the sines begin
+    for lag in (
+        1,
+        2,
+        3,
+        4,
+        8,
+        64,
+        768,
+        N // 4,
+        N // 2,
+        N // 2 + 1,
+    ):  # N / 2 is where the cosines end and the sines begin
         one, other = drawn[:-lag], drawn[lag:]
         assert abs(np.dot(one, other)) < 4.5 * np.sqrt(len(one)), lag
         assert abs(np.dot(one**2 - 1, other**2 - 1)) < 4.5 * 2 * np.sqrt(len(one)), lag
@@ -83,11 +94,11 @@ def test_seeds_do_not_touch_it():
     drawn = []
     for _ in range(2):
         torch.manual_seed(7)
-        np.random.seed(7)  # noqa: NPY002 (the global generator is what must not matter)
-        before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+        np.random.seed(7)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy()
         drawn.append(noise.gaussian((64,), 1.0))
         assert torch.equal(torch.get_rng_state(), before[0])  # and it does not touch them
-        assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+        assert np.array_equal(np.random.get_state()[1], before[1])
     assert not (drawn[0] == drawn[1]).any()
 
 

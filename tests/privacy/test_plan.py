@@ -25,7 +25,13 @@ def privacy(epsilon, delta, channels, regime="round"):
     names = ("activations", "gradients", "updates", "generation")
     stated = {n: Channel(clip=c, share=s, releases=r) for n, (c, s, r) in zip(names, channels, strict=False)}
     return Gaussian(
-        mechanism="gaussian", unit="sequence", relation="replace-one", epsilon=epsilon, delta=delta, regime=regime, **stated
+        mechanism="gaussian",
+        unit="sequence",
+        relation="replace-one",
+        epsilon=epsilon,
+        delta=delta,
+        regime=regime,
+        **stated,
     )
 
 
@@ -44,7 +50,9 @@ def test_the_parts_never_exceed_the_budget_and_the_noise_pays_for_each(epsilon, 
     assert Fraction(plan.budget, UNITS) <= Fraction(mu_for(epsilon, delta)) ** 2
     for c, clip, share, count in zip(channels_of(plan), clips, shares, releases, strict=True):
         assert (c.clip, c.releases) == (clip, count)
-        assert (2 * Fraction(c.clip) / Fraction(c.sigma)) ** 2 <= Fraction(c.units, UNITS)  # mu = 2C/sigma, in exact numbers
+        assert (2 * Fraction(c.clip) / Fraction(c.sigma)) ** 2 <= Fraction(
+            c.units, UNITS
+        )  # mu = 2C/sigma, in exact numbers
         assert 2 * c.clip / c.sigma >= c.mu * (1 - 1e-12)  # and no more noise than that
         assert c.units >= plan.budget * share / count * (1 - 1e-6) - 1  # nothing but the rounding is lost
 

@@ -189,9 +189,7 @@ HOSTILE = {
     "an unknown type": (lambda: encode(forward()).replace(b"\xa3f32", b"\xa3f64"), "SS-4005"),
     "another width": (
         lambda: encode(
-            Forward(
-                step=0, lengths=(4,), learn=False, hidden=Blob(dtype="f32", shape=(4, 16), data=bytes(4 * 16 * 4))
-            )
+            Forward(step=0, lengths=(4,), learn=False, hidden=Blob(dtype="f32", shape=(4, 16), data=bytes(4 * 16 * 4)))
         ),
         "SS-4005",
     ),
@@ -374,9 +372,9 @@ def test_a_second_connection_without_a_handshake_does_not_stop_a_sum(house, core
     assert [isinstance(decode(shell.sent[n][0], ANY), RoundBegin) for n in numbers] == [True] * 3
     assert stray not in shell.sent
     shell.run(core.tick(1e9))
-    assert all(
-        decode(shell.sent[n][-1], ANY).stage == 15 for n in numbers
-    ), "the stage ran out, and every client was told"
+    assert all(decode(shell.sent[n][-1], ANY).stage == 15 for n in numbers), (
+        "the stage ran out, and every client was told"
+    )
     shell.run(core.receive(numbers[0], encode(forward())))
     assert shell.closed == {}
 

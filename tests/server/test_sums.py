@@ -162,8 +162,8 @@ def test_a_whole_round_ends_with_the_plain_sum(sums, house, job):
         blob = Blob(dtype="u32", shape=(len(words),), data=words.astype("<u4").tobytes())
         for item in sums.receive(name, Secagg(round=0, stage=stage, body=body, vector=blob), 0.0):
             back = np.frombuffer(item.message.vector.data, dtype="<u4") if item.message.vector.data else None
-            for out in parties[item.to].receive(item.message.stage, item.message.body, back):
-                pending.append((item.to, out.stage, out.body, out.vector))
+            answers = parties[item.to].receive(item.message.stage, item.message.body, back)
+            pending += [(item.to, out.stage, out.body, out.vector) for out in answers]
     total = sum(p.contribution.astype(np.uint64) for p in parties.values()) % (1 << 32)
     assert all(np.array_equal(p.result.ring_sum, total) for p in parties.values())
     assert (sums.finished, sums.aborted) == (1, 0)

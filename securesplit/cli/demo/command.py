@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from securesplit.cli.output import Cache, Output, show
+from securesplit.cli.output import Cache, Output, cache_or_default, show
 
 
 def demo(
@@ -29,12 +29,14 @@ def demo(
     from securesplit.cli.demo.story import Setting, run_demo
 
     report, directory = run_demo(
-        Setting(model=model, data=data, out=out, policy=policy, show_text=show_text, cache=cache)
+        Setting(model=model, data=data, out=out, policy=policy, show_text=show_text, cache=cache_or_default(cache))
     )
     low, high = report.leakage.unprotected, report.leakage.protected
     lines = [
-        f"held-out loss       {report.train.initial_loss:.3f} -> {report.train.final_loss:.3f} protected; "
-        f"{report.train.unprotected[-1]:.3f} unprotected; {report.train.client_only[-1]:.3f} client-only",
+        (
+            f"held-out loss       {report.train.initial_loss:.3f} -> {report.train.final_loss:.3f} protected; "
+            f"{report.train.unprotected[-1]:.3f} unprotected; {report.train.client_only[-1]:.3f} client-only"
+        ),
         f"tokens recovered    {low.token_recovery:.1%} unprotected, {high.token_recovery:.1%} protected (prior {high.prior:.1%})",
         f"budget spent        epsilon {report.privacy.epsilon:.3f} at delta {report.privacy.delta:g}, unit {report.privacy.unit}, {report.privacy.relation}"
         if report.privacy.epsilon is not None

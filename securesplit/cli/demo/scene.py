@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import securesplit
 from securesplit.data.corpus import Record, read_corpus
 from securesplit.data.notes import ward_notes
 from securesplit.errors import InputError
@@ -93,7 +92,7 @@ def shipped_policy(name: str) -> Path:
     Raises:
         InputError: SS-1162 when it is not where it should be.
     """
-    package = Path(securesplit.__file__).parent
+    package = Path(__file__).parents[2]
     for folder in (package / "policies", package.parent / "policies"):
         if (folder / f"{name}.toml").is_file():
             return folder / f"{name}.toml"
@@ -115,7 +114,7 @@ def _texts(data: Path | None) -> tuple[list[Record], list[Record], str]:
         raise InputError(
             "SS-1161", f"{data} has {len(records)} records; the demo needs {need + 25}", hint="Give a larger file."
         )
-    random.Random(_SEED).shuffle(records)
+    random.Random(_SEED).shuffle(records)  # noqa: S311 (a public order, not a secret)
     prompt = " ".join(records[-1].text.split()[:12])
     return records[:need], records[need:-1], prompt
 
@@ -139,6 +138,6 @@ sums = {{ roster = {roster}, threshold = 2, min_clients = 3, clip = 1.0, blind =
 [adapters]
 rank = 8
 alpha = 16.0
-targets = []
+targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 seed = 7
 """

@@ -21,6 +21,7 @@ from securesplit.model.manifest import read_manifest
 from securesplit.model.resolve import resolve_model
 from securesplit.policy.schema import Gaussian
 from securesplit.privacy.calibrate import epsilon_for, mu_for
+from securesplit.privacy.ledger import Ledger
 from securesplit.report import record as report
 from securesplit.report.html import write_html
 
@@ -38,7 +39,7 @@ class Setting:
     out: Path | None
     policy: Path | None
     show_text: bool
-    cache: Path | None
+    cache: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,7 @@ def run_demo(setting: Setting) -> tuple[report.Report, Path]:
     clock = Clock()
     with bars() as watched:
         with clock.phase("model"):
-            cache = setting.cache or Path.home() / ".cache" / "securesplit" / "models"
-            model = resolve_model(setting.model, cache, progress=watched.phase("model"))
+            model = resolve_model(setting.model, setting.cache, progress=watched.phase("model"))
         with clock.phase("certificates and data"):
             scene = prepare(setting.out, setting.data, setting.policy, setting.model)
         with clock.phase("unprotected run"):
@@ -177,7 +177,7 @@ def _report(
             protected=_mean(r.curve for r in protected.records),
             client_only=_mean(r.alone or r.curve for r in protected.records),
         ),
-        privacy=_privacy(scene, protected),
+        privacy=_privacy(scene),
         aggregation=report.Aggregation(
             rounds=protected.rounds, exact=protected.exact and unprotected.exact, blind=rules.aggregation.blind,
             noised=isinstance(rules.privacy, Gaussian) and rules.privacy.updates is not None,
@@ -195,7 +195,7 @@ def _report(
         phases=tuple(clock.phases),
         generated=protected.generated if shown else None,
         examples=tuple(
-            report.Example(run=run, truth=e.truth, recovered=e.recovered)  # type: ignore[arg-type]
+            report.Example(run=run, truth=e.truth, recovered=e.recovered)
             for run, result in found.items()
             for e in result.examples[:2]
         )
@@ -205,16 +205,18 @@ def _report(
     )  # fmt: skip
 
 
-def _privacy(scene: Scene, protected: Outcome) -> report.Privacy:
+def _privacy(scene: Scene) -> report.Privacy:
     privacy = scene.rules.privacy
     if not isinstance(privacy, Gaussian):
         return report.Privacy(epsilon=None, delta=None, unit="sequence", relation="replace-one", mu=None, budget=None)
-    mu = max(r.mu or 0.0 for r in protected.records)
+    ledgers = [Ledger(scene.keys(client) / "ledger") for client in CLIENTS]
+    mu = max(ledger.mu() for ledger in ledgers)
     channels: dict[str, tuple[int, float]] = {}
-    for record in protected.records:
-        for spent in record.channels:
-            count, most = channels.get(spent.channel, (0, 0.0))
-            channels[spent.channel] = (count + spent.releases, max(most, spent.mu))
+    for spent in (spent for ledger in ledgers for spent in ledger.summary()):
+        count, most = channels.get(spent.channel, (0, 0.0))
+        channels[spent.channel] = (count + spent.releases, max(most, spent.mu))
+    for ledger in ledgers:
+        ledger.close()
     return report.Privacy(
         epsilon=epsilon_for(mu, privacy.delta), delta=privacy.delta, unit=privacy.unit, relation=privacy.relation, mu=mu,
         budget=report.Budget(epsilon=privacy.epsilon, mu=mu_for(privacy.epsilon, privacy.delta)),

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import strategies as st
+
+from securesplit.protocol.messages import (
+    ITEM_BYTES,
+    Backward,
+    Blob,
+    Bye,
+    Confirm,
+    DropCache,
+    Failure,
+    Forward,
+    Gradient,
+    Hello,
+    Hidden,
+    RoundBegin,
+    RoundReady,
+    Secagg,
+    Welcome,
+)
+
+STEP = st.integers(0, (1 << 53) - 1)
+SMALL = st.integers(0, (1 << 31) - 1)
+DIGEST = st.binary(min_size=32, max_size=32).map(bytes.hex)
+NONCE = st.binary(min_size=32, max_size=32)
+NAME = st.binary(min_size=16, max_size=16)
+SIGNATURE = st.binary(min_size=8, max_size=80)
+WIDTH = 3
+
+
+@st.composite
+def blobs(draw, shape: tuple[int, ...] | None = None, dtypes: tuple[str, ...] = ("f32", "bf16")) -> Blob:
+    shape = shape or (draw(st.integers(0, 5)), WIDTH)
+    dtype, size = draw(st.sampled_from(dtypes)), 1
+    for side in shape:
+        size *= side
+    data = draw(st.binary(min_size=size * ITEM_BYTES[dtype], max_size=size * ITEM_BYTES[dtype]))
+    return Blob(dtype=dtype, shape=shape, data=data)
+
+
+@st.composite
+def forwards(draw) -> Forward:
+    lengths = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=3)))
+    cache = draw(st.just(0) | SMALL)
+    learn = draw(st.booleans()) and not cache
+    gain = draw(st.floats(0, 1, exclude_min=True))
+    hidden = draw(blobs((sum(lengths), WIDTH)))
+    return Forward(step=draw(STEP), lengths=lengths, cache=cache, learn=learn, gain=gain, hidden=hidden)
+
+
+MESSAGES_OF = {
+    Hello: st.builds(Hello, version=st.integers(0, (1 << 16) - 1), nonce=NONCE, policy=DIGEST),
+    Welcome: st.builds(Welcome, session=NAME, nonce=NONCE, job=st.text(max_size=40), model=DIGEST, signature=SIGNATURE),
+    Confirm: st.builds(Confirm, signature=SIGNATURE),
+    Forward: forwards(),
+    Hidden: st.builds(Hidden, step=STEP, hidden=blobs()),
+    Backward: st.builds(Backward, step=STEP, gradient=blobs()),
+    Gradient: st.builds(Gradient, step=STEP, gradient=blobs()),
+    DropCache: st.builds(DropCache, cache=st.integers(1, (1 << 31) - 1)),
+    RoundReady: st.builds(RoundReady, round=SMALL, dim=st.integers(1, (1 << 28) - 1), frozen=DIGEST),
+    RoundBegin: st.builds(RoundBegin, round=SMALL, run=NAME),
+    Secagg: st.builds(
+        Secagg, round=SMALL, stage=st.integers(0, 15), body=st.binary(max_size=40),
+        vector=st.integers(0, 6).flatmap(lambda n: blobs((n,), ("u32",))),
+    ),
+    Failure: st.builds(Failure, code=st.integers(0, 9999).map(lambda n: f"SS-{n:04d}")),
+    Bye: st.builds(Bye),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def strategies() -> SimpleNamespace:
+    """Hypothesis strategies for messages: ``of[class]``, ``any`` and the width of their tensors."""
+    return SimpleNamespace(of=MESSAGES_OF, any=st.one_of(*MESSAGES_OF.values()), width=WIDTH)

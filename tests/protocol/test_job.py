@@ -1,0 +1,77 @@
+"""A job: what ships is sound, faults are named at once, the peer's is never trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from securesplit.errors import InputError, RemoteProtocolError
+from securesplit.protocol.job import Job, load_job, parse_job
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "job.toml"
+TEXT = EXAMPLE.read_text(encoding="utf-8")
+PRIVATE = ("epsilon", "delta", "sigma", "clip_norm", "noise", "mechanism", "budget")
+
+
+def test_the_example_travels_as_it_is():
+    job = load_job(EXAMPLE)
+    assert parse_job(job.canonical()) == job
+    assert job.digest == hashlib.sha256(job.canonical().encode()).hexdigest()
+    assert json.loads(job.canonical()) == job.model_dump(mode="json")
+    assert " " not in job.canonical()
+
+
+def test_no_privacy_parameter_stands_in_a_job():
+    assert not [name for name in PRIVATE if f'"{name}"' in load_job(EXAMPLE).canonical()]
+    for name in PRIVATE:
+        with pytest.raises(RemoteProtocolError) as caught:
+            parse_job(load_job(EXAMPLE).canonical().replace('"name"', f'"{name}":1,"name"', 1))
+        assert caught.value.code == "SS-4006"
+
+
+def test_every_fault_of_a_job_file_is_named_at_once(tmp_path):
+    path = tmp_path / "job.toml"
+    bad = (
+        TEXT.replace("front = 2", "front = -1")
+        .replace("rank = 8", 'rank = "8"')
+        .replace("seed = 7", "epsilon = 8.0\nseed = 7")
+    )
+    path.write_text(bad.replace("client_lr = 2e-3", "client_lr = nan").replace("blind = true", ""))
+    with pytest.raises(InputError) as caught:
+        load_job(path)
+    assert caught.value.code == "SS-1111"
+    starts = ("cut.front:", "adapters.rank:", "adapters.epsilon:", "optimiser.client_lr:", "sums.blind:")
+    assert len(caught.value.details) == len(starts)
+    for start in starts:
+        assert any(line.startswith(start) for line in caught.value.details)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "broken.toml").write_text("[cut")
+    for name in ("absent.toml", "binary.toml", "broken.toml"):
+        with pytest.raises(InputError) as caught:
+            load_job(tmp_path / name)
+        assert caught.value.code == "SS-1110"
+
+
+def test_any_change_changes_the_digest():
+    job = load_job(EXAMPLE)
+    digests = {job.digest}
+    for table in ("cut", "adapters", "optimiser", "schedule", "sums"):
+        for key, value in job.model_dump(mode="json")[table].items():
+            raw = job.model_dump(mode="json")
+            raw[table][key] = (
+                (not value)
+                if isinstance(value, bool)
+                else value + 1
+                if isinstance(value, int | float)
+                else [*value, "zoe"]
+            )
+            digests.add(Job.model_validate(raw).digest)
+    assert len(digests) == 1 + sum(
+        len(job.model_dump()[t]) for t in ("cut", "adapters", "optimiser", "schedule", "sums")
+    )

@@ -15,6 +15,7 @@ from tests.e2e.house import FROZEN, SILENT, batches_of, build_model, policy_of, 
 
 TEXTS = sentences(7, seed=5)
 EPOCHS = 3
+OTHER = FROZEN.replace("clip = 4.0", "clip = 5.0")
 
 
 def run_epochs(client, texts=TEXTS, epochs=EPOCHS):
@@ -131,11 +132,21 @@ def test_a_generation_that_cannot_be_paid_to_its_end_sends_nothing(house, open_l
     refused(spy, ledger, BudgetExhausted, "SS-500", lambda: client.generate("w4 w5", max_new_tokens=2))
 
 
-def test_a_record_whose_release_is_spent_is_not_sent_again_under_another_job(house, open_ledger):
+def test_one_release_serves_every_job_on_the_same_frozen_layers(house, open_ledger):
+    ledger, policy, seen = open_ledger(), policy_of(FROZEN), []
+    for name in ("tiny", "another"):
+        client, spy, _ = house.joined(house.job(name=name, rounds=len(name)), policy, ledger=ledger)
+        run_epochs(client, TEXTS[:3], epochs=1)
+        seen.append((rows_of(spy.messages(Forward)), ledger.head()))
+    assert seen[0] == seen[1]
+
+
+def test_a_record_whose_budget_is_spent_is_not_sent_again_under_another_policy(house, open_ledger):
+    """Another clip is another release; each record's budget is its own."""
     ledger = open_ledger()
     first, _, _ = house.joined(house.job(), policy_of(FROZEN), ledger=ledger)
     run_epochs(first, TEXTS[:3], epochs=1)
-    second, spy, _ = house.joined(house.job(name="another"), policy_of(FROZEN), ledger=ledger)
+    second, spy, _ = house.joined(house.job(), policy_of(OTHER), ledger=ledger)
     assert [type(m).__name__ for m in spy.messages()] == ["Hello", "Confirm"]
     for spent in TEXTS[:3]:
         error = refused(spy, ledger, BudgetExhausted, "SS-500", lambda text=spent: run_epochs(second, [text], epochs=1))
@@ -146,10 +157,9 @@ def test_a_record_whose_release_is_spent_is_not_sent_again_under_another_job(hou
 
 def test_a_batch_with_one_exhausted_record_is_not_sent_at_all(house, open_ledger):
     ledger = open_ledger()
-    policy = policy_of(FROZEN, buckets=[16])
-    first, _, _ = house.joined(house.job(), policy, ledger=ledger)
+    first, _, _ = house.joined(house.job(), policy_of(FROZEN, buckets=[16]), ledger=ledger)
     run_epochs(first, TEXTS[:1], epochs=1)
-    second, spy, _ = house.joined(house.job(name="another"), policy, ledger=ledger)
+    second, spy, _ = house.joined(house.job(), policy_of(OTHER, buckets=[16]), ledger=ledger)
     refused(spy, ledger, BudgetExhausted, "SS-500", lambda: run_epochs(second, TEXTS[:4], epochs=1))
 
 

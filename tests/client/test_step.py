@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,10 @@ from securesplit.client.train import Trainer
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.model.lora import adapter_layout, adapter_parameters, add_adapters, read_adapters, write_adapters
 from securesplit.privacy.gate import Gate, Released
+from securesplit.privacy.plan import plan_for
 from securesplit.protocol.messages import Backward, Blob, Confirm, Forward, Hello
 from securesplit.transport.memory import MemoryServer
-from tests.e2e.house import FROZEN, LAB, ROUND, batches_of, build_model, policy_of, sentences
+from tests.e2e.house import FROZEN, LAB, ROUND, WIDTH, batches_of, build_model, policy_of, sentences
 
 
 def whole_like(job):
@@ -157,7 +160,7 @@ def test_every_tensor_byte_that_leaves_was_returned_by_the_gate(house, open_ledg
         assert blobs == ([] if not isinstance(message, Forward | Backward) else blobs[:1])
         left += blobs
         # What is not a tensor is numbers and digests; no field could carry text.
-        others = message.model_dump(exclude={"hidden", "gradient"})
+        others = message.model_dump(exclude={"hidden", "gradient", "gain"})
         assert isinstance(message, Hello | Confirm) or all(
             isinstance(n, int) for v in others.values() for n in (v if isinstance(v, tuple) else (v,))
         )
@@ -170,6 +173,12 @@ def test_every_tensor_byte_that_leaves_was_returned_by_the_gate(house, open_ledg
         assert [b.data for b in left] == [r.payload for r in released]
     else:
         assert not spy.messages(Backward)
+    for message in spy.messages(Forward):
+        # The one number that is not an integer follows from the policy and the shape alone: C / sqrt(C^2 + n sigma^2).
+        n = message.lengths[0] * WIDTH
+        channel = None if policy.unsafe else plan_for(policy.privacy).channel("decode" if n == WIDTH else "cut")
+        want = 1.0 if channel is None else channel.clip / math.sqrt(channel.clip**2 + n * channel.sigma**2)
+        assert message.gain == pytest.approx(want, rel=1e-12)
     if not policy.unsafe:
         clear = {client.front(b.tokens).detach().float().numpy().tobytes() for b in batches}
         assert not clear & payloads
@@ -177,7 +186,7 @@ def test_every_tensor_byte_that_leaves_was_returned_by_the_gate(house, open_ledg
 
 def test_a_released_tensor_cannot_be_forged():
     with pytest.raises(TypeError, match=r"Gate\.release"):
-        Released(payload=b"", shape=(1, 1, 1), codec="f32", graph=torch.zeros(1, 1, 1), mint=object())
+        Released(payload=b"", shape=(1, 1, 1), codec="f32", gain=1.0, graph=torch.zeros(1, 1, 1), mint=object())
 
 
 def test_another_model_or_a_job_that_the_policy_forbids_is_refused(house):

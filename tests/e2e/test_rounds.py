@@ -16,7 +16,7 @@ from securesplit.aggregate import wire
 from securesplit.aggregate.client import ClientRound
 from securesplit.client.run import Run, RunRecord, run_training
 from securesplit.client.train import Trainer
-from securesplit.errors import AggregationAborted, BudgetExhausted, SecureSplitError
+from securesplit.errors import AggregationAborted, BudgetExhausted
 from securesplit.model.export import collect_adapters, export_adapter, read_part_adapters, restore_adapters
 from securesplit.model.lora import add_adapters
 from securesplit.model.store import load_back, load_front
@@ -145,22 +145,20 @@ def test_frozen_two_rounds_blind_and_each_record_is_paid_once(house):
         assert len(lines) == 6, "each record crossed once, evaluation included"
 
 
-def test_the_same_data_again_costs_nothing_and_another_job_is_refused(house):
+def test_the_same_data_again_costs_nothing_and_another_policy_is_refused(house):
     policy = policy_of(FROZEN)
     first = train_all(house, house.core(house.job(rounds=1), policy), policy)
     assert first.errors == {}
+    in_the_way = train_all(house, house.core(house.job(rounds=1), policy), policy, names=("alice",))
+    assert in_the_way.errors["alice"].code == "SS-1231", "the truth file of the first run"
     for name in CLIENTS:
         (house.root / f"{name}.truth").unlink()
-    again = train_all(house, house.core(house.job(rounds=1), policy), policy)
+    again = train_all(house, house.core(house.job(rounds=1, name="other"), policy), policy)
     assert again.errors == {}
     assert [r.mu for r in again.records.values()] == [r.mu for r in first.records.values()]
-    refused = train_all(house, house.core(house.job(rounds=1, name="other"), policy), policy, names=("alice",))
-    error = refused.errors["alice"]
-    assert isinstance(error, SecureSplitError)
-    assert error.code == "SS-1231", "the truth file of the first run stands in the way"
     (house.root / "alice.truth").unlink()
-    core = house.core(house.job(rounds=1, name="other"), policy)
-    refused = train_all(house, core, policy, names=("alice",))
+    other = policy_of(FROZEN.replace("clip = 4.0", "clip = 5.0"))
+    refused = train_all(house, house.core(house.job(rounds=1), other), other, names=("alice",))
     assert isinstance(refused.errors["alice"], BudgetExhausted)
     assert (house.root / "alice.truth").read_text() == "", "nothing was sent"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from securesplit.errors import RemoteProtocolError, SecureSplitError
+from securesplit.errors import PolicyDenied, RemoteProtocolError, SecureSplitError
 from securesplit.model.lora import adapter_layout, read_adapters
 from securesplit.protocol.codec import decode, encode
 from securesplit.protocol.messages import (
@@ -66,7 +66,7 @@ def waiting(link) -> int:
 
 def closed_with(link) -> str:
     """The code that the server gave before it closed this connection."""
-    with pytest.raises(RemoteProtocolError) as caught:
+    with pytest.raises(SecureSplitError) as caught:
         link.next()
     assert link._pipe.inner.closed
     return caught.value.code
@@ -274,7 +274,7 @@ def test_a_handshake_signed_by_another_key_is_refused(house, server):
 
 def test_a_server_whose_own_policy_forbids_its_job_serves_nobody(house):
     server = MemoryServer(house.core(house.job(blind=False), policy_of(FROZEN)))
-    with pytest.raises(RemoteProtocolError, match="SS-2001"):
+    with pytest.raises(PolicyDenied, match="SS-2001"):
         house.link(server, policy_of())
 
 

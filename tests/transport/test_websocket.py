@@ -75,8 +75,7 @@ def ending(websocket) -> tuple[list[bytes], int, str]:
         try:
             came.append(websocket.recv(10))
         except ConnectionClosed as closed:
-            assert closed.rcvd is not None
-            return came, closed.rcvd.code, closed.rcvd.reason
+            return came, getattr(closed.rcvd, "code", 0), getattr(closed.rcvd, "reason", "")
 
 
 HOSTILE = {

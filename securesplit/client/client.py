@@ -80,7 +80,7 @@ class Client:
         for part in (front, back):
             add_adapters(part, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed)
         self._fresh = tuple((part, read_adapters(part, adapter_layout(part))) for part in (front, back))
-        self.gate = Gate(policy, ledger, version=model, codec=job.codec)
+        self.gate = Gate(policy, ledger, version=model, codec=job.codec, sites=len(job.sums.roster))
         link.narrow(front.width)
         self.remote = RemoteMiddle(link, self.gate, observe=observe)
         self.middle: Callable[..., Tensor] = RememberingMiddle(self.remote) if self.regime == "frozen" else self.remote

@@ -102,6 +102,8 @@ class Trainer:
     def run(self) -> Trained:
         """All rounds of the job."""
         rounds = self._client.job.schedule.rounds
+        if self._client.regime == "frozen":
+            self._client.gate.reserve_for_peers(self._client.job.sums.roster)
         curve, records = [self._evaluate()], []
         for number in range(rounds):
             records.append(self._round(number))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -30,6 +30,7 @@ from securesplit.privacy.noise import gaussian
 from securesplit.privacy.plan import At, ChannelPlan, plan_for
 
 _log = logging.getLogger(__name__)
+UNLIMITED = 1 << 62
 _MINT = object()
 
 Codec = Literal["f32", "bf16"]
@@ -113,16 +114,21 @@ class Gate:
         version: names the state of partition A that produces what is released, such as a digest of its weights. A
             memoised release is reused only under the same version.
         codec: type on the wire; the cast happens after the noise.
+        sites: how many clients hold the same trained C. Each of them may spend its part of the channel ``decode``, because
+            what a trained C generates at one site depends on the records of all.
 
     Raises:
         InputError: SS-1530 when a private policy comes without a ledger.
     """
 
-    def __init__(self, policy: Policy, ledger: Ledger | None, *, version: str = "", codec: Codec = "f32") -> None:
+    def __init__(
+        self, policy: Policy, ledger: Ledger | None, *, version: str = "", codec: Codec = "f32", sites: int = 1
+    ) -> None:
         self.policy = policy
         self.codec = codec
         self.version = version
         self._ledger = ledger
+        self._sites = sites
         self._plan = plan_for(policy.privacy) if isinstance(policy.privacy, Gaussian) else None
         if self._plan is None:
             _log.warning("policy '%s' is UnsafeNoPrivacy: everything leaves as it is", policy.name)
@@ -178,8 +184,29 @@ class Gate:
         assert self._ledger is not None
         channel = self._open(at)
         self._ledger.require(
-            self._priced(ALL, at, channel), count=count, budget=self._plan.budget, cap=channel.releases
+            self._priced(ALL, at, channel), count=count, budget=self._plan.budget, cap=self._cap(at, channel)
         )
+
+    def reserve_for_peers(self, roster: Sequence[str]) -> None:
+        """Charge, once per roster, what the other clients may generate with a C that learnt from this site's records.
+
+        A generated token that is fed back depends on every record that trained C, at whichever site it is generated. This
+        site cannot see its peers' ledgers, so it pays for their whole parts of the channel ``decode`` before C is shared.
+        It assumes that peers keep the same policy; a peer that hands C to the server is outside every such claim.
+
+        Raises:
+            BudgetExhausted: SS-5001; the sum must not be joined then.
+        """
+        if self._plan is None or self._plan.decode is None or self._sites < 2:
+            return
+        assert self._ledger is not None
+        channel, version = self._plan.decode, f"{self.policy.digest}:{'|'.join(sorted(roster))}"
+        count = (self._sites - 1) * self._cap("decode", channel)
+        if count == 0 or self._ledger.recall(ALL, "peers", version) is not None:
+            return
+        whole = replace(self._priced(ALL, "decode", channel), channel="peers", units=count * channel.units)
+        self._ledger.charge([whole], budget=self._plan.budget, caps=[UNLIMITED])
+        self._ledger.remember(ALL, "peers", version, b"")
 
     def release_update(self, update: npt.NDArray[np.float64] | ClippedSum) -> ReleasedUpdate:
         """Make an adapter update fit for a secure sum.
@@ -252,7 +279,7 @@ class Gate:
         assert self._ledger is not None
         assert self._plan is not None
         charges = [self._priced(k, at, channel) for k in keys]
-        self._ledger.charge(charges, budget=self._plan.budget, caps=[channel.releases] * len(keys))
+        self._ledger.charge(charges, budget=self._plan.budget, caps=[self._cap(at, channel)] * len(keys))
 
     def _open(self, at: At) -> ChannelPlan:
         assert self._plan is not None
@@ -264,6 +291,9 @@ class Gate:
                 hint="Use a policy that opens this channel.",
             )
         return channel
+
+    def _cap(self, at: At, channel: ChannelPlan) -> int:
+        return channel.releases // self._sites if at == "decode" else channel.releases
 
     def _priced(self, record: str, at: At, channel: ChannelPlan) -> Charge:
         return Charge(

@@ -70,7 +70,7 @@ releases = 1
 [privacy.generation]
 clip = 2.0
 share = 0.4
-releases = 8
+releases = 24
 """
 )
 SILENT = FROZEN.split("[privacy.generation]")[0]

@@ -402,3 +402,31 @@ def test_a_training_step_over_the_memory_twin_is_what_the_core_saw(house, server
     link.close()
     with pytest.raises(SecureSplitError):
         link.tell(Bye())
+
+
+def test_the_gain_scales_what_b_meets_and_what_comes_back(house, server, core):
+    """Both ways, and in decoding; the oracle is B's own layers without the server around them."""
+    link = open_link(house, server)
+    sent = forward(lengths=(5,)).model_copy(update={"gain": 0.25})
+    values = torch.frombuffer(bytearray(sent.hidden.data), dtype=torch.float32).reshape(1, 5, WIDTH)
+    middle = house.core(house.job(), policy_of())._engine.middle
+    leaf = values.clone().requires_grad_()
+    output = middle(leaf * 0.25)
+    pulled = backward(count=5)
+    output.backward(torch.frombuffer(bytearray(pulled.gradient.data), dtype=torch.float32).reshape(1, 5, WIDTH))
+    link.tell(sent)
+    assert link.expect(Hidden).hidden.data == output.detach().numpy().tobytes()
+    link.tell(pulled)
+    assert link.expect(Gradient).gradient.data == leaf.grad.numpy().tobytes()
+    fresh = open_link(house, MemoryServer(house.core(house.job(), policy_of())), "bob")
+    fresh.tell(sent.model_copy(update={"cache": 1, "learn": False}))
+    with torch.no_grad():
+        decoded = house.core(house.job(), policy_of())._engine.middle(values * 0.25, cache=middle.new_cache())
+    assert fresh.expect(Hidden).hidden.data == decoded.numpy().tobytes()
+
+
+@pytest.mark.parametrize("gain", [0.0, -0.5, 1.5, float("nan"), float("inf")])
+def test_an_impossible_gain_is_refused(house, server, gain):
+    link = open_link(house, server)
+    link._pipe.send(encode(forward().model_copy(update={"gain": gain})))
+    assert closed_with(link) == "SS-4004"

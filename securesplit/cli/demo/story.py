@@ -30,6 +30,15 @@ if TYPE_CHECKING:
     from attacks.report import Result
 
 
+_CHANNELS = {
+    "cut": "records and prompts, O1",
+    "gradient": "gradients, O3",
+    "decode": "tokens generated here, O1",
+    "peers": "tokens that peers may generate, O1",
+    "update": "updates, O5",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """The command's options."""
@@ -183,7 +192,7 @@ def _report(
             noised=isinstance(rules.privacy, Gaussian) and rules.privacy.updates is not None,
         ),
         leakage=report.Leakage(
-            attack=worst["unprotected"].name,
+            attack=f"best of {', '.join(sorted({a.name for r in found.values() for a in r.attacks}))}",
             unprotected=report.Recovery(**_recovery(worst["unprotected"])),
             protected=report.Protected(**_recovery(worst["protected"]), ceiling=None if rules.unsafe else found["protected"].ceiling),
         ),
@@ -221,7 +230,7 @@ def _privacy(scene: Scene) -> report.Privacy:
         epsilon=epsilon_for(mu, privacy.delta), delta=privacy.delta, unit=privacy.unit, relation=privacy.relation, mu=mu,
         budget=report.Budget(epsilon=privacy.epsilon, mu=mu_for(privacy.epsilon, privacy.delta)),
         channels=tuple(
-            report.ChannelSpend(channel=name, releases=count, mu=most, epsilon=epsilon_for(most, privacy.delta))
+            report.ChannelSpend(channel=_CHANNELS.get(name, name), releases=count, mu=most, epsilon=epsilon_for(most, privacy.delta))
             for name, (count, most) in channels.items()
         ),
     )  # fmt: skip

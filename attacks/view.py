@@ -23,6 +23,7 @@ from securesplit.model.parts import PartCache
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.privacy.plan import plan_for
 from securesplit.protocol.job import Job
+from securesplit.protocol.messages import Hello
 from securesplit.protocol.transcript import Observation, Transcript
 
 
@@ -136,7 +137,7 @@ def public_facts(transcript: Transcript) -> PublicFacts:
     """Read the public facts of a recording.
 
     Raises:
-        InputError: SS-1707 when they are not what `serve --record` writes.
+        InputError: SS-1707 when they are not what `serve --record` writes, SS-1708 when a client used another policy.
     """
     try:
         facts = json.loads(transcript.public)
@@ -150,6 +151,7 @@ def public_facts(transcript: Transcript) -> PublicFacts:
             "the transcript's public facts cannot be read",
             hint="Name a directory that `serve --record` wrote.",
         ) from None
+    _require_one_policy(transcript, policy)
     fresh = isinstance(policy.privacy, Gaussian) and policy.privacy.regime == "round"
     return PublicFacts(
         policy=policy,
@@ -157,6 +159,20 @@ def public_facts(transcript: Transcript) -> PublicFacts:
         passes=job.schedule.rounds if job is not None and fresh else 1,
         cut=None if job is None else (job.cut.front, job.cut.back),
     )
+
+
+def _require_one_policy(transcript: Transcript, policy: Policy) -> None:
+    """Refuse a recording whose clients used another policy than the server wrote down: sigma and epsilon would be wrong."""
+    for number, _ in transcript.peers:
+        for _, message in transcript.messages(number):
+            if isinstance(message, Hello):
+                if message.policy != policy.digest:
+                    raise InputError(
+                        "SS-1708",
+                        "a client in this recording used another policy than the server wrote down",
+                        hint="Record again with the clients' policy at the server, too.",
+                    )
+                break
 
 
 def noise_of(policy: Policy) -> Noise:

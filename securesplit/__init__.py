@@ -26,6 +26,9 @@ _HOMES = {
     "dial": "securesplit.client.link",
     "serve": "securesplit.server.serve",
     "Session": "securesplit.protocol.session",
+    "Batch": "securesplit.data.batches",
+    "encode_records": "securesplit.data.batches",
+    "make_batches": "securesplit.data.batches",
     "Transcript": "securesplit.protocol.transcript",
 }
 

@@ -264,7 +264,7 @@ class ClientRound:
         ring = vector.copy()
         if c.blind:
             add_streams(ring, minus=[blind_key(self._group, self._t2, name) for name in self._survivors])
-        self.result = open_ring(ring, self._survivors, scale=c.scale, clip=c.clip, w_max=c.w_max)
+        self.result = open_ring(ring, self._survivors, scale=c.scale, clip=c.clip, w_max=c.w_max, silent=c.blind)
         self._drop(State.DONE)
         return []
 

@@ -78,13 +78,17 @@ def quantise(update: Floats, weight: int, *, scale: int, clip: float, w_max: int
     return out, clipped
 
 
-def open_ring(ring: Words, survivors: tuple[str, ...], *, scale: int, clip: float, w_max: int) -> Aggregate:
+def open_ring(
+    ring: Words, survivors: tuple[str, ...], *, scale: int, clip: float, w_max: int, silent: bool = False
+) -> Aggregate:
     """The mean from an unmasked sum.
 
     Args:
         ring: (d + 1,) uint32, without any mask or blind.
         survivors: U3.
         scale, clip, w_max: as in RoundConfig.
+        silent: bring an impossible sum into its range instead of refusing it. For blind rounds: a server that adds to
+            the words it relays, and sees who refuses, would read the hidden sum bit by bit.
 
     Raises:
         AggregationAborted: SS-6011 when the sum of weights or a coordinate is impossible for these survivors, which
@@ -92,6 +96,9 @@ def open_ring(ring: Words, survivors: tuple[str, ...], *, scale: int, clip: floa
     """
     total = int(ring[-1])
     signed = ring[:-1].view(np.int32).astype(np.int64)
+    if silent:
+        total = min(max(total, len(survivors)), len(survivors) * w_max)
+        signed = np.clip(signed, -total * scale, total * scale)
     if not len(survivors) <= total <= len(survivors) * w_max or np.abs(signed).max(initial=0) > total * scale:
         raise AggregationAborted(
             "SS-6011",

@@ -33,4 +33,15 @@ def generate(
 
     with open_client(rules, keys, server, model=model, cache=cache_or_default(cache), adapters=adapters) as client:
         made = client.generate(prompt, max_new_tokens=max_new_tokens, sampling=Sampling(temperature, seed))
-    show(output, made.text, {"text": made.text, "tokens": len(made.tokens), "epsilon": made.epsilon})
+    show(
+        output,
+        made.text,
+        {
+            "text": made.text,
+            "tokens": len(made.tokens),
+            "epsilon": made.epsilon,
+            "delta": made.delta,
+            "unit": "sequence",
+            "relation": "replace-one",
+        },
+    )

@@ -7,14 +7,16 @@ Exit codes: 0 ok, 1 a check failed, 2 usage or bad input, 3 denied by policy, 4 
 from __future__ import annotations
 
 import logging
+import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
+from securesplit import __version__
 from securesplit.cli import aggregate, attack, certs, explain, generate, model, policy, privacy, serve, train
 from securesplit.cli.demo.command import demo
-from securesplit.errors import SecureSplitError
+from securesplit.errors import CheckFailed, InputError, SecureSplitError
 
 app = typer.Typer(
     name="securesplit",
@@ -35,13 +37,27 @@ app.command("generate")(generate.generate)
 app.command("explain")(explain.explain)
 
 _DEBUG = False
+# Typer carries click inside; its public names reach the base class of all usage errors only this way.
+_UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+_DISK = "Check that the path exists, that it may be written, and that the disk has room."
+_DEFECT = "Run it again with --debug for a traceback, which may contain private values, and report it."
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"securesplit {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _common(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. They may contain private values.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log to stderr what happens.")] = False,
 ) -> None:
+    del version  # Its callback has done the work.
     global _DEBUG  # noqa: PLW0603 (one process, one command line)
     _DEBUG = debug
     logging.basicConfig(
@@ -52,17 +68,49 @@ def _common(
 
 
 def main() -> None:
-    """Run the command line; every error of ours becomes two lines and an exit code."""
+    """Run the command line; every error becomes two lines and an exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
-        app()
+        status = app(standalone_mode=False)
     except SecureSplitError as error:
-        if _DEBUG:
-            raise
-        sys.stderr.write(rendered(error))
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+        _fail(error)
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # The help is printed already.
+            sys.exit(2)
+        _fail(InputError("SS-1001", str(getattr(error, "format_message", error.__str__)()), hint=_usage(error)))
+    except (typer.Abort, KeyboardInterrupt):
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        place = f" ({error.filename})" if isinstance(error.filename, str) else ""
+        _fail(
+            InputError(
+                "SS-1002", f"a file could not be used{place}: {error.strerror or type(error).__name__}", hint=_DISK
+            )
+        )
+    except Exception as error:  # noqa: BLE001 (the text of a foreign error may hold private values, its type cannot)
+        _fail(CheckFailed("SS-1003", f"an unexpected {type(error).__name__}; this is a defect", hint=_DEFECT))
+    else:
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(error: SecureSplitError) -> NoReturn:
+    if _DEBUG:
+        raise error
+    sys.stderr.write(rendered(error))
+    sys.exit(error.exit_code)
+
+
+def _usage(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return f"See `{context.command_path} --help`." if context is not None else "See `securesplit --help`."
+
+
+def _terminated(_signal: int, _frame: object) -> NoReturn:
+    """SIGTERM ends this process through its clean-up, so that the processes it started end, too."""
+    sys.exit(143)
 
 
 def rendered(error: SecureSplitError) -> str:

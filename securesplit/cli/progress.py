@@ -20,6 +20,20 @@ def _silent(_what: str, _done: int, _total: int, _loss: float | None) -> None:
     """Progress that nobody watches."""
 
 
+class Plain:
+    """A line whenever something new begins; for logs."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, what: str, _done: int, total: int, _loss: float | None) -> None:
+        """Tell what is being done, when it is something new."""
+        if what != self._last:
+            self._last = what
+            sys.stderr.write(f"{what} ...\n" if total <= 1 else f"{what}, {total} steps ...\n")
+            sys.stderr.flush()
+
+
 def _lines(what: str, done: int, total: int, loss: float | None) -> None:
     sys.stderr.write(json.dumps({"what": what, "done": done, "total": total, "loss": loss}) + "\n")
     sys.stderr.flush()
@@ -31,8 +45,11 @@ def reporting(style: str) -> Iterator[Report]:
     if style == "json":
         yield _lines
         return
-    if style == "none" or (style == "auto" and not sys.stderr.isatty()):
+    if style == "none":
         yield _silent
+        return
+    if style == "auto" and not sys.stderr.isatty():
+        yield Plain()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from securesplit.cli.output import Cache, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.progress import Plain
 
 
 def serve(
@@ -44,6 +45,11 @@ def serve(
             {"host": host, "port": port, "job": loaded.digest},
         )
 
+    tell = Plain()
+
+    def progress(phase: str, _fraction: float) -> None:
+        tell(f"model: {phase}", 0, 1, None)
+
     run(
         loaded,
         rules,
@@ -54,4 +60,5 @@ def serve(
         record=record,
         out=out,
         ready=ready,
+        progress=progress,
     )

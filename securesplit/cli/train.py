@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,7 @@ def train(
     from securesplit.policy.load import load_policy
 
     rules = load_policy(policy)
+    os.umask(0o077)  # What a run writes is private: adapters, its record, and its own part of each sum.
 
     import torch
 

@@ -80,7 +80,7 @@ class Client:
         for part in (front, back):
             add_adapters(part, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed)
         self._fresh = tuple((part, read_adapters(part, adapter_layout(part))) for part in (front, back))
-        self.gate = Gate(policy, ledger, version=model, codec=job.codec, sites=len(job.sums.roster))
+        self.gate = Gate(policy, ledger, version=model, codec=job.codec, roster=job.sums.roster)
         link.narrow(front.width)
         self.remote = RemoteMiddle(link, self.gate, observe=observe)
         self.middle: Callable[..., Tensor] = RememberingMiddle(self.remote) if self.regime == "frozen" else self.remote
@@ -183,10 +183,11 @@ class Client:
     def frozen_digest(self, number: int, factor: Factor) -> str:
         """SHA-256 of what must be alike at all clients before a sum; the server reads it.
 
-        It covers round, layouts and the seed of the start. Adapter values are covered only where they are no secret: in
+        It covers round, layouts, the seed of the start and the policy, so that no two policies meet in one sum: each
+        client's claim counts on what its peers may generate. Adapter values are covered only where they are no secret: in
         regime ``frozen`` they come from updates without noise, and a digest of them would let the server test guesses.
         """
-        digest = hashlib.sha256(f"{number}|{factor}|{self.job.adapters.seed}".encode())
+        digest = hashlib.sha256(f"{number}|{factor}|{self.job.adapters.seed}|{self.policy.digest}".encode())
         for layout in (*self.layouts(factor), *self.layouts()):
             digest.update(layout.digest.encode())
         if self.regime != "frozen":

@@ -2,9 +2,11 @@
 
 What it costs. The prompt is one release of its own record. Every generated token that is fed back is another release:
 it depends on the prompt through attention, and on every training record through C's adapters, so it is charged to all
-records of the site (``*``). All of it is checked before the first byte leaves; a run that cannot be paid sends nothing.
+records of the site (``*``). Whether it can be paid is checked before the first byte leaves; only another process of the
+same site that spends in the meantime can still end a run midway.
 
-What the server still learns: the number of generated tokens, and the time between them.
+The number of messages says nothing: under a private policy as many tokens cross, and are charged, as were asked for,
+even when the text ended before. What the server still learns: that number, and the time between messages.
 """
 
 from __future__ import annotations
@@ -53,11 +55,13 @@ class Generated:
         tokens: the new token ids.
         epsilon: what the prompt's record has spent in all by now, at the policy's delta; unit sequence, relation
             replace-one. None under UnsafeNoPrivacy.
+        delta: of the same claim.
     """
 
     text: str
     tokens: tuple[int, ...]
     epsilon: float | None
+    delta: float | None
 
 
 def generate(client: Client, prompt: str, *, max_new_tokens: int, sampling: Sampling) -> Generated:
@@ -87,35 +91,41 @@ def generate(client: Client, prompt: str, *, max_new_tokens: int, sampling: Samp
     if max_new_tokens > 1:
         client.gate.require(max_new_tokens - 1, at="decode")
     record = client.ledger.key(prompt.encode()) if client.ledger is not None else None
-    new = _decode(client, ids, record, max_new_tokens, sampling, stop=tokenizer.eos_token_id)
-    epsilon = None
-    if isinstance(client.policy.privacy, Gaussian) and client.ledger is not None:
-        epsilon = epsilon_for(client.ledger.mu(record), client.policy.privacy.delta)
-    return Generated(text=str(tokenizer.decode(new, skip_special_tokens=True)), tokens=tuple(new), epsilon=epsilon)
+    new = _decode(client, ids, record, max_new_tokens, sampling, stop=tokenizer.eos_token_id, full=private)
+    text = str(tokenizer.decode(new, skip_special_tokens=True))
+    privacy = client.policy.privacy
+    if not isinstance(privacy, Gaussian) or client.ledger is None:
+        return Generated(text, tuple(new), epsilon=None, delta=None)
+    return Generated(text, tuple(new), epsilon_for(client.ledger.mu(record), privacy.delta), privacy.delta)
 
 
 @torch.no_grad()
 def _decode(
-    client: Client, ids: list[int], record: str | None, count: int, sampling: Sampling, *, stop: int | None
+    client: Client, ids: list[int], record: str | None, count: int, sampling: Sampling, *, stop: int | None, full: bool
 ) -> list[int]:
     generator = torch.Generator().manual_seed(sampling.seed)
     front, back = client.front.new_cache(), client.back.new_cache()
     cache = client.link.open_cache()
     new: list[int] = []
+    ended = False
+    rows, records = torch.tensor([ids]), None if record is None else [record]
+    contents = None if client.ledger is None else [client.ledger.key(b"prompt:" + b",".join(b"%d" % i for i in ids))]
     try:
-        rows, records = torch.tensor([ids]), None if record is None else [record]
-        while True:
+        for position in range(count):
             hidden = client.front(rows, cache=front)
-            private = client.gate.release(hidden, at="decode" if new else "cut", records=None if new else records)
+            if position == 0:
+                private = client.gate.release(hidden, at="cut", records=records, contents=contents)
+            else:
+                private = client.gate.release(hidden, at="decode")
             mixed = client.link.forward(private, learn=False, cache=cache)
-            logits = client.back(mixed, cache=back, logits_to_keep=1)[0, -1]
-            token = _choose(logits, sampling, generator)
-            if token == stop:
-                return new
-            new.append(token)
-            if len(new) == count:
-                return new
+            token = _choose(client.back(mixed, cache=back, logits_to_keep=1)[0, -1], sampling, generator)
+            ended = ended or token == stop
+            if ended and not full:
+                break
+            if not ended:
+                new.append(token)
             rows = torch.tensor([[token]])
+        return new
     finally:
         client.link.drop_cache(cache)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+import torch
 from torch import Tensor
 
 from securesplit.admit import admit
@@ -104,14 +105,14 @@ class Link:
             )
         )
         answer = self.expect(Hidden)
-        return tensor_of(answer.hidden).float().reshape(released.shape)
+        return _finite(tensor_of(answer.hidden)).reshape(released.shape)
 
     def backward(self, released: Released) -> Tensor:
         """Send a released gradient (B,T,D) of the last step, get dL/dh at B's input (B,T,D), float32."""
         batch, length, width = released.shape
         rows = Blob(dtype=released.codec, shape=(batch * length, width), data=released.payload)
         self.tell(Backward(step=self.step, gradient=rows))
-        return tensor_of(self.expect(Gradient).gradient).float().reshape(released.shape)
+        return _finite(tensor_of(self.expect(Gradient).gradient)).reshape(released.shape)
 
     def open_cache(self) -> int:
         """A fresh number for a decoding cache at the server."""
@@ -189,6 +190,13 @@ class Link:
         with suppress(ConnectionFailed):  # The code is a courtesy; the connection is lost either way.
             for data in self._session.data_to_send():
                 self._pipe.send(data)
+
+
+def _finite(rows: Tensor) -> Tensor:
+    """What the server computed, as float32. NaN is refused by its own looks, before anything private can meet it."""
+    if not bool(torch.isfinite(rows).all()):
+        raise RemoteProtocolError("SS-4019", "the server answered with NaN or infinity")
+    return rows.float()
 
 
 def greet(pipe: Pipe, party: Party, policy: Policy, *, name: str, server: str, patience: float = 600.0) -> Link:

@@ -20,7 +20,7 @@ from securesplit.client.middle import Observer
 from securesplit.client.train import Progress, Trained, Trainer
 from securesplit.data.batches import Batch, Encoded, encode_records, make_batches
 from securesplit.data.corpus import Record, read_corpus
-from securesplit.errors import InputError
+from securesplit.errors import InputError, PolicyDenied
 from securesplit.model.export import collect_adapters, read_part_adapters, restore_adapters, save_part_adapters
 from securesplit.model.lora import adapter_layout
 from securesplit.model.memory import resident_bytes
@@ -104,21 +104,51 @@ def open_client(
     adapters: Path | None = None,
     observe: Observer | None = None,
 ) -> Iterator[Client]:
-    """Dial a server and load this site's parts; ``adapters`` restores a run's."""
+    """Dial a server and load this site's parts; ``adapters`` restores a run's.
+
+    Raises:
+        InputError: SS-1414, before anything is dialled, when ``adapters`` holds none of a client's.
+    """
+    if adapters is not None and not (adapters / "adapter-back.safetensors").is_file():
+        raise InputError(
+            "SS-1414",
+            f"{adapters} holds no adapters of a client",
+            hint="Name the --out directory of `securesplit train`.",
+        )
     with dial(server, keys=keys, policy=policy) as link:
         cut = CutPlan(front=link.job.cut.front, back=link.job.cut.back)
         client = Client.from_pretrained(model or link.job.model, cut, policy, link, cache=cache, observe=observe)
-        if adapters is not None:
-            for part, name in ((client.front, "front"), (client.back, "back")):
-                path = adapters / f"adapter-{name}.safetensors"
-                if path.is_file():
-                    restore_adapters(part, read_part_adapters(path))
-            client.restamp()
         try:
+            if adapters is not None:
+                _restore(client, adapters)
             yield client
         finally:
             if client.ledger is not None:
                 client.ledger.close()
+
+
+def _restore(client: Client, run: Path) -> None:
+    """Put a run's adapters into the parts that learnt; in regime ``frozen`` that is C alone.
+
+    Raises:
+        InputError: SS-1430 for another model. PolicyDenied: SS-2013 for adapters that learnt under another policy, because
+            what they generate was reserved for under that one.
+    """
+    for part in client.trained:
+        path = run / f"adapter-{part.role}.safetensors"
+        if not path.is_file():
+            continue
+        saved = read_part_adapters(path)
+        if saved.facts.model != client.link.model:
+            raise InputError(
+                "SS-1430", f"{path} belongs to another model or cut", hint="Use adapters of this job's model."
+            )
+        if not client.policy.unsafe and saved.facts.policy != client.policy.digest:
+            raise PolicyDenied(
+                "SS-2013", f"{path} learnt under another policy", hint="Generate under the policy of the training run."
+            )
+        restore_adapters(part, saved)
+    client.restamp()
 
 
 def run_training(run: Run, progress: Progress) -> RunRecord:
@@ -130,7 +160,7 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
     """
     started = time.monotonic()
     records = read_corpus(run.data, run.limit)
-    run.out.mkdir(parents=True, exist_ok=True)
+    run.out.mkdir(mode=0o700, parents=True, exist_ok=True)
     writer = _TruthWriter(run.truth, records) if run.truth is not None else None
     with open_client(run.policy, run.keys, run.server, model=run.model, cache=run.cache, observe=writer) as client:
         if writer is not None:
@@ -181,7 +211,10 @@ def _anonymous(content: bytes) -> str:
 def _save(run: Run, client: Client, trained: Trained) -> None:
     for part, name in ((client.front, "front"), (client.back, "back")):
         if adapter_layout(part).tensors:
-            save_part_adapters(collect_adapters(part, model=client.link.model), run.out / f"adapter-{name}.safetensors")
+            save_part_adapters(
+                collect_adapters(part, model=client.link.model, policy=client.policy.digest),
+                run.out / f"adapter-{name}.safetensors",
+            )
     for record in trained.rounds:
         np.savez(run.out / f"round-{record.number}.npz", contribution=record.contribution, ring_sum=record.ring_sum)
 

@@ -21,7 +21,9 @@ Middle = Callable[[Released], Tensor]
 def forward(batch: Batch, front: Front, gate: Gate, middle: Middle, back: Back) -> Tensor:
     """The loss of one batch, in nats per token, with its graph."""
     hidden = front(batch.tokens)  # A: (B,T) -> (B,T,D)
-    private = gate.release(hidden, at="cut", records=batch.records)  # clip + noise; the ledger pays or raises
+    private = gate.release(
+        hidden, at="cut", records=batch.records, contents=batch.contents
+    )  # clip + noise; the ledger pays or raises
     mixed = middle(private)  # wire -> B -> wire, (B,T,D)
     loss: Tensor = back(mixed, batch.labels)  # C: (B,T,D) -> ()
     return loss

@@ -29,7 +29,8 @@ from securesplit.data.batches import Batch
 from securesplit.errors import LocalProtocolError
 from securesplit.model.lora import Factor
 from securesplit.policy.schema import Gaussian
-from securesplit.privacy.gate import ClippedSum, ReleasedUpdate
+from securesplit.privacy.clipped_sum import ClippedSum
+from securesplit.privacy.gate import ReleasedUpdate
 from securesplit.privacy.plan import plan_for
 
 Progress = Callable[[str, int, int, float | None], None]
@@ -102,8 +103,6 @@ class Trainer:
     def run(self) -> Trained:
         """All rounds of the job."""
         rounds = self._client.job.schedule.rounds
-        if self._client.regime == "frozen":
-            self._client.gate.reserve_for_peers(self._client.job.sums.roster)
         curve, records = [self._evaluate()], []
         for number in range(rounds):
             records.append(self._round(number))
@@ -126,7 +125,7 @@ class Trainer:
         client.train(None)
         weight = 1 if client.regime == "round" else sum(len(batch.records) for batch in self._batches)
         assert client.link.folder is not None
-        self._progress(f"round {number + 1}: secure sum", 0, 1, None)
+        self._progress(f"round {number + 1}: secure sum, waits for the roster", 0, 1, None)
         opened, contribution = secure_sum(
             client.link,
             client.link.folder,

@@ -38,11 +38,13 @@ class Encoded:
         source: its index among the texts that were encoded, so that text and labels can be found again.
         record: its id in the privacy ledger.
         tokens: at least two ids, in order.
+        content: a name for the tokens, keyed like the record.
     """
 
     source: int
     record: str
     tokens: tuple[int, ...]
+    content: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +58,7 @@ class Batch:
         bucket: T.
         records: ledger ids of the rows.
         sources: each row's index among the texts that were encoded.
+        contents: each row's name for its tokens, keyed like its record; empty when there is none.
     """
 
     tokens: Tensor
@@ -64,6 +67,7 @@ class Batch:
     bucket: int
     records: tuple[str, ...]
     sources: tuple[int, ...]
+    contents: tuple[str, ...] = ()
 
     def singles(self) -> tuple[Batch, ...]:
         """The rows as batches of one each, in order."""
@@ -75,6 +79,7 @@ class Batch:
                 bucket=self.bucket,
                 records=self.records[i : i + 1],
                 sources=self.sources[i : i + 1],
+                contents=self.contents[i : i + 1],
             )
             for i in range(len(self.records))
         )
@@ -86,7 +91,7 @@ def encode_records(
     """Tokenise texts and cut them at ``max_tokens``.
 
     Texts of fewer than two tokens are left out, because there is nothing to predict in them. Texts that become equal by
-    the cut are kept once, because the server would see the same words twice for the price of one record each.
+    the cut stay apart and each pays: whether a record is sent must not depend on another record.
 
     Args:
         texts: one record each.
@@ -104,14 +109,15 @@ def encode_records(
             f"sequences of at most {max_tokens} tokens have nothing to predict",
             hint="Use at least 2 tokens.",
         )
-    kept: dict[tuple[int, ...], Encoded] = {}
+    kept: list[Encoded] = []
     for source, text in enumerate(texts):
         tokens = tuple(tokenizer.encode(text, truncation=True, max_length=max_tokens))
-        if len(tokens) >= 2 and tokens not in kept:
-            kept[tokens] = Encoded(source=source, record=identify(text.encode("utf-8")), tokens=tokens)
+        if len(tokens) >= 2:
+            content = identify(b"tokens:" + b",".join(b"%d" % token for token in tokens))
+            kept.append(Encoded(source, identify(text.encode("utf-8")), tokens, content))
     if not kept:
         raise InputError("SS-1221", "no text is longer than one token", hint="Give longer records.")
-    return tuple(kept.values())
+    return tuple(kept)
 
 
 def bucket_of(length: int, buckets: tuple[int, ...]) -> int:
@@ -181,4 +187,5 @@ def _stack(rows: Sequence[Encoded], bucket: int, padding: int) -> Batch:
         bucket=bucket,
         records=tuple(row.record for row in rows),
         sources=tuple(row.source for row in rows),
+        contents=tuple(row.content for row in rows),
     )

@@ -47,6 +47,7 @@ class AdapterFacts(BaseModel):
         layers: decoder layers of the whole model.
         rank, alpha, targets: as in :func:`securesplit.model.lora.add_adapters`, targets resolved.
         model: digest of the model directory's manifest; empty when the model was split in memory.
+        policy: digest of the policy under which they learnt; empty when there was none.
     """
 
     model_config = _STRICT
@@ -60,6 +61,7 @@ class AdapterFacts(BaseModel):
         tuple[Annotated[str, Field(max_length=128)], ...], Field(min_length=1, max_length=64, strict=False)
     ]
     model: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    policy: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +90,13 @@ class Exported:
     untouched: tuple[int, ...]
 
 
-def collect_adapters(part: Part, *, model: str = "") -> PartAdapters:
+def collect_adapters(part: Part, *, model: str = "", policy: str = "") -> PartAdapters:
     """Copy a part's adapters out of it.
 
     Args:
         part: with adapters from :func:`securesplit.model.lora.add_adapters`.
         model: digest of the model directory's manifest.
+        policy: digest of the policy under which they learnt.
 
     Raises:
         InputError: SS-1413 when the part has none.
@@ -112,6 +115,7 @@ def collect_adapters(part: Part, *, model: str = "") -> PartAdapters:
         alpha=float(config.lora_alpha),
         targets=tuple(sorted(config.target_modules)),
         model=model,
+        policy=policy,
     )
     flat, start, tensors = torch.from_numpy(read_adapters(part, layout)), 0, []
     for entry in layout.tensors:
@@ -194,7 +198,8 @@ def export_adapter(
     if not parts:
         raise InputError("SS-1413", "there are no adapters to export", hint="Give at least one part's file.")
     first = parts[0].facts
-    if any(p.facts.model_copy(update={"role": first.role}) != first for p in parts):
+    same = {"role": first.role, "policy": first.policy}  # The server has a policy of its own.
+    if any(p.facts.model_copy(update=same) != first for p in parts):
         raise InputError(
             "SS-1415", "the adapters come from different models or jobs", hint="Take all files from one run."
         )

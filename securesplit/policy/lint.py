@@ -12,7 +12,7 @@ def lint(policy: Policy) -> tuple[str, ...]:
     if isinstance(privacy, Gaussian):
         if privacy.epsilon > 16:
             found.append(
-                f"privacy.epsilon = {privacy.epsilon:g} per sequence: a server may decide a yes-or-no question about a record with over 92 % accuracy"
+                f"privacy.epsilon = {privacy.epsilon:g} per sequence: a server may decide a yes-or-no question about a record with over 92 % accuracy (replace-one, delta 1e-5)"
             )
         if privacy.delta > 1e-5:
             found.append(f"privacy.delta = {privacy.delta:g} is above 1e-5")

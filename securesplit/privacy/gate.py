@@ -24,12 +24,14 @@ from torch import Tensor
 
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.policy.schema import Gaussian, Policy
-from securesplit.privacy.clip import clip_sequence, clip_tokens, refuse_non_finite
+from securesplit.privacy.clip import clip_sequence, refuse_non_finite
+from securesplit.privacy.clipped_sum import ClippedSum
 from securesplit.privacy.ledger import ALL, Charge, Ledger
 from securesplit.privacy.noise import gaussian
 from securesplit.privacy.plan import At, ChannelPlan, plan_for
 
 _log = logging.getLogger(__name__)
+PEERS = "peers"
 UNLIMITED = 1 << 62
 _MINT = object()
 
@@ -79,32 +81,6 @@ class ReleasedUpdate:
             raise TypeError("ReleasedUpdate is made by Gate.release_update and by nothing else")
 
 
-class ClippedSum:
-    """A sum of per-record gradients, each clipped to L2 norm C before it is added, so that one record moves it by 2C.
-
-    Args:
-        dim: d.
-        bound: C, over all coordinates of one record's gradient together.
-    """
-
-    def __init__(self, dim: int, bound: float) -> None:
-        self.vector = np.zeros(dim)
-        self.bound = bound
-        self.records: list[str] = []
-
-    def add(self, gradient: Tensor, record: str) -> None:
-        """Clip one record's gradient (d,) and add it.
-
-        Raises:
-            CheckFailed: SS-1510 for NaN or infinity.
-            ValueError: when the record is in the sum already; twice would move it by 4C.
-        """
-        if record in self.records:
-            raise ValueError("a record enters a round's sum once")
-        self.vector += clip_tokens(gradient[None, None], self.bound)[0, 0].double().numpy()
-        self.records.append(record)
-
-
 class Gate:
     """One client's only way out.
 
@@ -114,7 +90,7 @@ class Gate:
         version: names the state of partition A that produces what is released, such as a digest of its weights. A
             memoised release is reused only under the same version.
         codec: type on the wire; the cast happens after the noise.
-        sites: how many clients hold the same trained C. Each of them may spend its part of the channel ``decode``, because
+        roster: all clients that will hold the same trained C. Each may spend its part of the channel ``decode``, because
             what a trained C generates at one site depends on the records of all.
 
     Raises:
@@ -122,13 +98,19 @@ class Gate:
     """
 
     def __init__(
-        self, policy: Policy, ledger: Ledger | None, *, version: str = "", codec: Codec = "f32", sites: int = 1
+        self,
+        policy: Policy,
+        ledger: Ledger | None,
+        *,
+        version: str = "",
+        codec: Codec = "f32",
+        roster: Sequence[str] = (),
     ) -> None:
         self.policy = policy
         self.codec = codec
         self.version = version
         self._ledger = ledger
-        self._sites = sites
+        self._roster = tuple(sorted(roster))
         self._plan = plan_for(policy.privacy) if isinstance(policy.privacy, Gaussian) else None
         if self._plan is None:
             _log.warning("policy '%s' is UnsafeNoPrivacy: everything leaves as it is", policy.name)
@@ -136,7 +118,13 @@ class Gate:
             raise InputError("SS-1530", "a private policy needs a ledger", hint="Open one: Ledger(directory).")
 
     def release(
-        self, tensor: Tensor, *, at: At, records: Sequence[str] | None = None, memoise: bool = True
+        self,
+        tensor: Tensor,
+        *,
+        at: At,
+        records: Sequence[str] | None = None,
+        contents: Sequence[str] | None = None,
+        memoise: bool = True,
     ) -> Released:
         """Make a tensor fit to leave.
 
@@ -145,13 +133,17 @@ class Gate:
             at: ``cut`` (O1), ``gradient`` (O3) or ``decode`` (O1 of generated tokens).
             records: the ledger key of each sequence's record. Without it, every sequence is charged to all records of
                 the site, which is always true and always dearest.
-            memoise: resend the bytes that were released before for the same record, channel, version and shape.
+            contents: names what of each record the rows are made from, such as a keyed hash of its tokens. A remembered
+                release is resent for the same content only.
+            memoise: resend the bytes that were released before for the same record, content, channel, noise, version and
+                shape.
 
         Returns:
             Released rows.
 
         Raises:
-            CheckFailed: SS-1510 for NaN or infinity, SS-1522 when the ledger cannot be written.
+            CheckFailed: SS-1510 for NaN or infinity at the cut (a gradient with them is released as zero: it depends on
+                what the server answered, and stopping would tell it for whom), SS-1522 when the ledger cannot be written.
             PolicyDenied: SS-2010 when the policy closes this channel.
             BudgetExhausted: SS-5001, SS-5002. Nothing was noised, nothing may be sent.
         """
@@ -165,11 +157,17 @@ class Gate:
                 gain=1.0,
             )
         channel = self._open(at)
+        if at == "gradient":
+            finite = torch.isfinite(tensor).flatten(1).all(1)
+            tensor = torch.where(finite[:, None, None], tensor, torch.zeros_like(tensor))
         clipped = clip_sequence(tensor, channel.clip)
         keys = list(records) if records is not None else [ALL] * len(tensor)
         if len(keys) != len(tensor):
             raise ValueError("one record per sequence")
-        payloads = self._payloads(clipped, at, channel, keys, memoise=memoise and records is not None)
+        of = list(contents) if contents else [""] * len(keys)
+        if len(of) != len(keys):
+            raise ValueError("one content per sequence")
+        payloads = self._payloads(clipped, at, channel, keys, of, memoise=memoise and records is not None)
         return self._mint(payloads, clipped, gain=channel.gain(clipped[0].numel()) if keys else 1.0)
 
     def require(self, count: int, *, at: At) -> None:
@@ -187,27 +185,6 @@ class Gate:
             self._priced(ALL, at, channel), count=count, budget=self._plan.budget, cap=self._cap(at, channel)
         )
 
-    def reserve_for_peers(self, roster: Sequence[str]) -> None:
-        """Charge, once per roster, what the other clients may generate with a C that learnt from this site's records.
-
-        A generated token that is fed back depends on every record that trained C, at whichever site it is generated. This
-        site cannot see its peers' ledgers, so it pays for their whole parts of the channel ``decode`` before C is shared.
-        It assumes that peers keep the same policy; a peer that hands C to the server is outside every such claim.
-
-        Raises:
-            BudgetExhausted: SS-5001; the sum must not be joined then.
-        """
-        if self._plan is None or self._plan.decode is None or self._sites < 2:
-            return
-        assert self._ledger is not None
-        channel, version = self._plan.decode, f"{self.policy.digest}:{'|'.join(sorted(roster))}"
-        count = (self._sites - 1) * self._cap("decode", channel)
-        if count == 0 or self._ledger.recall(ALL, "peers", version) is not None:
-            return
-        whole = replace(self._priced(ALL, "decode", channel), channel="peers", units=count * channel.units)
-        self._ledger.charge([whole], budget=self._plan.budget, caps=[UNLIMITED])
-        self._ledger.remember(ALL, "peers", version, b"")
-
     def release_update(self, update: npt.NDArray[np.float64] | ClippedSum) -> ReleasedUpdate:
         """Make an adapter update fit for a secure sum.
 
@@ -221,20 +198,41 @@ class Gate:
         Raises:
             PolicyDenied: SS-2010 when the policy has no channel for the sum, SS-2011 when a plain difference is offered
                 where only noised sums may leave.
-            CheckFailed: SS-1510 for NaN or infinity.
-            BudgetExhausted: SS-5001, SS-5002.
+            BudgetExhausted: SS-5001, SS-5002; in regime ``frozen`` for the reserve that peers may spend.
         """
         if isinstance(update, ClippedSum):
             return self._release_sum(update)
-        refuse_non_finite(torch.from_numpy(update))
         privacy = self.policy.privacy
-        if isinstance(privacy, Gaussian) and not (privacy.regime == "frozen" and self.policy.aggregation.blind):
-            raise PolicyDenied(
-                "SS-2011",
-                "an update without noise may enter a blind sum in regime 'frozen' only",
-                hint="This is a bug; report it.",
-            )
+        if isinstance(privacy, Gaussian):
+            if privacy.regime != "frozen" or not self.policy.aggregation.blind:
+                raise PolicyDenied(
+                    "SS-2011",
+                    "an update without noise may enter a blind sum in regime 'frozen' only",
+                    hint="This is a bug; report it.",
+                )
+            self._reserve_for_peers()
+        if not np.isfinite(update).all():  # Stopping here would tell the server that its answers provoked it.
+            update = np.zeros_like(update)
         return ReleasedUpdate(vector=update, noised=False, mint=_MINT)
+
+    def _reserve_for_peers(self) -> None:
+        """Charge, once per roster, what the other clients may generate with a C that learnt from this site's records.
+
+        A generated token that is fed back depends on every record that trained C, at whichever site it is generated. This
+        site cannot see its peers' ledgers, so it pays for their whole parts of the channel ``decode`` before C is shared.
+        All clients of a sum hold the same policy (its digest is in the sum's keys); a peer that breaks it, or hands C to
+        the server, is outside every such claim.
+        """
+        if self._plan is None or self._plan.decode is None or len(self._roster) < 2:
+            return
+        assert self._ledger is not None
+        channel, version = self._plan.decode, f"{self.policy.digest}:{'|'.join(self._roster)}"
+        count = (len(self._roster) - 1) * (channel.releases // len(self._roster))
+        if count == 0 or self._ledger.recall(ALL, PEERS, version) is not None:
+            return
+        whole = replace(self._priced(ALL, "decode", channel), channel=PEERS, units=count * channel.units)
+        self._ledger.charge([whole], budget=self._plan.budget, caps=[UNLIMITED])
+        self._ledger.remember(ALL, PEERS, version, b"")
 
     def _release_sum(self, update: ClippedSum) -> ReleasedUpdate:
         if self._plan is None:
@@ -250,17 +248,19 @@ class Gate:
         )
 
     def _payloads(
-        self, clipped: Tensor, at: At, channel: ChannelPlan, keys: list[str], *, memoise: bool
+        self, clipped: Tensor, at: At, channel: ChannelPlan, keys: list[str], contents: list[str], *, memoise: bool
     ) -> list[bytes]:
         assert self._ledger is not None
-        version = f"{self.policy.digest}:{self.version}:{self.codec}:{tuple(clipped.shape[1:])}"
+        same = f"{channel.clip!r}:{channel.sigma!r}:{self.version}:{self.codec}:{tuple(clipped.shape[1:])}"
         # A record that stands twice in a batch, as texts that occur twice do, is released once and sent twice.
-        names = keys if memoise else [str(i) for i in range(len(keys))]
-        sent: dict[str, bytes] = {}
-        for key in dict.fromkeys(keys) if memoise else ():
+        names = [
+            (k, f"{same}:{c}") if memoise else (k, str(i)) for i, (k, c) in enumerate(zip(keys, contents, strict=True))
+        ]
+        sent: dict[tuple[str, str], bytes] = {}
+        for key, version in dict.fromkeys(names) if memoise else ():
             if (payload := self._ledger.recall(key, at, version)) is not None:
-                sent[key] = payload
-        fresh: dict[str, int] = {}
+                sent[key, version] = payload
+        fresh: dict[tuple[str, str], int] = {}
         for i, name in enumerate(names):
             if name not in sent:
                 fresh.setdefault(name, i)
@@ -270,7 +270,7 @@ class Gate:
             noised = rows[i].astype(np.float64) + gaussian(rows[i].shape, channel.sigma)
             sent[name] = _encode(noised.astype(np.float32), self.codec)
             if memoise:
-                self._ledger.remember(keys[i], at, version, sent[name])
+                self._ledger.remember(name[0], at, name[1], sent[name])
         return [sent[name] for name in names]
 
     def _charge(self, keys: list[str], at: At, channel: ChannelPlan) -> None:
@@ -293,7 +293,15 @@ class Gate:
         return channel
 
     def _cap(self, at: At, channel: ChannelPlan) -> int:
-        return channel.releases // self._sites if at == "decode" else channel.releases
+        """Releases of one record on a channel; of ``decode`` this site has the part of the largest roster it trained in.
+
+        The server chooses the roster of a job; a smaller one later must not enlarge the part that peers reserved for.
+        """
+        if at != "decode":
+            return channel.releases
+        assert self._ledger is not None
+        rosters = (version.partition(":")[2].count("|") + 1 for version in self._ledger.versions(ALL, PEERS))
+        return channel.releases // max(1, len(self._roster), *rosters)
 
     def _priced(self, record: str, at: At, channel: ChannelPlan) -> Charge:
         return Charge(

@@ -92,13 +92,21 @@ class Ledger:
         directory = Path(directory)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._key = site_key(directory / "site.key", make=not (directory / "ledger.sqlite").exists())
+            known = (directory / "ledger.sqlite").exists()
+            if (directory / "site.key").exists() and not known and (directory / "ledger.made").exists():
+                raise InputError(
+                    "SS-1520",
+                    f"{directory} has lost its ledger",
+                    hint="Restore ledger.sqlite: what was spent is unknown.",
+                )
+            self._key = site_key(directory / "site.key", make=not known)
             self._db = sqlite3.connect(
                 directory / "ledger.sqlite", isolation_level=None, timeout=30, check_same_thread=False
             )
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 self._db.execute(f"PRAGMA {pragma}")
             self._db.executescript(_SCHEMA)
+            (directory / "ledger.made").touch(mode=0o600)
         except (OSError, sqlite3.Error) as error:
             raise InputError(
                 "SS-1520",
@@ -153,6 +161,11 @@ class Ledger:
             "SELECT payload FROM memo WHERE record = ? AND channel = ? AND version = ?", (record, channel, version)
         ).fetchone()
         return None if row is None else bytes(row[0])
+
+    def versions(self, record: str, channel: str) -> tuple[str, ...]:
+        """Under which versions something is remembered."""
+        rows = self._db.execute("SELECT version FROM memo WHERE record = ? AND channel = ?", (record, channel))
+        return tuple(str(version) for (version,) in rows)
 
     def spent_units(self) -> int:
         """mu^2 of the record that has spent most, what was charged to all records included; in units."""

@@ -39,7 +39,7 @@ class Adapters(BaseModel):
 
     model_config = _STRICT
     rank: Annotated[int, Field(ge=1, le=1024)]
-    alpha: Annotated[float, Field(gt=0)]
+    alpha: Annotated[float, Field(gt=0, le=4096)]
     targets: Annotated[tuple[str, ...], Field(strict=False)] = ()
     seed: Annotated[int, Field(ge=0, lt=1 << 63)]
 
@@ -48,8 +48,8 @@ class Optimiser(BaseModel):
     """AdamW on adapters, with separate steps for the server's and the clients' parts."""
 
     model_config = _STRICT
-    client_lr: Annotated[float, Field(gt=0)]
-    server_lr: Annotated[float, Field(gt=0)]
+    client_lr: Annotated[float, Field(gt=0, le=1)]
+    server_lr: Annotated[float, Field(gt=0, le=1)]
 
 
 class Schedule(BaseModel):

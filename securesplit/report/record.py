@@ -193,10 +193,12 @@ class Protected(Recovery):
     """What an attack got out of the protected transcript.
 
     Attributes:
-        ceiling: ``Phi(Phi^-1(prior) + mu)``: no attack on these releases, present or future, does better on average if it
-            starts from a guess as good as ``prior``; None under an unsafe policy.
+        kappa: the best guess without traffic that we know, at least ``prior``; the ceiling starts from it.
+        ceiling: ``Phi(Phi^-1(kappa) + mu)``: no attack on these releases, present or future, does better on average if it
+            starts from a guess no better than ``kappa``; None under an unsafe policy.
     """
 
+    kappa: Share | None = None
     ceiling: Share | None
 
 

@@ -91,6 +91,7 @@ def serve(
     record: Path | None = None,
     out: Path | None = None,
     ready: Callable[[str, int], None] = lambda _host, _port: None,
+    progress: Callable[[str, float], None] = lambda _phase, _fraction: None,
 ) -> Served:
     """Serve a job until SIGINT or SIGTERM.
 
@@ -103,6 +104,7 @@ def serve(
         record: directory for a transcript of everything that the server sees.
         out: directory for B's trained adapters.
         ready: called with host and port once the server listens.
+        progress: told of each phase when the model has to be made first.
 
     Raises:
         PolicyDenied: SS-2003 when the policy is for loopback only and the address is not.
@@ -112,7 +114,9 @@ def serve(
     _require_loopback(policy, host)
     tls = ContextHolder(keys, on_refusal=_audit)
     plan = CutPlan(front=job.cut.front, back=job.cut.back)
-    directory = resolve_model(str(model or job.model), cache or Path.home() / ".cache" / "securesplit" / "models", plan)
+    directory = resolve_model(
+        str(model or job.model), cache or Path.home() / ".cache" / "securesplit" / "models", plan, progress=progress
+    )
     digest = read_manifest(directory).digest
     middle = load_middle(directory)
     core = build_core(job, policy, middle, digest)

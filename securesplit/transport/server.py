@@ -156,6 +156,7 @@ class Shell:
         try:
             async for data in socket:
                 if isinstance(data, str):
+                    _log.warning("connection %d (%s) is closed: a text message", number, name)
                     await socket.close(4400, "SS-4001")
                     break
                 if recorder:

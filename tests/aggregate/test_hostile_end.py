@@ -174,9 +174,21 @@ def test_a_signer_outside_the_survivors_does_not_count(cohort_of):
 # The result, and everything malformed.
 
 
-@pytest.mark.parametrize("blind", [False, True])
-def test_a_result_that_cannot_be_is_refused(cohort_of, blind):
-    c = cohort_of(blind=blind, dim=200).run(until=4)
+def test_a_server_that_adds_to_a_blind_sum_cannot_tell_what_it_hit(cohort_of):
+    # With a refusal it could: whoever refuses shows where the hidden word stood, bit by bit.
+    c = cohort_of(blind=True, dim=200).run(until=4)
+    ring = c.server.result.ring_sum
+    for name, delta in (("amir", 1 << 31), ("bea", 1 << 20), ("chloe", 12345)):
+        moved = ring.copy()
+        moved[[0, -1]] += np.uint32(delta)
+        assert c.clients[name].receive(4, wire.encode(c.told(name, 4)), moved) == []
+        opened = c.clients[name].result
+        assert np.abs(opened.mean).max() <= c.config.clip
+        assert len(opened.survivors) <= opened.total_weight <= len(opened.survivors) * c.config.w_max
+
+
+def test_a_result_that_cannot_be_is_refused(cohort_of):
+    c = cohort_of(dim=200).run(until=4)
     ring = c.server.result.ring_sum
     result = c.told("amir", 4)
     noise = np.random.default_rng(1).integers(0, 1 << 32, ring.size, dtype=np.uint32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,10 +26,15 @@ def site(tmp_path):
     ledger.close()
 
 
+def share(gate):
+    """What joining a blind sum costs: the reserve for the peers."""
+    return gate.release_update(np.zeros(4))
+
+
 def test_all_sites_together_stay_within_the_channel(site):
     policy, ledger, plan = site
-    gate = Gate(policy, ledger, sites=3)
-    gate.reserve_for_peers(ROSTER)
+    gate = Gate(policy, ledger, roster=ROSTER)
+    share(gate)
     own = plan.decode.releases // 3
     gate.require(own, at="decode")
     with pytest.raises(BudgetExhausted, match="release"):
@@ -41,26 +47,35 @@ def test_all_sites_together_stay_within_the_channel(site):
 
 def test_the_reserve_is_paid_once_per_roster(site):
     policy, ledger, _ = site
-    Gate(policy, ledger, sites=3).reserve_for_peers(ROSTER)
+    share(Gate(policy, ledger, roster=ROSTER))
     once = ledger.mu()
-    Gate(policy, ledger, sites=3).reserve_for_peers(tuple(reversed(ROSTER)))
+    share(Gate(policy, ledger, roster=tuple(reversed(ROSTER))))
     assert ledger.mu() == once
-    Gate(policy, ledger, sites=3).reserve_for_peers(("alice", "bob", "dave"))
+    share(Gate(policy, ledger, roster=("alice", "bob", "dave")))
     assert ledger.mu() > once
 
 
 def test_other_peers_can_exhaust_the_budget_before_anything_is_shared(site):
     policy, ledger, _ = site
-    gate = Gate(policy, ledger, sites=3)
+    gate = Gate(policy, ledger, roster=ROSTER)
     gate.release(torch.ones(1, 16, 4), at="cut", records=[ledger.key(b"one")])
-    gate.reserve_for_peers(ROSTER)
+    share(gate)
     with pytest.raises(BudgetExhausted):
-        gate.reserve_for_peers(("alice", "dave", "erin"))
+        share(Gate(policy, ledger, roster=("alice", "dave", "erin")))
+
+
+def test_a_smaller_roster_later_does_not_enlarge_this_sites_part(site):
+    policy, ledger, plan = site
+    share(Gate(policy, ledger, roster=[f"site-{i}" for i in range(20)]))
+    small = Gate(policy, ledger, roster=ROSTER)
+    small.require(plan.decode.releases // 20, at="decode")
+    with pytest.raises(BudgetExhausted):
+        small.require(plan.decode.releases // 20 + 1, at="decode")
 
 
 def test_a_policy_without_generation_reserves_nothing(tmp_path):
     policy = load_policy(ROOT / "policies" / "strict.toml")
     ledger = Ledger(tmp_path / "ledger")
-    Gate(policy, ledger, sites=3).reserve_for_peers(ROSTER)
+    share(Gate(policy, ledger, roster=ROSTER))
     assert ledger.mu() == 0
     ledger.close()

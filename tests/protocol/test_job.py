@@ -68,7 +68,9 @@ def test_any_change_changes_the_digest():
                 (not value)
                 if isinstance(value, bool)
                 else value + 1
-                if isinstance(value, int | float)
+                if isinstance(value, int)
+                else value / 2
+                if isinstance(value, float)
                 else [*value, "zoe"]
             )
             digests.add(Job.model_validate(raw).digest)

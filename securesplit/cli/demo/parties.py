@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -24,6 +25,12 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "securesplit", *map(str, arguments)]
 
 
+def die_with_parent() -> None:
+    """In a new child: ask Linux to end it when the demo's own process ends, however that happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 def environment() -> Mapping[str, str]:
     """The parties' environment: threads that wait must not spin, because all parties share a few cores."""
     return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
@@ -42,6 +49,7 @@ def server(*arguments: str | Path, log: Path) -> Iterator[int]:
             stdout=subprocess.PIPE,
             stderr=errors,
             env=environment(),
+            preexec_fn=die_with_parent,  # noqa: PLW1509 (no thread of ours holds a lock across it),
         )
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -85,6 +93,7 @@ class Party:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment(),
+            preexec_fn=die_with_parent,  # noqa: PLW1509 (no thread of ours holds a lock across it),
             text=True,
         )
         self._thread = threading.Thread(target=self._follow, args=(watch,), daemon=True)

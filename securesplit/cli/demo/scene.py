@@ -67,8 +67,8 @@ def prepare(out: Path | None, data: Path | None, policy: Path | None, model: str
         raise InputError("SS-1160", f"{directory} is not empty", hint="Name a new directory with --out.")
     policy_file = policy or shipped_policy("balanced")
     rules = load_policy(policy_file)
-    (directory / "data").mkdir(parents=True, exist_ok=True)
     private, public, prompt = _texts(data)
+    (directory / "data").mkdir(parents=True, exist_ok=True)
     for index, client in enumerate(CLIENTS):
         size = len(private) // len(CLIENTS)
         _write(directory / "data" / f"{client}.jsonl", private[index * size : (index + 1) * size])

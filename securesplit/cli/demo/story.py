@@ -194,7 +194,8 @@ def _report(
         leakage=report.Leakage(
             attack=f"best of {', '.join(sorted({a.name for r in found.values() for a in r.attacks}))}",
             unprotected=report.Recovery(**_recovery(worst["unprotected"])),
-            protected=report.Protected(**_recovery(worst["protected"]), ceiling=None if rules.unsafe else found["protected"].ceiling),
+            protected=report.Protected(
+                **_recovery(worst["protected"]), kappa=found["protected"].kappa, ceiling=None if rules.unsafe else found["protected"].ceiling),
         ),
         tls=report.Tls(version=protected.records[0].tls),
         traffic=report.Traffic(

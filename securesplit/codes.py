@@ -24,7 +24,7 @@ class Explained:
         code: ``SS-nnnn``.
         meaning: what happened, in plain words.
         action: what to do.
-        exit: status of a process that ends by raising it; a code that arrives from the other side ends a client with 5.
+        exit: status of a process that ends by raising it; one from the other side ends a client with its family's.
     """
 
     code: str

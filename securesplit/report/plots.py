@@ -70,7 +70,7 @@ def loss_plot(train: Train) -> Markup:
         for name, losses, colour, dashes, marker in runs:
             axes.plot(range(len(losses)), losses, dashes, color=colour, marker=marker, markersize=5, label=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("epochs")
+        axes.set_xlabel("rounds")
         axes.set_ylabel("loss (nats per token)")
         axes.set_ylim(bottom=0)
         axes.legend(loc="lower left", ncols=3, bbox_to_anchor=(-0.02, 1.0), borderaxespad=0.2)
@@ -121,7 +121,7 @@ def budget_plot(privacy: Privacy) -> Markup:
         axes.set_yticks(range(len(parts)), [name for name, _, _ in reversed(parts)])
         axes.set_xlim(0, 1.12)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-        axes.set_xlabel("part of one record's lifetime budget, in squared mu, that is spent")
+        axes.set_xlabel("share of one record's squared budget")
         axes.grid(visible=False, axis="y")
 
     return _svg("budget", "Budget spent per channel", draw, height=_height(len(privacy.channels) + 1))

@@ -63,7 +63,7 @@ class PolicyNote(BaseModel):
 class Train(BaseModel):
     """Losses in nats per token, on the same texts for all three runs.
 
-    Each curve starts before the first step and has one point after every epoch.
+    Each curve starts before the first step and has one point after every round.
 
     Attributes:
         initial_loss, final_loss: ends of the protected run.

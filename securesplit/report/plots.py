@@ -59,7 +59,7 @@ _STYLE = {
 
 
 def loss_plot(train: Train) -> Markup:
-    """Loss in nats per token over epochs, one line per run."""
+    """Loss in nats per token over rounds, one line per run."""
 
     def draw(axes: Axes) -> None:
         runs = (
@@ -75,7 +75,7 @@ def loss_plot(train: Train) -> Markup:
         axes.set_ylim(bottom=0)
         axes.legend(loc="lower left", ncols=3, bbox_to_anchor=(-0.02, 1.0), borderaxespad=0.2)
 
-    return _svg("loss", "Loss over epochs of the unprotected split, the protected split and the client alone", draw)
+    return _svg("loss", "Loss over rounds of the unprotected split, the protected split and the client alone", draw)
 
 
 def leakage_plot(leakage: Leakage) -> Markup:

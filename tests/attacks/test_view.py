@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,13 @@ from attacks.exchange import Task
 from attacks.view import Key, ServerView, Sighting, batches, link_by_order, noise_of, public_facts, read_view
 from attacks.view import sequences_of as _sequences
 from securesplit.errors import InputError
+from securesplit.policy.load import load_policy
 from securesplit.privacy.calibrate import mu_for
+from securesplit.protocol.codec import encode
+from securesplit.protocol.messages import Hello
 from securesplit.protocol.transcript import Recorder, Transcript
+
+ROOT = Path(__file__).parents[2]
 
 
 def keys_of(directory):
@@ -141,3 +147,17 @@ def test_fresh_releases_of_two_rounds_are_averaged(tmp_path, forward):
     assert [s.releases for s in view.sightings] == [2, 2]
     assert [float(s.rows[0, 0]) for s in view.sightings] == [1.0, 9.0]
     assert [float(s.linked[0, 0]) for s in view.sightings] == [2.0, 7.0]
+
+
+def test_a_recording_under_another_policy_than_the_one_written_down_is_refused(tmp_path):
+    lab = load_policy(ROOT / "policies" / "lab.toml")
+    (tmp_path / "transcript.json").write_text(json.dumps({"policy": lab.model_dump(mode="json"), "model": "0" * 64}))
+    for number, digest in ((0, lab.digest), (1, "1" * 64)):
+        recorder = Recorder(tmp_path, peer="p", number=number)
+        recorder.record(0, 0, encode(Hello(version=1, nonce=bytes(32), policy=digest)))
+        recorder.close()
+        if number == 0:
+            assert public_facts(Transcript.load(tmp_path)).policy == lab
+    with pytest.raises(InputError) as caught:
+        public_facts(Transcript.load(tmp_path))
+    assert caught.value.code == "SS-1708"

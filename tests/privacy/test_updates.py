@@ -111,3 +111,16 @@ def test_the_unsafe_policy_says_so_and_sends_exactly_the_tensor(policy_of, caplo
     with pytest.raises(CheckFailed) as caught:
         gate.release(torch.full((1, 1, 1), float("inf")), at="cut")
     assert caught.value.code == "SS-1510"
+
+
+def test_a_gradient_that_overflowed_leaves_as_zero_and_pays(policy_of, ledger, monkeypatch):
+    # Stopping would tell the server, whose answer provoked it, for whose record it happened.
+    monkeypatch.setattr("securesplit.privacy.gate.gaussian", lambda shape, _sigma: np.zeros(shape))
+    gate = Gate(policy_of(**ROUND), ledger)
+    rows = torch.ones(2, 2, 4)
+    rows[1, 0, 0] = float("nan")
+    released = gate.release(rows, at="gradient", records=["a", "b"], memoise=False)
+    sent = np.frombuffer(released.payload, dtype="<f4").reshape(released.shape)
+    assert np.abs(sent[0]).max() > 0
+    assert not sent[1].any()
+    assert [(s.channel, s.releases) for s in ledger.summary()] == [("gradient", 2)]

@@ -10,6 +10,7 @@ from securesplit.client import generate as generation
 from securesplit.client.run import _restore
 from securesplit.errors import InputError, PolicyDenied, RemoteProtocolError
 from securesplit.model.export import collect_adapters, save_part_adapters
+from securesplit.model.lora import adapter_layout, read_adapters
 from securesplit.protocol.messages import Forward
 from tests.e2e.house import FROZEN, batches_of, policy_of, sentences
 
@@ -80,4 +81,6 @@ def test_a_front_of_another_run_is_not_restored_in_frozen(house, open_ledger, tm
     facts = {"model": client.link.model, "policy": client.policy.digest}
     save_part_adapters(collect_adapters(client.back, **facts), tmp_path / "adapter-back.safetensors")
     (tmp_path / "adapter-front.safetensors").write_bytes(b"whatever a run without noise left here")
+    before = read_adapters(client.front, adapter_layout(client.front))
     _restore(client, tmp_path)
+    assert np.array_equal(read_adapters(client.front, adapter_layout(client.front)), before)

@@ -131,8 +131,8 @@ def _restore(client: Client, run: Path) -> None:
     """Put a run's adapters into the parts that learnt; in regime ``frozen`` that is C alone.
 
     Raises:
-        InputError: SS-1430 for another model. PolicyDenied: SS-2013 for adapters that learnt under another policy, because
-            what they generate was reserved for under that one.
+        InputError: SS-1430 for another model. PolicyDenied: SS-2013 for adapters that learnt under another policy: what
+            they generate was reserved for under that one, and under an unsafe one it would leave without noise or charge.
     """
     for part in client.trained:
         path = run / f"adapter-{part.role}.safetensors"
@@ -143,7 +143,7 @@ def _restore(client: Client, run: Path) -> None:
             raise InputError(
                 "SS-1430", f"{path} belongs to another model or cut", hint="Use adapters of this job's model."
             )
-        if not client.policy.unsafe and saved.facts.policy != client.policy.digest:
+        if saved.facts.policy != client.policy.digest:
             raise PolicyDenied(
                 "SS-2013", f"{path} learnt under another policy", hint="Generate under the policy of the training run."
             )

@@ -210,18 +210,21 @@ class Gate:
                     "an update without noise may enter a blind sum in regime 'frozen' only",
                     hint="This is a bug; report it.",
                 )
-            self._reserve_for_peers()
+            self.reserve_for_peers()
         if not np.isfinite(update).all():  # Stopping here would tell the server that its answers provoked it.
             update = np.zeros_like(update)
         return ReleasedUpdate(vector=update, noised=False, mint=_MINT)
 
-    def _reserve_for_peers(self) -> None:
+    def reserve_for_peers(self) -> None:
         """Charge, once per roster, what the other clients may generate with a C that learnt from this site's records.
 
         A generated token that is fed back depends on every record that trained C, at whichever site it is generated. This
         site cannot see its peers' ledgers, so it pays for their whole parts of the channel ``decode`` before C is shared.
         All clients of a sum hold the same policy (its digest is in the sum's keys); a peer that breaks it, or hands C to
         the server, is outside every such claim.
+
+        Raises:
+            BudgetExhausted: SS-5001; nothing may be shared then.
         """
         if self._plan is None or self._plan.decode is None or len(self._roster) < 2:
             return

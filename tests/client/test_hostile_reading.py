@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from securesplit.aggregate.answered import AnswerLog
 from securesplit.client import generate as generation
 from securesplit.client.run import _restore
-from securesplit.errors import InputError, PolicyDenied, RemoteProtocolError
+from securesplit.client.train import Trainer
+from securesplit.errors import BudgetExhausted, InputError, PolicyDenied, RemoteProtocolError
 from securesplit.model.export import collect_adapters, save_part_adapters
 from securesplit.model.lora import adapter_layout, read_adapters
+from securesplit.privacy.ledger import Charge
+from securesplit.privacy.plan import plan_for
 from securesplit.protocol.messages import Forward
 from tests.e2e.house import FROZEN, batches_of, policy_of, sentences
 
@@ -84,3 +88,27 @@ def test_a_front_of_another_run_is_not_restored_in_frozen(house, open_ledger, tm
     before = read_adapters(client.front, adapter_layout(client.front))
     _restore(client, tmp_path)
     assert np.array_equal(read_adapters(client.front, adapter_layout(client.front)), before)
+
+
+def test_adapters_that_learnt_under_a_budget_do_not_generate_without_noise(house, open_ledger, tmp_path):
+    private, _, _ = house.joined(house.job(), policy_of(FROZEN), ledger=open_ledger())
+    saved = collect_adapters(private.back, model=private.link.model, policy=private.policy.digest)
+    save_part_adapters(saved, tmp_path / "adapter-back.safetensors")
+    unsafe, spy, _ = house.joined(house.job(), policy_of())
+    with pytest.raises(PolicyDenied, match="SS-2013"):
+        _restore(unsafe, tmp_path)
+    assert spy.messages(Forward) == []
+
+
+def test_a_run_that_cannot_pay_the_peers_reserve_sends_nothing(house, open_ledger, tmp_path):
+    ledger = open_ledger()
+    client, spy, _ = house.joined(house.job(), policy_of(FROZEN), ledger=ledger)
+    plan = plan_for(client.policy.privacy)
+    spent = Charge("*", "cut", plan.budget - 1, 1.0, 1.0, client.policy.digest)
+    ledger.charge([spent], budget=plan.budget, caps=[1])
+    batches = batches_of(client, sentences(2, seed=3))
+    log = AnswerLog(tmp_path / "answered")
+    with pytest.raises(BudgetExhausted, match="SS-5001"):
+        Trainer(client, batches, batches, answers=log, progress=lambda *_: None).run()
+    log.close()
+    assert spy.messages(Forward) == []

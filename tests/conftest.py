@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +19,23 @@ for _name, _value in {
     "HF_HUB_OFFLINE": "1",
 }.items():
     os.environ.setdefault(_name, _value)
+
+
+def _move_home() -> None:
+    """Give the tests and all that they start a home of their own, because ledgers are anchored there.
+
+    The cache stays the real one: models and data in it are read, and no test writes there.
+    """
+    if "SECURESPLIT_TESTS_HOME" in os.environ:  # A worker of pytest-xdist, or a run that a test started.
+        return
+    home, real = Path(tempfile.mkdtemp(prefix="securesplit-tests-home-")), Path.home()
+    if (real / ".cache").is_dir():
+        (home / ".cache").symlink_to(real / ".cache")
+    os.environ["HOME"] = os.environ["SECURESPLIT_TESTS_HOME"] = str(home)
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+
+
+_move_home()
 
 _COLUMNS = ("logits", "loss", "gradients", "LoRA gradients", "decoding", "export")
 
@@ -31,7 +52,29 @@ def equality(record_property):
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the largest difference seen, over all cuts, masks and tensors; user properties survive pytest-xdist."""
+    """Print the tables of a run; user properties survive pytest-xdist."""
+    _print_equality(terminalreporter)
+    _print_mutants(terminalreporter)
+
+
+def _print_mutants(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which check of the audit caught which fault, with its numbers (tests/audit/test_mutants.py)."""
+    rows = [
+        value
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        for name, value in report.user_properties
+        if name == "mutant" and report.when == "call"
+    ]
+    if not rows:
+        return
+    terminalreporter.section("privacy audit: what each fault in the product turns red")
+    for mutant, check, red, numbers in sorted(rows):
+        terminalreporter.write_line(f"{mutant:44} {'RED' if red else 'ok':4} {check:28} {numbers}")
+
+
+def _print_equality(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the largest difference seen, over all cuts, masks and tensors."""
     worst: dict[str, dict[str, float]] = defaultdict(dict)
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):

@@ -116,3 +116,110 @@ def sigma_for(epsilon: float, delta: float, sensitivity: float, releases: int = 
     if not (math.isfinite(sensitivity) and sensitivity > 0 and releases >= 1):
         raise ValueError("sensitivity must be finite and positive, releases at least 1")
     return sensitivity * math.sqrt(releases) / mu_for(epsilon, delta)
+
+
+def epsilon_rdp_for(mu: float, delta: float, *, whole_orders: bool = False) -> float:
+    """An epsilon at which any mechanism with ``RDP(alpha) <= alpha mu^2 / 2`` is (epsilon, delta)-DP.
+
+    That curve is a Gaussian's; noise on a lattice has it too, while it has no mu in the sense of :func:`epsilon_for`. The
+    conversion is that of Canonne, Kamath and Steinke 2020 (arXiv:2004.00010), proposition 12,
+    ``alpha mu^2/2 + log((alpha-1)/alpha) - (log delta + log alpha) / (alpha-1)``, which holds for every alpha; the best one
+    solves ``mu^2 (alpha-1)^2 / 2 = -log(delta alpha)``, where the derivative is zero.
+
+    Args:
+        mu: at least 0; 0 gives 0.
+        delta: in (0, 1).
+        whole_orders: use integers alpha >= 2 alone, for a curve that is proved at those only.
+
+    Returns:
+        epsilon, rounded up by about one part in 10^12; never below :func:`epsilon_for`.
+
+    Raises:
+        ValueError: for arguments out of range.
+    """
+    if not (math.isfinite(mu) and mu >= 0 and 0 < delta < 1):
+        raise ValueError("mu must be finite and not negative, delta between 0 and 1")
+    if mu == 0:
+        return 0.0
+    excess = _best_excess(mu, delta)  # alpha - 1, which keeps its digits where alpha is close to 1.
+    if whole_orders:
+        # The value falls until the best order and rises after it, so that the best integer is next to it.
+        below = max(1.0, math.floor(excess))
+        return min(epsilon_at_order(at, (1 + at) * mu * mu / 2, delta) for at in (below, below + 1))
+    return epsilon_at_order(excess, (1 + excess) * mu * mu / 2, delta)
+
+
+def _best_excess(mu: float, delta: float) -> float:
+    low, high = 0.0, 1 / delta
+    for _ in range(_STEPS * 6):  # From 1 / delta down to doubles as small as mu allows.
+        middle = (low + high) / 2
+        if not low < middle < high:
+            break
+        rising = (mu * middle) ** 2 / 2 > -math.log(delta) - math.log1p(middle)
+        low, high = (low, middle) if rising else (middle, high)
+    return high
+
+
+def epsilon_at_order(excess: float, rdp: float, delta: float) -> float:
+    """The epsilon that Renyi divergence ``rdp`` at the one order ``1 + excess`` gives; the formula stands above.
+
+    Args:
+        excess: alpha - 1, greater than 0.
+        rdp: of all releases together, at that order.
+        delta: in (0, 1).
+    """
+    parts = (
+        rdp,
+        math.log(excess) - math.log1p(excess),
+        -(math.log(delta) + math.log1p(excess)) / excess,
+    )
+    return max(0.0, math.fsum(parts) + 1e-14 * math.fsum(abs(part) for part in parts))
+
+
+def mu_rdp_for(epsilon: float, delta: float, *, whole_orders: bool = False) -> float:
+    """The largest mu whose RDP curve gives (epsilon, delta)-DP by :func:`epsilon_rdp_for`, rounded down.
+
+    Args:
+        epsilon: greater than 0.
+        delta: in (0, 1).
+        whole_orders: as there.
+
+    Raises:
+        ValueError: for arguments out of range.
+    """
+    if not (math.isfinite(epsilon) and epsilon > 0 and 0 < delta < 1):
+        raise ValueError("epsilon must be finite and positive, delta between 0 and 1")
+    low, high = 0.0, 1.0
+    while epsilon_rdp_for(high, delta, whole_orders=whole_orders) <= epsilon:
+        low, high = high, 2 * high
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        if not low < middle < high:
+            break
+        fits = epsilon_rdp_for(middle, delta, whole_orders=whole_orders) <= epsilon
+        low, high = (middle, high) if fits else (low, middle)
+    return low
+
+
+def pure_mu(epsilon: float) -> float:
+    """The smallest mu that an epsilon-DP mechanism (with delta = 0) is worth, rounded up by 10^-15.
+
+    ``2 Phi^-1(e^epsilon / (1 + e^epsilon))``: the trade-off curve of mu-GDP is convex and passes through the one corner of
+    that of epsilon-DP, so it lies below it everywhere. Labels answered at random are charged by this.
+
+    Args:
+        epsilon: at least 0, at most 600, beyond which doubles hold no such tail.
+
+    Raises:
+        ValueError: for an epsilon out of range.
+    """
+    if not 0 <= epsilon <= 600:
+        raise ValueError("epsilon must be between 0 and 600")
+    tail = math.exp(-epsilon) / (1 + math.exp(-epsilon))  # = Phi(-mu / 2)
+    low, high = 0.0, 80.0
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        if not low < middle < high:
+            break
+        low, high = (middle, high) if 0.5 * math.erfc(middle / math.sqrt(8)) > tail else (low, middle)
+    return high * (1 + 1e-15) + 1e-15 if epsilon > 0 else 0.0  # erfc near 1 is good to 10^-16, absolutely.

@@ -1,21 +1,22 @@
 """The narrow waist: nothing leaves a client except through :meth:`Gate.release`.
 
-    refuse NaN and infinity -> clip (fp64 norm) -> charge the ledger (fsync) -> add noise (own CSPRNG) -> Released
+    A and C in a sound state -> refuse NaN and infinity -> clip (fp64 norm) -> lattice -> noise (own CSPRNG)
+    -> charge the ledger and keep the bytes, in one commit (fsync) -> Released
 
-The order is the guarantee: a crash after the charge wastes budget, and no crash sends without a charge. Senders take
+Nothing is handed over before the commit, and a commit that the budget refuses leaves nothing behind. Senders take
 :class:`Released`, which only this file can make, never a tensor.
 
-Guarantee of one release at unit ``sequence``, relation ``replace-one``: mu = 2C/sigma, against a server that sees every
-byte, knows the policy and the code, and may choose everything it sends. Not covered: message lengths (public buckets),
-timing, order; floating-point attacks beyond what securesplit/privacy/noise.py says.
+Guarantee of one release, relation ``replace-one``: the Renyi curve of a Gaussian with mu = sensitivity/sigma, exactly,
+because both the clipped values and the noise are integers (securesplit/privacy/lattice.py); against a server that sees
+every byte, knows the policy and the code, and may choose everything it sends. Not covered: message lengths (public
+buckets), timing, order.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
-from dataclasses import InitVar, dataclass, field, replace
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,61 +25,21 @@ from torch import Tensor
 
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.policy.schema import Gaussian, Policy
-from securesplit.privacy.clip import clip_sequence, refuse_non_finite
+from securesplit.privacy.clip import refuse_non_finite
 from securesplit.privacy.clipped_sum import ClippedSum
+from securesplit.privacy.lattice import discrete_gaussian, step_for
 from securesplit.privacy.ledger import ALL, Charge, Ledger
-from securesplit.privacy.noise import gaussian
-from securesplit.privacy.plan import At, ChannelPlan, plan_for
+from securesplit.privacy.lineage import Lineage
+from securesplit.privacy.mechanism import clipped, encode, noised
+from securesplit.privacy.plan import At, ChannelPlan, Plan, plan_for, rows_moved
+from securesplit.privacy.released import _MINT, Codec, Released, ReleasedUpdate, Responded
+from securesplit.privacy.response import respond
+
+__all__ = ["ALL", "PEERS", "ClippedSum", "Codec", "Gate", "Released", "ReleasedUpdate", "Responded"]
 
 _log = logging.getLogger(__name__)
 PEERS = "peers"
 UNLIMITED = 1 << 62
-_MINT = object()
-
-Codec = Literal["f32", "bf16"]
-
-
-@dataclass(frozen=True, slots=True)
-class Released:
-    """Rows that may leave. Only a gate can make one.
-
-    Attributes:
-        payload: little-endian float bytes of type ``codec``, C order, shape (B, T, D).
-        shape: (B, T, D).
-        codec: ``f32`` or ``bf16``.
-        gain: public factor for B's input; see :meth:`securesplit.privacy.plan.ChannelPlan.gain`.
-        graph: the clipped tensor with its autograd graph. It stays on the client; B's gradient is sent back into it.
-    """
-
-    payload: bytes = field(repr=False)
-    shape: tuple[int, int, int]
-    codec: Codec
-    gain: float
-    graph: Tensor = field(repr=False)
-    mint: InitVar[object]  # Not kept, so that no instance lends it to a forgery or to dataclasses.replace.
-
-    def __post_init__(self, mint: object) -> None:
-        if mint is not _MINT:
-            raise TypeError("Released is made by Gate.release and by nothing else")
-
-
-@dataclass(frozen=True, slots=True)
-class ReleasedUpdate:
-    """An adapter update that may enter a secure sum. Only a gate can make one.
-
-    Attributes:
-        vector: (d,) float64.
-        noised: whether DP noise of this client's own is in it. Without it the update is protected by the masks alone:
-            from the server entirely in blind mode, from the other clients only as far as a sum of all hides one part.
-    """
-
-    vector: npt.NDArray[np.float64] = field(repr=False)
-    noised: bool
-    mint: InitVar[object]
-
-    def __post_init__(self, mint: object) -> None:
-        if mint is not _MINT:
-            raise TypeError("ReleasedUpdate is made by Gate.release_update and by nothing else")
 
 
 class Gate:
@@ -87,11 +48,14 @@ class Gate:
     Args:
         policy: the client's own policy; no server can change it.
         ledger: the site's ledger; required unless the policy is UnsafeNoPrivacy.
-        version: names the state of partition A that produces what is released, such as a digest of its weights. A
-            memoised release is reused only under the same version.
+        version: names the public part of what produces releases, such as the model's digest.
+        state: names, at any moment, the trained part: a digest of the adapters whose state may differ between releases.
+            Its value now is taken for the public start. A remembered release is reused only under the same version and
+            state, and a private policy releases only from states of the gate's lineage.
         codec: type on the wire; the cast happens after the noise.
         roster: all clients that will hold the same trained C. Each may spend its part of the channel ``decode``, because
             what a trained C generates at one site depends on the records of all.
+        front: decoder layers in A; under unit ``token`` it decides how many rows one token moves.
 
     Raises:
         InputError: SS-1530 when a private policy comes without a ledger.
@@ -103,19 +67,59 @@ class Gate:
         ledger: Ledger | None,
         *,
         version: str = "",
+        state: Callable[[], str] = str,
         codec: Codec = "f32",
         roster: Sequence[str] = (),
+        front: int = 1,
     ) -> None:
         self.policy = policy
+        self._digest = policy.digest
         self.codec = codec
         self.version = version
+        self._state = state
+        self._lineage = Lineage(state())
         self._ledger = ledger
         self._roster = tuple(sorted(roster))
-        self._plan = plan_for(policy.privacy) if isinstance(policy.privacy, Gaussian) else None
-        if self._plan is None:
+        rows = rows_moved(front, policy.limits.buckets)
+        self._unit = policy.privacy.unit if isinstance(policy.privacy, Gaussian) else ""
+        self.plan: Plan | None = plan_for(policy.privacy, rows=rows) if isinstance(policy.privacy, Gaussian) else None
+        if self.plan is None:
             _log.warning("policy '%s' is UnsafeNoPrivacy: everything leaves as it is", policy.name)
         elif ledger is None:
             raise InputError("SS-1530", "a private policy needs a ledger", hint="Open one: Ledger(directory).")
+
+    def moved(self, by: ReleasedUpdate) -> None:
+        """Tell the gate that a released update, and public values besides, moved A and C to their present state.
+
+        Raises:
+            PolicyDenied: SS-2014 when the state has moved and the update carries no noise, or the regime is ``frozen``.
+        """
+        if by.noised:
+            self._extend()
+        elif self.plan is not None:
+            self._lineage.require(self._state())
+
+    def restored(self, policy: str) -> None:
+        """Tell the gate that A and C now hold adapters which a run under this same policy left on this site.
+
+        It takes the site's own files at their word: adapters that were trained elsewhere, without noise, do not belong here.
+
+        Raises:
+            PolicyDenied: SS-2013 when they learnt under another policy, SS-2014 when they moved A in regime ``frozen``.
+        """
+        if policy != self._digest:
+            raise PolicyDenied(
+                "SS-2013", "these adapters learnt under another policy", hint="Generate under the policy of the run."
+            )
+        self._extend()
+
+    def _extend(self) -> None:
+        """Take in the present state; in regime ``frozen`` there is only one, because no noised value may move A there."""
+        privacy = self.policy.privacy
+        if isinstance(privacy, Gaussian) and privacy.regime == "frozen":
+            self._lineage.require(self._state())
+        else:
+            self._lineage.extend(self._state())
 
     def release(
         self,
@@ -125,18 +129,22 @@ class Gate:
         records: Sequence[str] | None = None,
         contents: Sequence[str] | None = None,
         memoise: bool = True,
+        responded: Responded | None = None,
     ) -> Released:
         """Make a tensor fit to leave.
 
         Args:
             tensor: (B, T, D), one sequence per row of B. Its graph is kept for the backward pass.
             at: ``cut`` (O1), ``gradient`` (O3) or ``decode`` (O1 of generated tokens).
-            records: the ledger key of each sequence's record. Without it, every sequence is charged to all records of
-                the site, which is always true and always dearest.
+            records: (not at ``decode``, where all pay, because a generated token depends on all that trained C) the ledger
+                key of each sequence's record; under unit ``user``, of its user. Without it, every
+                sequence is charged to all records of the site, which is always true and always dearest.
             contents: names what of each record the rows are made from, such as a keyed hash of its tokens. A remembered
                 release is resent for the same content only.
             memoise: resend the bytes that were released before for the same record, content, channel, noise, version and
                 shape.
+            responded: at ``gradient``, where the policy releases labels: the labels that the loss was computed from, and
+                nothing else of the records. The gradient then is a function of what the server has and may leave as it is.
 
         Returns:
             Released rows.
@@ -144,31 +152,63 @@ class Gate:
         Raises:
             CheckFailed: SS-1510 for NaN or infinity at the cut (a gradient with them is released as zero: it depends on
                 what the server answered, and stopping would tell it for whom), SS-1522 when the ledger cannot be written.
-            PolicyDenied: SS-2010 when the policy closes this channel.
-            BudgetExhausted: SS-5001, SS-5002. Nothing was noised, nothing may be sent.
+            PolicyDenied: SS-2010 when the policy closes this channel, SS-2014 when A or C is in no sound state, SS-20xx
+                when the ledger was tampered with.
+            BudgetExhausted: SS-5001, SS-5002. Nothing may be sent.
         """
         if tensor.dim() != 3:
             raise ValueError("a release is (B, T, D)")
-        if self._plan is None:
+        if self.plan is None:
             refuse_non_finite(tensor)
-            return self._mint(
-                [_encode(row, self.codec) for row in tensor.detach().float().cpu().numpy()],
-                tensor.float(),
-                gain=1.0,
-            )
-        channel = self._open(at)
+            return self._plain(tensor.float())
+        self._lineage.require(self._state())
         if at == "gradient":
             finite = torch.isfinite(tensor).flatten(1).all(1)
             tensor = torch.where(finite[:, None, None], tensor, torch.zeros_like(tensor))
-        clipped = clip_sequence(tensor, channel.clip)
+            if self.plan.labels is not None and responded is not None and self._made_from(responded, tensor, records):
+                return self._plain(tensor.float())
+        channel = self._open(at)
+        self._require_countable(tensor, channel, known=bool(contents) or records is None or not memoise)
+        bounded = clipped(tensor, channel)
+        if at == "decode":
+            records = contents = None
         keys = list(records) if records is not None else [ALL] * len(tensor)
-        if len(keys) != len(tensor):
-            raise ValueError("one record per sequence")
         of = list(contents) if contents else [""] * len(keys)
-        if len(of) != len(keys):
-            raise ValueError("one content per sequence")
-        payloads = self._payloads(clipped, at, channel, keys, of, memoise=memoise and records is not None)
-        return self._mint(payloads, clipped, gain=channel.gain(clipped[0].numel()) if keys else 1.0)
+        if not len(keys) == len(tensor) == len(of):
+            raise ValueError("one record and one content per sequence")
+        payloads = self._payloads(bounded, at, channel, keys, of, memoise=memoise and records is not None)
+        coordinates = (bounded[0, 0] if channel.per_row else bounded[0]).numel() if keys else 0
+        return self._mint(payloads, bounded, gain=channel.gain(coordinates) if keys else 1.0)
+
+    def respond(self, labels: Tensor, *, records: Sequence[str], contents: Sequence[str]) -> Responded:
+        """Answer for class labels by randomised response, once per record; the same answer for ever after.
+
+        Args:
+            labels: (B,) in 0..K-1, K the policy's ``labels.classes``.
+            records: the ledger key of each record.
+            contents: names what of each record was labelled.
+
+        Raises:
+            PolicyDenied: SS-2010 when the policy has no channel for labels.
+            BudgetExhausted: SS-5001, SS-5002.
+            ValueError: for a label outside of 0..K-1.
+        """
+        if self.plan is None:
+            return Responded(labels=labels.clone(), records=tuple(records), policy=self._digest, mint=_MINT)
+        if (plan := self.plan.labels) is None:
+            raise self._closed("labels")
+        assert self._ledger is not None
+        charges = [
+            Charge(
+                record=record, channel="labels", units=plan.units, clip=1.0, sigma=plan.epsilon, step=1.0,
+                version=f"v2:{plan.epsilon!r}:{plan.classes}:{content}", policy=self._digest, unit=self._unit,
+                payload=respond(int(label), plan.classes, plan.epsilon).to_bytes(4, "little"),
+            )
+            for label, record, content in zip(labels.tolist(), records, contents, strict=True)
+        ]  # fmt: skip
+        stored = self._ledger.charge(charges, budget=self.plan.budget, caps=[UNLIMITED] * len(charges))
+        answers = torch.tensor([int.from_bytes(answer, "little") for answer in stored], dtype=torch.int64)
+        return Responded(labels=answers, records=tuple(records), policy=self._digest, mint=_MINT)
 
     def require(self, count: int, *, at: At) -> None:
         """Check, before anything is sent, that ``count`` releases charged to all records can be paid.
@@ -177,23 +217,25 @@ class Gate:
             PolicyDenied: SS-2010 when the policy closes this channel.
             BudgetExhausted: SS-5001, SS-5002.
         """
-        if self._plan is None:
+        if self.plan is None:
             return
         assert self._ledger is not None
         channel = self._open(at)
         self._ledger.require(
-            self._priced(ALL, at, channel), count=count, budget=self._plan.budget, cap=self._cap(at, channel)
+            self._priced(ALL, at, channel), count=count, budget=self.plan.budget, cap=self._cap(at, channel)
         )
 
     def release_update(self, update: npt.NDArray[np.float64] | ClippedSum) -> ReleasedUpdate:
-        """Make an adapter update fit for a secure sum.
+        """Make an adapter update fit for a secure sum, or for a local step after which A and C are used again.
 
         Args:
-            update: in regime ``round`` a :class:`ClippedSum`, which is charged to each of its records and noised here
+            update: a :class:`ClippedSum` in regimes ``round`` and ``step``: charged to each of its records and noised here
                 with the full sigma of the channel ``update``, so that the claim needs no honest peer. In regime
-                ``frozen`` the plain difference of C's adapters; it is neither noised nor charged, because the policy's
-                blind sum keeps it from the server altogether; what the peers learn from the sum is stated in
-                docs/threat-model.md.
+                ``frozen`` the plain difference of C's adapters. With a channel ``update`` it is clipped as a whole,
+                noised and charged to all records, which bounds what the other clients learn. Without one it is neither,
+                because the policy's blind sum keeps it from the server altogether; what the peers learn from the sum is
+                stated in docs/threat-model.md. In regime ``step`` the difference between two states of the lineage, which
+                is a function of noised values already and free.
 
         Raises:
             PolicyDenied: SS-2010 when the policy has no channel for the sum, SS-2011 when a plain difference is offered
@@ -202,17 +244,26 @@ class Gate:
         """
         if isinstance(update, ClippedSum):
             return self._release_sum(update)
-        privacy = self.policy.privacy
-        if isinstance(privacy, Gaussian):
-            if privacy.regime != "frozen" or not self.policy.aggregation.blind:
-                raise PolicyDenied(
-                    "SS-2011",
-                    "an update without noise may enter a blind sum in regime 'frozen' only",
-                    hint="This is a bug; report it.",
-                )
-            self.reserve_for_peers()
         if not np.isfinite(update).all():  # Stopping here would tell the server that its answers provoked it.
             update = np.zeros_like(update)
+        privacy = self.policy.privacy
+        if not isinstance(privacy, Gaussian):
+            return ReleasedUpdate(vector=update, noised=False, mint=_MINT)
+        if privacy.regime == "step":
+            self._lineage.require(self._state())
+            return ReleasedUpdate(vector=update, noised=True, mint=_MINT)
+        if privacy.regime == "frozen" and privacy.updates is not None:
+            channel = self._open("update")
+            whole = ClippedSum(update.size, channel.clip, step_for(channel.sigma))
+            whole.add(torch.from_numpy(update), ALL)
+            return self._release_sum(whole)
+        if privacy.regime != "frozen" or not self.policy.aggregation.blind:
+            raise PolicyDenied(
+                "SS-2011",
+                "an update without noise may enter a blind sum in regime 'frozen' only",
+                hint="This is a bug; report it.",
+            )
+        self.reserve_for_peers()
         return ReleasedUpdate(vector=update, noised=False, mint=_MINT)
 
     def reserve_for_peers(self) -> None:
@@ -221,43 +272,52 @@ class Gate:
         A generated token that is fed back depends on every record that trained C, at whichever site it is generated. This
         site cannot see its peers' ledgers, so it pays for their whole parts of the channel ``decode`` before C is shared.
         All clients of a sum hold the same policy (its digest is in the sum's keys); a peer that breaks it, or hands C to
-        the server, is outside every such claim.
+        the server, is outside every such claim. Where updates are noised, peers hold a function of what was charged for
+        already, and nothing is reserved.
 
         Raises:
             BudgetExhausted: SS-5001; nothing may be shared then.
         """
-        if self._plan is None or self._plan.decode is None or len(self._roster) < 2:
+        if self.plan is None or self.plan.decode is None or self.plan.update is not None or len(self._roster) < 2:
             return
         assert self._ledger is not None
-        channel, version = self._plan.decode, f"{self.policy.digest}:{'|'.join(self._roster)}"
+        channel = self.plan.decode
         count = (len(self._roster) - 1) * (channel.releases // len(self._roster))
-        if count == 0 or self._ledger.recall(ALL, PEERS, version) is not None:
+        if count == 0:
             return
-        whole = replace(self._priced(ALL, "decode", channel), channel=PEERS, units=count * channel.units)
-        self._ledger.charge([whole], budget=self._plan.budget, caps=[UNLIMITED])
-        self._ledger.remember(ALL, PEERS, version, b"")
+        whole = self._priced(
+            ALL, PEERS, channel, units=count * channel.units, version=f"{self._digest}:{json.dumps(self._roster)}"
+        )
+        self._ledger.charge([whole], budget=self.plan.budget, caps=[UNLIMITED])
 
     def _release_sum(self, update: ClippedSum) -> ReleasedUpdate:
-        if self._plan is None:
-            return ReleasedUpdate(vector=update.vector, noised=False, mint=_MINT)
+        assert self.plan is not None, "without a private policy nothing is clipped"
+        assert self._ledger is not None
         channel = self._open("update")
-        if update.bound > channel.clip:
+        if update.bound > channel.clip or update.step != step_for(channel.sigma):
             raise PolicyDenied(
-                "SS-2010", "a sum was clipped at more than the policy's bound", hint="This is a bug; report it."
+                "SS-2010",
+                "a sum was clipped or rounded otherwise than the policy says",
+                hint="This is a bug; report it.",
             )
-        self._charge(update.records, "update", channel)
-        return ReleasedUpdate(
-            vector=update.vector + gaussian(update.vector.shape, channel.sigma), noised=True, mint=_MINT
-        )
+        noised = update.steps + discrete_gaussian(update.steps.shape)
+        vector = noised.astype(np.float64) * update.step
+        payload = vector.tobytes()  # Once: a sum over a thousand records must not take a thousand times its size.
+        charges = [self._priced(record, "update", channel, payload=payload) for record in update.records]
+        self._ledger.charge(charges, budget=self.plan.budget, caps=[self._cap("update", channel)] * len(charges))
+        return ReleasedUpdate(vector=vector, noised=True, mint=_MINT)
 
     def _payloads(
-        self, clipped: Tensor, at: At, channel: ChannelPlan, keys: list[str], contents: list[str], *, memoise: bool
+        self, rows: Tensor, at: At, channel: ChannelPlan, keys: list[str], contents: list[str], *, memoise: bool
     ) -> list[bytes]:
         assert self._ledger is not None
-        same = f"{channel.clip!r}:{channel.sigma!r}:{self.version}:{self.codec}:{tuple(clipped.shape[1:])}"
+        assert self.plan is not None
+        same = (
+            f"v2:{channel.clip!r}:{channel.sigma!r}:{self.version}:{self._state()}:{self.codec}:{tuple(rows.shape[1:])}"
+        )
         # A record that stands twice in a batch, as texts that occur twice do, is released once and sent twice.
         names = [
-            (k, f"{same}:{c}") if memoise else (k, str(i)) for i, (k, c) in enumerate(zip(keys, contents, strict=True))
+            (k, f"{same}:{c}" if memoise else f"once:{i}") for i, (k, c) in enumerate(zip(keys, contents, strict=True))
         ]
         sent: dict[tuple[str, str], bytes] = {}
         for key, version in dict.fromkeys(names) if memoise else ():
@@ -267,33 +327,40 @@ class Gate:
         for i, name in enumerate(names):
             if name not in sent:
                 fresh.setdefault(name, i)
-        self._charge([keys[i] for i in fresh.values()], at, channel)
-        rows = clipped.detach().cpu().numpy()
-        for name, i in fresh.items():
-            noised = rows[i].astype(np.float64) + gaussian(rows[i].shape, channel.sigma)
-            sent[name] = _encode(noised.astype(np.float32), self.codec)
-            if memoise:
-                self._ledger.remember(name[0], at, name[1], sent[name])
+        drawn = noised(rows[list(fresh.values())], channel, self.codec)
+        charges = [
+            self._priced(key, at, channel, version=version if memoise else "", payload=payload)
+            for (key, version), payload in zip(fresh, drawn, strict=True)
+        ]
+        stored = self._ledger.charge(charges, budget=self.plan.budget, caps=[self._cap(at, channel)] * len(charges))
+        sent.update(zip(fresh, stored, strict=True))
         return [sent[name] for name in names]
 
-    def _charge(self, keys: list[str], at: At, channel: ChannelPlan) -> None:
-        if not keys:
-            return
-        assert self._ledger is not None
-        assert self._plan is not None
-        charges = [self._priced(k, at, channel) for k in keys]
-        self._ledger.charge(charges, budget=self._plan.budget, caps=[self._cap(at, channel)] * len(keys))
+    def _require_countable(self, tensor: Tensor, channel: ChannelPlan, *, known: bool) -> None:
+        """Refuse what the plan does not count: more rows than one token was said to move, a user's records without names."""
+        if channel.per_row and tensor.shape[1] > max(self.policy.limits.buckets):
+            raise ValueError("a sequence is longer than the longest public length, for which its noise was sized")
+        if not known and isinstance(self.policy.privacy, Gaussian) and self.policy.privacy.unit == "user":
+            raise ValueError("under unit 'user' a memory needs contents, or one record would be sent as another")
+
+    def _made_from(self, responded: Responded, rows: Tensor, records: Sequence[str] | None) -> bool:
+        """Whether answers are this policy's, and for exactly these rows; an unsafe gate's are the true labels."""
+        named = records is not None and responded.records == tuple(records)
+        return named and len(responded.records) == len(rows) and responded.policy == self._digest
 
     def _open(self, at: At) -> ChannelPlan:
-        assert self._plan is not None
-        channel = self._plan.channel(at)
+        assert self.plan is not None
+        channel = self.plan.channel(at)
         if channel is None:
-            raise PolicyDenied(
-                "SS-2010",
-                f"policy '{self.policy.name}' releases nothing at '{at}'",
-                hint="Use a policy that opens this channel.",
-            )
+            raise self._closed(at)
         return channel
+
+    def _closed(self, at: str) -> PolicyDenied:
+        return PolicyDenied(
+            "SS-2010",
+            f"policy '{self.policy.name}' releases nothing at '{at}'",
+            hint="Use a policy that opens this channel.",
+        )
 
     def _cap(self, at: At, channel: ChannelPlan) -> int:
         """Releases of one record on a channel; of ``decode`` this site has the part of the largest roster it trained in.
@@ -303,28 +370,29 @@ class Gate:
         if at != "decode":
             return channel.releases
         assert self._ledger is not None
-        rosters = (version.partition(":")[2].count("|") + 1 for version in self._ledger.versions(ALL, PEERS))
+        rosters = (len(json.loads(version.partition(":")[2])) for version in self._ledger.versions(ALL, PEERS))
         return channel.releases // max(1, len(self._roster), *rosters)
 
-    def _priced(self, record: str, at: At, channel: ChannelPlan) -> Charge:
+    def _priced(
+        self,
+        record: str,
+        at: str,
+        channel: ChannelPlan,
+        *,
+        units: int | None = None,
+        version: str = "",
+        payload: bytes = b"",
+    ) -> Charge:
         return Charge(
-            record=record,
-            channel=at,
-            units=channel.units,
-            clip=channel.clip,
-            sigma=channel.sigma,
-            policy=self.policy.digest,
-        )
+            record=record, channel=at, units=channel.units if units is None else units, clip=channel.clip,
+            sigma=channel.sigma, step=step_for(channel.sigma), version=version, payload=payload, policy=self._digest, unit=self._unit,
+        )  # fmt: skip
+
+    def _plain(self, rows: Tensor) -> Released:
+        return self._mint([encode(row, self.codec) for row in rows.detach().cpu().numpy()], rows, gain=1.0)
 
     def _mint(self, payloads: list[bytes], graph: Tensor, *, gain: float) -> Released:
         b, t, d = graph.shape
         return Released(
             payload=b"".join(payloads), shape=(b, t, d), codec=self.codec, gain=gain, graph=graph, mint=_MINT
         )
-
-
-def _encode(rows: np.ndarray[tuple[int, ...], np.dtype[np.float32]], codec: Codec) -> bytes:
-    if codec == "f32":
-        return rows.astype("<f4").tobytes()
-    words = torch.from_numpy(np.ascontiguousarray(rows)).to(torch.bfloat16).view(torch.int16).numpy()
-    return words.astype("<i2").tobytes()

@@ -1,6 +1,11 @@
-"""The key under which a site names its records.
+"""The key of a site's ledger, and what is derived from it.
 
-Who holds it and a text can tell whether the ledger knows that text; nothing else is protected by it.
+From the 32 random bytes of ``site.key`` HKDF-SHA256 derives one key per purpose: naming records, chaining entries,
+encrypting remembered payloads, sealing remote anchors.
+
+Who holds the file and a text can tell whether the ledger knows that text, can read the remembered payloads (the server has
+seen those anyway) and can write a chain of his own. It lies beside the ledger with mode 0600: it protects against an
+editor or a thief of ``ledger.sqlite`` alone, such as one backup of it, and not against the user who runs the client.
 """
 
 from __future__ import annotations
@@ -9,10 +14,22 @@ import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
-from securesplit.errors import InputError
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from securesplit.errors import PolicyDenied
 
 _BYTES = 32
+
+Purpose = Literal["records", "chain", "payloads", "anchor"]
+
+
+def derive(key: bytes, purpose: Purpose) -> bytes:
+    """One purpose's key, 32 bytes: HKDF-SHA256 of the site key, no salt, with the purpose in ``info`` (RFC 5869)."""
+    info = b"securesplit site key v1: " + purpose.encode()
+    return HKDF(algorithm=SHA256(), length=_BYTES, salt=None, info=info).derive(key)
 
 
 def site_key(path: Path, *, make: bool) -> bytes:
@@ -23,19 +40,23 @@ def site_key(path: Path, *, make: bool) -> bytes:
         make: False where a ledger exists: with a new key, records that have spent their budget would look new.
 
     Raises:
-        InputError: SS-1520 when the key is missing and may not be made, or is not a key.
+        PolicyDenied: SS-2020 when the key is missing and may not be made, SS-2024 when the file is not a key.
         OSError: when the file cannot be read or written.
     """
     if not path.exists():
         if not make:
-            raise InputError(
-                "SS-1520", f"{path} is missing beside its ledger", hint="Restore it: a new key would forget who spent."
+            raise PolicyDenied(
+                "SS-2020",
+                f"{path} is missing beside its ledger, so nothing may be sent",
+                hint="Put the original site.key back: a new one would forget which records have spent their budget.",
             )
         _make(path)
     key = path.read_bytes()
     if len(key) != _BYTES:
-        raise InputError(
-            "SS-1520", f"{path} is not a site key", hint="Restore it: without it records cannot be recognised."
+        raise PolicyDenied(
+            "SS-2024",
+            f"{path} is not a site key, so nothing may be sent",
+            hint="Put the original site.key back: without it no record is recognised.",
         )
     return key
 

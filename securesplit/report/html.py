@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from securesplit.report.plots import budget_plot, leakage_plot, loss_plot, phase_plot
 from securesplit.report.record import Report
 
-__all__ = ["render_html", "write_html"]
+__all__ = ["figure", "render_html", "write_html"]
 
 _CLEAR = 0.02
 """Smaller differences of losses, in nats per token, are called no difference."""
@@ -52,7 +52,7 @@ def render_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, loss=_loss, size=_size, figure=_figure)
+    environment.filters.update(percent=_percent, loss=_loss, size=_size, figure=figure)
     return environment.get_template("template.html.j2").render(
         r=report,
         guess=_best_guess(report.privacy.mu),
@@ -100,7 +100,7 @@ def _loss(nats: float) -> str:
     return f"{nats:.3f}"
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
     """Three significant figures; below a thousandth as a power of ten, which is how delta is read."""
     if not value or abs(value) >= 1e-3:
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

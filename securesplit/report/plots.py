@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -22,7 +23,7 @@ from securesplit.report.record import Leakage, Phase, Privacy, Train
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["budget_plot", "leakage_plot", "loss_plot", "phase_plot"]
+__all__ = ["Bar", "budget_plot", "leakage_plot", "loss_plot", "phase_plot", "share_plot"]
 
 # Place-holders: unlikely to be written by matplotlib itself. The names are CSS variables of template.html.j2.
 _INK, _FAINT = "#010203", "#010204"
@@ -104,27 +105,46 @@ def leakage_plot(leakage: Leakage) -> Markup:
     return _svg("leakage", "Share of tokens recovered from the unprotected and the protected traffic", draw, height=2.5)
 
 
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A share of a whole, 0 to 1, with its name."""
+
+    name: str
+    share: float
+
+
 def budget_plot(privacy: Privacy) -> Markup:
     """Parts of one record's squared budget that each channel has spent; what is left fills up to 100 %."""
     total = privacy.budget.mu**2 if privacy.budget else 0.0
+    bars = [
+        Bar(f"{spend.channel} ({spend.releases} releases)", spend.mu**2 / total if total else 0.0)
+        for spend in privacy.channels
+    ]
+    bars.append(Bar("together", (privacy.mu or 0.0) ** 2 / total if total else 0.0))
+    return share_plot("budget", "Budget spent per channel", tuple(bars))
+
+
+def share_plot(name: str, label: str, bars: tuple[Bar, ...]) -> Markup:
+    """Shares of one record's squared budget, one bar each; the last one is the whole.
+
+    Args:
+        name: unique on the page.
+        label: what a screen reader says.
+        bars: from top to bottom.
+    """
 
     def draw(axes: Axes) -> None:
-        parts = [
-            (f"{spend.channel} ({spend.releases} releases)", spend.mu**2, _PROTECTED) for spend in privacy.channels
-        ]
-        parts.append(("together", (privacy.mu or 0.0) ** 2, _INK))
-        for height, (_, square, colour) in enumerate(reversed(parts)):
-            share = square / total if total else 0.0
+        for height, bar in enumerate(reversed(bars)):
             axes.barh(height, 1, color=_FAINT, alpha=0.35, height=0.5)
-            axes.barh(height, share, color=colour, height=0.5)
-            axes.text(1.015, height, _percent(share), va="center")
-        axes.set_yticks(range(len(parts)), [name for name, _, _ in reversed(parts)])
+            axes.barh(height, bar.share, color=_INK if height == 0 else _PROTECTED, height=0.5)
+            axes.text(1.015, height, _percent(bar.share), va="center")
+        axes.set_yticks(range(len(bars)), [bar.name for bar in reversed(bars)])
         axes.set_xlim(0, 1.12)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-        axes.set_xlabel("share of one record's squared budget")
+        axes.set_xlabel("share of the squared budget of one unit")
         axes.grid(visible=False, axis="y")
 
-    return _svg("budget", "Budget spent per channel", draw, height=_height(len(privacy.channels) + 1))
+    return _svg(name, label, draw, height=_height(len(bars)))
 
 
 def phase_plot(phases: tuple[Phase, ...]) -> Markup:

@@ -11,9 +11,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.integrate import quad
 
-from securesplit.privacy.calibrate import delta_for, epsilon_for, mu_for, sigma_for
+from securesplit.privacy.calibrate import (
+    delta_for,
+    epsilon_at_order,
+    epsilon_for,
+    epsilon_rdp_for,
+    mu_for,
+    mu_rdp_for,
+    pure_mu,
+    sigma_for,
+)
 
 ROOT = Path(__file__).parents[2]
 KNOWN = json.loads((ROOT / "tests" / "vectors" / "gdp.json").read_text())
@@ -62,7 +72,12 @@ def test_noise_multiplier_of_a_budget(row):
     assert close(sigma_for(float(row["epsilon"]), float(row["delta"]), 1.0, row["releases"]), row["z"])
 
 
-@pytest.mark.skipif(not SHARED.is_file(), reason="the full table of known answers lies beside the repository only")
+SHARED_ONLY = pytest.mark.skipif(
+    not SHARED.is_file(), reason="the full table of known answers lies beside the repository only"
+)
+
+
+@SHARED_ONLY
 def test_the_full_table():
     table = json.loads(SHARED.read_text())
     for row in table["A_analytic_gaussian_sigma"]:
@@ -71,14 +86,141 @@ def test_the_full_table():
         assert close(mu_for(epsilon, delta), row["mu"]), row
     for row in table["B_composition_identical"]:
         mu = math.sqrt(row["k"]) / float(row["z"])
+        assert close(mu, row["mu"]), row
         assert close(epsilon_for(mu, float(row["delta"])), row["eps_exact_gdp"]), row
+        assert close(epsilon_rdp_for(mu, float(row["delta"])), row["eps_rdp_opt"]), row
     for row in table["C_delta_of_eps_mu"]:
         assert close(delta_for(float(row["mu"]), float(row["eps"])), row["delta"]), row
     for row in table["D_heterogeneous"]:
         for delta, epsilon in row["eps_exact"].items():
             assert close(epsilon_for(float(row["mu"]), float(delta)), epsilon), row
+        for delta, epsilon in row["eps_rdp_opt"].items():
+            assert close(epsilon_rdp_for(float(row["mu"]), float(delta)), epsilon), row
     for row in table["E_noise_multiplier_for_budget"]:
         assert close(sigma_for(float(row["eps"]), float(row["delta"]), 1.0, row["k"]), row["z_exact"]), row
+
+
+@SHARED_ONLY
+def test_the_full_table_of_geometry_ceilings_and_pure_budgets():
+    table = json.loads(SHARED.read_text())
+    for row in table["H_noise_geometry"]:
+        mu = mu_for(float(row["eps"]), float(row["delta"]))
+        assert close(mu, row["mu"]), row
+        assert close(sigma_for(float(row["eps"]), float(row["delta"]), 2.0), row["sigma_over_C_replace"]), row
+        for name, ratio in row["noise_to_clip_ratio"].items():
+            width, rows = (int(part[1:]) for part in name.split("_"))
+            assert close(math.sqrt(width * rows) * 2 / mu, ratio), row
+        assert close(0.5 * math.erfc(-mu / math.sqrt(8)), row["max_balanced_binary_accuracy_any_decoder"]), row
+    for name, epsilon in table["H2_eps_needed_for_noise_norm_equal_clip_norm_delta1e-5"].items():
+        width, rows = (int(part[1:]) for part in name.split("_"))
+        assert close(epsilon_for(2 * math.sqrt(width * rows), 1e-5), epsilon), name
+    for row in table["O_information_ceiling_bits"]:
+        mu = mu_for(float(row["eps"]), float(row["delta"]))
+        assert close(mu, row["mu"]), row
+        assert close(mu * mu / 8 / math.log(2), row["bits_per_release"]), row
+        assert close(0.5 * math.erfc(-mu / math.sqrt(8)), row["max_binary_accuracy"]), row
+    for row in table["N_pure_eps_to_mu"]:
+        assert close(pure_mu(float(row["eps"])), row["mu"]), row
+
+
+def renyi_epsilon(mu: float, delta: float, order: float) -> float:
+    """The conversion at one order, written out."""
+    return order * mu * mu / 2 + math.log((order - 1) / order) - (math.log(delta) + math.log(order)) / (order - 1)
+
+
+def test_the_renyi_curve_of_a_gaussian():
+    for mu, order in ((0.3, 1.5), (1.0, 2.0), (2.0, 7.0)):
+
+        def integrand(x: float, mu: float = mu, order: float = order) -> float:
+            return math.exp(order * stats.norm.logpdf(x, mu) + (1 - order) * stats.norm.logpdf(x))
+
+        mass = quad(integrand, order * mu - 12, order * mu + 12, epsabs=0, epsrel=1e-10)[0]
+        assert math.isclose(math.log(mass) / (order - 1), order * mu * mu / 2, rel_tol=1e-9)
+
+
+@given(mu=MUS, delta=DELTAS)
+@settings(max_examples=25, deadline=None)
+def test_renyi_epsilon_is_the_best_of_all_orders(mu, delta):
+    epsilon = epsilon_rdp_for(mu, delta)
+    assert epsilon >= epsilon_for(mu, delta)  # It is an upper bound on what is exact for a Gaussian.
+    tried = [renyi_epsilon(mu, delta, 1 + excess) for excess in np.geomspace(1e-2, 1e4, 121) if mu * excess < 300]
+    assert epsilon <= max(0.0, min(tried)) * (1 + 1e-9)
+    assert epsilon >= min(tried) * (1 - 5e-3) or epsilon == 0.0
+
+
+@given(mu=MUS, delta=DELTAS)
+@settings(max_examples=25, deadline=None)
+def test_whole_orders_cost_a_little_and_are_the_best_of_theirs(mu, delta):
+    whole = epsilon_rdp_for(mu, delta, whole_orders=True)
+    assert whole >= epsilon_rdp_for(mu, delta) * (1 - 1e-12)
+    best = min(epsilon_at_order(order - 1, order * mu * mu / 2, delta) for order in range(2, 2000))
+    assert math.isclose(whole, best, rel_tol=1e-12) or whole < best  # The best order may lie beyond 2000.
+
+
+@given(epsilon=EPSILONS, delta=DELTAS, whole=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_renyi_mu_is_the_largest_that_the_budget_allows(epsilon, delta, whole):
+    mu = mu_rdp_for(epsilon, delta, whole_orders=whole)
+    assert epsilon_rdp_for(mu, delta, whole_orders=whole) <= epsilon
+    assert epsilon_rdp_for(mu * (1 + 1e-9), delta, whole_orders=whole) > epsilon
+    assert mu <= mu_for(epsilon, delta)
+
+
+@pytest.mark.parametrize("mu", [0.1, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("delta", [1e-5, 1e-8])
+def test_another_accountant_agrees(mu, delta):
+    events = pytest.importorskip("dp_accounting")
+    pld, rdp = pytest.importorskip("dp_accounting.pld"), pytest.importorskip("dp_accounting.rdp")
+    # Two releases alike and a third: 2 (mu / 4)^2 + 7 / 8 mu^2 = mu^2.
+    parts = [(2, mu / 4), (1, mu * math.sqrt(7 / 8))]
+    event = events.ComposedDpEvent([events.SelfComposedDpEvent(events.GaussianDpEvent(1 / m), k) for k, m in parts])
+    exact = pld.PLDAccountant(value_discretization_interval=1e-4).compose(event).get_epsilon(delta)
+    assert math.isclose(epsilon_for(mu, delta), exact, rel_tol=1e-4)
+    orders = [1 + excess for excess in np.geomspace(0.05, 500, 4000)]
+    assert math.isclose(
+        epsilon_rdp_for(mu, delta), rdp.RdpAccountant(orders=orders).compose(event).get_epsilon(delta), rel_tol=1e-5
+    )
+
+
+def two_labels_as_gdp(epsilon: float, mu: float) -> bool:
+    """Whether mu-GDP's trade-off curve lies below that of epsilon-DP, on a grid of false alarm rates."""
+    alphas = np.geomspace(1e-12, 0.5, 4001)
+    gaussian = stats.norm.cdf(stats.norm.isf(alphas) - mu)
+    pure = np.maximum(0, np.maximum(1 - math.exp(epsilon) * alphas, math.exp(-epsilon) * (1 - alphas)))
+    return bool((gaussian <= pure * (1 + 1e-9) + 1e-15).all())
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.5, 1, 3, 8])
+def test_pure_mu_is_the_smallest_whose_curve_lies_below(epsilon):
+    mu = pure_mu(epsilon)
+    assert two_labels_as_gdp(epsilon, mu)
+    corner = 1 / (1 + math.exp(epsilon))  # Where false alarms and misses are equally many.
+    assert stats.norm.cdf(stats.norm.isf(corner) - mu * (1 - 1e-6)) > corner
+    assert math.isclose(mu, -2 * stats.norm.ppf(corner), rel_tol=1e-12)
+
+
+def test_pure_mu_at_its_ends():
+    assert pure_mu(0.0) == 0.0
+    assert math.isclose(pure_mu(1e-9), math.sqrt(2 * math.pi) * 1e-9 / 2, rel_tol=1e-5)
+    assert math.isclose(pure_mu(600.0), -2 * stats.norm.ppf(math.exp(-600)), rel_tol=1e-12)
+    for bad in (-1.0, 600.1, math.nan):
+        with pytest.raises(ValueError, match="epsilon"):
+            pure_mu(bad)
+
+
+def test_renyi_at_its_edges():
+    assert epsilon_rdp_for(0.0, 1e-5) == 0.0
+    assert epsilon_rdp_for(1e-200, 1e-5) == 0.0
+    assert math.isclose(epsilon_rdp_for(1e5, 1e-5), 1e10 / 2, rel_tol=1e-3)
+    for bad in BAD:
+        for call in (
+            lambda bad=bad: epsilon_rdp_for(bad, 1e-5),
+            lambda bad=bad: epsilon_rdp_for(1.0, bad),
+            lambda bad=bad: mu_rdp_for(bad, 1e-5),
+            lambda bad=bad: mu_rdp_for(1.0, bad),
+        ):
+            with pytest.raises(ValueError, match="must be"):
+                call()
 
 
 def hockey_stick(mu: float, epsilon: float) -> float:

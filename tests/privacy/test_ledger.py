@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from securesplit.errors import BudgetExhausted
+from securesplit.errors import BudgetExhausted, PolicyDenied
 from securesplit.privacy.ledger import ALL, Charge, Ledger
 from securesplit.privacy.plan import UNITS
 
@@ -108,3 +108,51 @@ def test_summary_names_each_channel_with_its_dearest_record(ledger):
     pay(ledger, CHARGE, CHARGE, replace(CHARGE, record="other", units=15), replace(CHARGE, channel="gradient", units=4))
     found = {s.channel: (s.releases, s.mu**2 * UNITS) for s in ledger.summary()}
     assert found == {"cut": (3, pytest.approx(20)), "gradient": (1, pytest.approx(4))}
+
+
+def test_the_worst_record_over_some_channels_is_worst_on_these_together(ledger):
+    pay(ledger, replace(CHARGE, record="a", units=30), replace(CHARGE, record="b", channel="update", units=5))
+    pay(
+        ledger,
+        replace(CHARGE, record="a", channel="update", units=4),
+        replace(CHARGE, record=ALL, channel="peers", units=7),
+    )
+    assert ledger.spent_units() == 41
+    assert ledger.spent_units(channels=["update"]) == 5
+    assert ledger.spent_units(channels={"update", "peers"}) == 12
+    assert ledger.spent_units("a", {"update", "peers"}) == 11
+    assert ledger.spent_units(ALL) == 7
+    assert ledger.spent_units(channels=[]) == 0
+    assert ledger.mu(channels=["update"]) == pytest.approx((5 / UNITS) ** 0.5)
+
+
+@pytest.mark.parametrize("bad", [{"units": 0}, {"units": -5}, {"channel": "adopted"}])
+def test_no_charge_refunds_or_forges_an_adoption(bad):
+    with pytest.raises(ValueError, match="unit"):
+        replace(CHARGE, **bad)
+
+
+def test_time_decides_nothing(ledger, monkeypatch):
+    for now in (5_000, 10, -3):
+        monkeypatch.setattr("time.time_ns", lambda now=now: now)
+        pay(ledger, CHARGE)
+    assert [e.time for e in ledger.entries()] == [5_000, 10, -3]
+    ledger.verify()
+    assert ledger.spent_units() == 30
+
+
+def test_entries_come_in_order_over_many_pages(ledger):
+    pay(ledger, *[replace(CHARGE, record=str(i)) for i in range(2100)])
+    assert [(e.seq, e.record) for e in ledger.entries()] == [(i + 1, str(i)) for i in range(2100)]
+
+
+def test_a_ledger_counts_in_one_unit_of_privacy(tmp_path):
+    ledger = Ledger(tmp_path)
+    assert ledger.unit is None
+    ledger.charge([Charge("a", "cut", 5, 1.0, 2.0, "p", unit="token")], budget=10**6, caps=[9])
+    before = ledger.head()
+    with pytest.raises(PolicyDenied) as caught:
+        ledger.charge([Charge("b", "cut", 5, 1.0, 2.0, "p", unit="sequence")], budget=10**6, caps=[9])
+    assert (caught.value.code, caught.value.exit_code) == ("SS-2016", 3)
+    assert (ledger.unit, ledger.head()) == ("token", before)
+    ledger.close()

@@ -11,7 +11,7 @@ import torch
 from securesplit.errors import BudgetExhausted
 from securesplit.policy.load import load_policy
 from securesplit.privacy.gate import Gate
-from securesplit.privacy.ledger import Ledger
+from securesplit.privacy.ledger import ALL
 from securesplit.privacy.plan import plan_for
 
 ROOT = Path(__file__).parents[2]
@@ -19,11 +19,9 @@ ROSTER = ("alice", "bob", "carol")
 
 
 @pytest.fixture
-def site(tmp_path):
+def site(ledger):
     policy = load_policy(ROOT / "policies" / "balanced.toml")
-    ledger = Ledger(tmp_path / "ledger")
-    yield policy, ledger, plan_for(policy.privacy)
-    ledger.close()
+    return policy, ledger, plan_for(policy.privacy)
 
 
 def share(gate):
@@ -73,9 +71,48 @@ def test_a_smaller_roster_later_does_not_enlarge_this_sites_part(site):
         small.require(plan.decode.releases // 20 + 1, at="decode")
 
 
-def test_a_policy_without_generation_reserves_nothing(tmp_path):
+def test_a_policy_without_generation_reserves_nothing(ledger):
     policy = load_policy(ROOT / "policies" / "strict.toml")
-    ledger = Ledger(tmp_path / "ledger")
     share(Gate(policy, ledger, roster=ROSTER))
     assert ledger.mu() == 0
-    ledger.close()
+
+
+def test_the_reserve_comes_before_the_first_release_and_is_one_entry_for_all(site):
+    policy, ledger, plan = site
+    gate = Gate(policy, ledger, roster=ROSTER)
+    gate.reserve_for_peers()
+    gate.reserve_for_peers()
+    assert [(e.record, e.channel, e.units) for e in ledger.entries()] == [
+        (ALL, "peers", 2 * (plan.decode.releases // 3) * plan.decode.units)
+    ]
+
+
+def test_nobody_reserves_for_oneself(site):
+    policy, ledger, plan = site
+    for roster in ((), ("alice",)):
+        gate = Gate(policy, ledger, roster=roster)
+        gate.reserve_for_peers()
+        gate.require(plan.decode.releases, at="decode")
+    assert ledger.mu() == 0
+
+
+@pytest.mark.parametrize("odd", [("alice", "bob", "carol|dave"), ("alice", "bob|carol|dave", "erin")])
+def test_a_name_cannot_pass_for_two(site, odd):
+    """The roster is the server's; one that is written like another must not share its reserve."""
+    policy, ledger, plan = site
+    Gate(policy, ledger, roster=odd).reserve_for_peers()
+    roster = sorted("|".join(odd).split("|"))
+    before = ledger.spent_units()
+    try:
+        Gate(policy, ledger, roster=roster).reserve_for_peers()
+    except BudgetExhausted:
+        return  # Nothing can be shared then, which is as good.
+    paid = ledger.spent_units() - before
+    assert paid == (len(roster) - 1) * (plan.decode.releases // len(roster)) * plan.decode.units
+
+
+def test_noised_updates_need_no_reserve(policy_of, ledger):
+    policy = policy_of(updates=(3.0, 0.2, 4), generation=(1.0, 0.4, 30))
+    gate, plan = Gate(policy, ledger, roster=ROSTER), plan_for(policy.privacy)
+    assert share(gate).noised
+    assert [(e.record, e.channel, e.units) for e in ledger.entries()] == [(ALL, "update", plan.update.units)]

@@ -10,19 +10,9 @@ import pytest
 import torch
 from scipy import stats
 
-from securesplit.privacy import gate as gates
 from securesplit.privacy.gate import Gate
-from securesplit.privacy.ledger import Ledger
 from securesplit.privacy.plan import plan_for
-from tests.privacy.released import ROUND, values
-
-
-@pytest.fixture
-def ledger(tmp_path):
-    opened = Ledger(tmp_path / "ledger")
-    yield opened
-    opened.close()
-
+from tests.privacy.released import ROUND, silence, values
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
@@ -62,23 +52,59 @@ def test_whatever_else_changes_is_drawn_and_paid_anew(policy_of, ledger, changed
     assert not (first == second[:, :2]).any()
 
 
-def test_the_same_bytes_in_another_process(policy_of, ledger, tmp_path):
-    policy = policy_of()
-    first = Gate(policy, ledger, version="v").release(torch.ones(1, 2, 3), at="cut", records=["a"])
-    ledger.close()
+def test_equal_records_in_one_batch_are_one_release_and_different_contents_are_not(policy_of, ledger):
+    gate = Gate(policy_of(activations=(1.0, 0.4, 2)), ledger)
+    released = gate.release(torch.ones(3, 2, 3), at="cut", records=["a"] * 3, contents=["x", "y", "x"])
+    sent = values(released)
+    assert np.array_equal(sent[0], sent[2])
+    assert not (sent[0] == sent[1]).any()
+    assert ledger.summary()[0].releases == 2
+    again = gate.release(torch.zeros(1, 2, 3), at="cut", records=["a"], contents=["y"])
+    assert np.array_equal(values(again)[0], sent[1])
+
+
+def test_without_memory_equal_records_in_one_batch_are_paid_and_drawn_apart(policy_of, ledger):
+    gate = Gate(policy_of(activations=(1.0, 0.4, 2)), ledger)
+    sent = values(gate.release(torch.ones(2, 2, 3), at="cut", records=["a", "a"], memoise=False))
+    assert not (sent[0] == sent[1]).any()
+    assert ledger.summary()[0].releases == 2
+
+
+def test_two_gates_on_one_ledger_send_the_same_bytes_for_the_same_record(policy_of, open_ledger, monkeypatch):
+    """Both look into the memory before either has paid: the one that comes second sends what the first one did."""
+    one, two = open_ledger(), open_ledger()
+    first, found = Gate(policy_of(), one, version="v"), []
+
+    def in_between(*_):
+        if not found:
+            found.append(None)
+            found.append(Gate(policy_of(), two, version="v").release(torch.ones(1, 2, 3), at="cut", records=["a"]))
+
+    monkeypatch.setattr(one, "recall", in_between)
+    late = first.release(torch.ones(1, 2, 3), at="cut", records=["a"])
+    assert late.payload == found[1].payload
+    assert one.summary()[0].releases == 1
+
+
+def test_the_same_bytes_in_other_processes(policy_of, open_ledger, tmp_path):
     code = """
 import sys, torch
+from pathlib import Path
 from securesplit.policy.schema import Policy
 from securesplit.privacy.gate import Gate
 from securesplit.privacy.ledger import Ledger
-gate = Gate(Policy.model_validate_json(sys.argv[2]), Ledger(sys.argv[1]), version="v")
+root = Path(sys.argv[1])
+gate = Gate(Policy.model_validate_json(sys.argv[2]), Ledger(root / "ledger", anchors=root / "anchors"), version="v")
 print(gate.release(torch.zeros(1, 2, 3), at="cut", records=["a"]).payload.hex())
 """
-    command = [sys.executable, "-c", code, str(tmp_path / "ledger"), policy.model_dump_json()]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == first.payload.hex()
-    again = Ledger(tmp_path / "ledger")
-    assert again.summary()[0].releases == 1
-    again.close()
+    policy = policy_of()
+    command = [sys.executable, "-c", code, str(tmp_path), policy.model_dump_json()]
+    racing = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in "12"]
+    said = [process.communicate(timeout=60)[0].strip() for process in racing]
+    ledger = open_ledger()  # A restart, after both.
+    again = Gate(policy, ledger, version="v").release(torch.ones(1, 2, 3), at="cut", records=["a"])
+    assert said == [again.payload.hex()] * 2
+    assert ledger.summary()[0].releases == 1
 
 
 def test_releases_without_memory_differ_everywhere(policy_of, ledger):
@@ -120,22 +146,30 @@ def test_residuals_have_the_stated_law_in_every_row(policy_of, ledger, fixed_noi
 
 def test_every_channel_has_its_own_clip_and_sigma(policy_of, ledger, monkeypatch):
     policy = policy_of(**ROUND)
-    plan, asked = plan_for(policy.privacy), []
-
-    def silent(shape, sigma):
-        asked.append(sigma)
-        return np.zeros(shape)
-
-    monkeypatch.setattr(gates, "gaussian", silent)
+    plan = plan_for(policy.privacy)
     gate = Gate(policy, ledger)
+    with monkeypatch.context() as patch:
+        silence(patch)
+        for at in ("cut", "gradient", "decode"):
+            released = values(gate.release(torch.full((1, 2, 3), 1e4), at=at, records=[at], memoise=False))
+            norm, clip = np.linalg.norm(released.astype(np.float64)), plan.channel(at).clip
+            assert clip * (1 - 1e-5) < norm <= clip * (1 + 1e-7)
     for at in ("cut", "gradient", "decode"):
-        released = values(gate.release(torch.full((1, 2, 3), 1e4), at=at, records=[at]))
-        assert np.linalg.norm(released) == pytest.approx(plan.channel(at).clip, rel=1e-6)
-    assert asked == [plan.cut.sigma, plan.gradient.sigma, plan.decode.sigma]
+        released = gate.release(torch.zeros(1, 100, 100), at=at, records=[f"more {at}"])
+        assert values(released).std() == pytest.approx(plan.channel(at).sigma, rel=0.05)
+
+
+def test_what_is_sent_lies_on_the_lattice(policy_of, ledger):
+    """Every number is a whole number of steps, to the last bit of float32: the low bits tell nothing of a record."""
+    gate, hidden = Gate(policy_of(), ledger), torch.randn(1, 20, 30)
+    sent = values(gate.release(hidden, at="cut", records=["a"])).ravel()
+    step = next(iter(ledger.entries())).step
+    whole = np.rint(sent.astype(np.float64) / step)
+    assert np.array_equal((whole * step).astype(np.float32), sent)
 
 
 def test_bf16_is_torchs_cast_of_the_noised_values(policy_of, ledger, monkeypatch):
-    monkeypatch.setattr("securesplit.privacy.noise._fresh_key", lambda: b"\5" * 32)
+    monkeypatch.setattr("securesplit.privacy.lattice.fresh_key", lambda: b"\5" * 32)
     policy, hidden = policy_of(), torch.randn(1, 4, 64)
     wide = values(Gate(policy, ledger).release(hidden, at="cut", records=["a"]))
     narrow = Gate(policy, ledger, codec="bf16").release(hidden, at="cut", records=["b"])

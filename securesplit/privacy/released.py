@@ -1,0 +1,82 @@
+"""What may leave a client, as types. Only a gate can make one: the mint is imported by securesplit/privacy/gate.py alone.
+
+Senders take these and no tensors, so that a second way out of a client would not type-check and does not run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import InitVar, dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+__all__ = ["Codec", "Released", "ReleasedUpdate", "Responded"]
+
+_MINT = object()
+
+Codec = Literal["f32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Rows that may leave. Only a gate can make one.
+
+    Attributes:
+        payload: little-endian float bytes of type ``codec``, C order, shape (B, T, D).
+        shape: (B, T, D).
+        codec: ``f32`` or ``bf16``.
+        gain: public factor for B's input; see :meth:`securesplit.privacy.plan.ChannelPlan.gain`.
+        graph: the clipped tensor with its autograd graph. It stays on the client; B's gradient is sent back into it.
+    """
+
+    payload: bytes = field(repr=False)
+    shape: tuple[int, int, int]
+    codec: Codec
+    gain: float
+    graph: Tensor = field(repr=False)
+    mint: InitVar[object]  # Not kept, so that no instance lends it to a forgery or to dataclasses.replace.
+
+    def __post_init__(self, mint: object) -> None:
+        if mint is not _MINT:
+            raise TypeError("Released is made by Gate.release and by nothing else")
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasedUpdate:
+    """An adapter update that may enter a secure sum. Only a gate can make one.
+
+    Attributes:
+        vector: (d,) float64.
+        noised: whether DP noise of this client's own is in it. Without it the update is protected by the masks alone:
+            from the server entirely in blind mode, from the other clients only as far as a sum of all hides one part.
+    """
+
+    vector: npt.NDArray[np.float64] = field(repr=False)
+    noised: bool
+    mint: InitVar[object]
+
+    def __post_init__(self, mint: object) -> None:
+        if mint is not _MINT:
+            raise TypeError("ReleasedUpdate is made by Gate.release_update and by nothing else")
+
+
+@dataclass(frozen=True, slots=True)
+class Responded:
+    """Class labels after randomised response: what a loss may use where the policy releases labels instead of gradients.
+
+    Attributes:
+        labels: (B,) int64 in 0..K-1, noised; safe to show.
+        records: whose they are.
+        policy: digest of the policy under which they were answered.
+    """
+
+    labels: Tensor = field(repr=False)
+    records: tuple[str, ...]
+    policy: str
+    mint: InitVar[object]
+
+    def __post_init__(self, mint: object) -> None:
+        if mint is not _MINT:
+            raise TypeError("Responded is made by Gate.respond and by nothing else")

@@ -21,6 +21,7 @@ ROWS = (  # From the ground up. A module imports from rows below and from its ow
     {"transport"},
     {"admit"},
     {"client", "server", "report"},
+    {"audit"},
     {"cli"},
     {"attacks", "scripts", "examples", "__main__"},
 )

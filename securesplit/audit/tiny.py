@@ -1,0 +1,115 @@
+"""A whole tiny client: a random Llama in parts, made-up records, the product's own training loop and generation.
+
+The model is public and random, and nothing is learnt; what matters is which bytes leave. Its randomness comes from a fixed
+seed in a generator of its own; noise does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from securesplit.aggregate.answered import AnswerLog
+from securesplit.audit.cohort import MODEL, Cohort, job_for
+from securesplit.client.client import Client
+from securesplit.client.train import Trainer
+from securesplit.data.batches import Batch
+from securesplit.model.plan import CutPlan
+from securesplit.model.split import Split, split_model
+from securesplit.policy.schema import Policy
+from securesplit.privacy.ledger import Ledger
+from securesplit.server.serve import build_core
+
+_VOCABULARY, _WIDTH = 64, 32
+_FILL = 0
+
+
+class Letters:
+    """A tokenizer of one token a letter."""
+
+    pad_token_id = _FILL
+    eos_token_id = 1
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the letters."""
+        return [2 + ord(letter) % (_VOCABULARY - 2) for letter in text]
+
+    def decode(self, ids: list[int], **_: object) -> str:
+        """Some letters."""
+        return "".join(chr(96 + i) for i in ids)
+
+
+class TinySite:
+    """A client of a tiny model with its server and peers, all in memory.
+
+    Args:
+        policy: the site's own.
+        folder: for keys and the ledger; empty or new.
+
+    Attributes:
+        client: as in production.
+        cohort: the wire, with its tap.
+        ledger: the site's.
+        training, held_out: made-up records.
+    """
+
+    def __init__(self, policy: Policy, folder: Path) -> None:
+        job = job_for(policy)
+        self.policy, self.job = policy, job
+        self.cohort = Cohort(folder, policy, job, build_core(job, policy, self._parts().middle, MODEL))
+        self.cohort.invite()
+        self._answers = AnswerLog(folder / "answered.log")
+        self.ledger = self.cohort.ledger()
+        self.client = self._client(self.ledger)
+        self.training = tuple(self._batch(i) for i in range(2))
+        self.held_out = (self._batch(2),)
+
+    def close(self) -> None:
+        """Close the files."""
+        self.ledger.close()
+        self._answers.close()
+
+    def restart(self) -> None:
+        """What a new process of the site does: the ledger is opened again, A and C start where the job started."""
+        self.ledger.close()
+        self.ledger = self.cohort.ledger()
+        self.cohort.rejoin()
+        self.client = self._client(self.ledger)
+
+    def train(self) -> None:
+        """The product's training loop: evaluation, local work, a secure sum, evaluation."""
+        Trainer(self.client, self.training, self.held_out, answers=self._answers, progress=lambda *_: None).run()
+
+    def _client(self, ledger: Ledger) -> Client:
+        parts = self._parts()
+        return Client(
+            parts.front, parts.back, Letters(), model=MODEL, policy=self.policy, link=self.cohort.link, ledger=ledger
+        )
+
+    def _parts(self) -> Split:
+        cut = CutPlan(front=self.job.cut.front, back=self.job.cut.back)
+        config: Any = transformers.LlamaConfig(
+            vocab_size=_VOCABULARY, hidden_size=_WIDTH, intermediate_size=48, num_hidden_layers=cut.front + 1 + cut.back,
+            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=2 * max(self.policy.limits.buckets) + 64,
+            pad_token_id=_FILL, bos_token_id=None, eos_token_id=1, tie_word_embeddings=False,
+        )  # fmt: skip
+        with torch.random.fork_rng():
+            torch.manual_seed(11)
+            return split_model(transformers.AutoModelForCausalLM.from_config(config).eval(), cut)
+
+    def _batch(self, number: int) -> Batch:
+        bucket, rows = self.policy.limits.buckets[0], self.job.schedule.batch
+        real = max(2, bucket - 2) if bucket > 2 else bucket
+        generator = torch.Generator().manual_seed(number)
+        tokens = torch.full((rows, bucket), _FILL)
+        tokens[:, :real] = torch.randint(2, _VOCABULARY, (rows, real), generator=generator)
+        labels = torch.where(torch.arange(bucket) < real, tokens, torch.tensor(-100))
+        keys = tuple(self.ledger.key(bytes(row.tolist())) for row in tokens)
+        return Batch(
+            tokens=tokens, labels=labels, lengths=(real,) * rows, bucket=bucket, records=keys,
+            sources=tuple(range(rows)), contents=tuple(hashlib.sha256(k.encode()).hexdigest() for k in keys),
+        )  # fmt: skip

@@ -22,7 +22,7 @@ def guard(transcript: Path) -> None:
             return
         path = os.path.realpath(os.fsdecode(arguments[0]))
         folder, name = os.path.split(path)
-        recorded = name == "transcript.json" or os.path.splitext(name)[1] in _RECORDED  # noqa: PTH122 - runs at every open
+        recorded = name in {"transcript.json", "code.safetensors"} or os.path.splitext(name)[1] in _RECORDED  # noqa: PTH122 - runs at every open
         if name == _TRUTH or (folder == home and not recorded):
             msg = "the attack process may read nothing but the recording"
             raise PermissionError(msg)

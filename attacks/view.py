@@ -21,7 +21,7 @@ from torch import Tensor
 from securesplit.errors import InputError
 from securesplit.model.parts import PartCache
 from securesplit.policy.schema import Gaussian, Policy
-from securesplit.privacy.plan import plan_for
+from securesplit.privacy.plan import plan_for, rows_moved
 from securesplit.protocol.job import Job
 from securesplit.protocol.messages import Hello
 from securesplit.protocol.transcript import Observation, Transcript
@@ -175,12 +175,12 @@ def _require_one_policy(transcript: Transcript, policy: Policy) -> None:
                 break
 
 
-def noise_of(policy: Policy) -> Noise:
-    """The noise on O1 that a policy makes its clients add; anybody who has read the policy knows it."""
+def noise_of(policy: Policy, front: int = 1) -> Noise:
+    """The noise on O1 that a policy makes its clients add behind ``front`` layers; anybody who has read both knows it."""
     if not isinstance(policy.privacy, Gaussian):
         return Noise(sigma=0.0, clip=None)
-    cut = plan_for(policy.privacy).cut
-    return Noise(sigma=cut.sigma, clip=cut.clip)
+    cut = plan_for(policy.privacy, rows=rows_moved(front, policy.limits.buckets)).cut
+    return Noise(sigma=cut.sigma, clip=None if cut.per_row else cut.clip)
 
 
 def sequences_of(transcript: Transcript) -> list[Observation]:

@@ -125,12 +125,22 @@ class _Match:
 
     Args:
         rows: (N, D). seen: (2, N), A and B over the prefix. propose: ranks tokens for some of the rows.
+        position: of the text; the cache may hold a public sentinel besides.
     """
 
     def __init__(
-        self, front: Front, cache: PartCache, rows: Tensor, scoring: Scoring, *, seen: Tensor, propose: _Ranked
+        self,
+        front: Front,
+        cache: PartCache,
+        rows: Tensor,
+        scoring: Scoring,
+        *,
+        seen: Tensor,
+        propose: _Ranked,
+        position: int,
     ) -> None:
         self.front, self.cache, self.rows, self.scoring, self.propose = front, cache, rows, scoring, propose
+        self.position = position
         layer = scoring.layer
         self.sigma2 = scoring.sigma**2
         self.shrink = self.sigma2 / layer.factor_std**2  # lambda
@@ -141,7 +151,7 @@ class _Match:
         else:
             self.factor = torch.full_like(self.cross, layer.factor)
             self.factor_variance = torch.zeros_like(self.cross)
-        self.spread = layer.spread_later if cache.length else layer.spread_first
+        self.spread = layer.spread_later if position else layer.spread_first
 
     def scores(self, who: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Score, squared distance and |h|^2 of candidates ``ids`` (n, k) of the sequences ``who`` (n,)."""
@@ -197,7 +207,7 @@ def _search(
             open_ = open_[~lost[open_]]
             if not len(open_) or spent + len(open_) * (rung - done) > budget:
                 break
-        ids = match.propose.at(match.cache.length, open_, rung)[:, done:]
+        ids = match.propose.at(match.position, open_, rung)[:, done:]
         if done == 0 and len(match.scoring.favourites):
             ids = torch.cat([ids, match.scoring.favourites.expand(len(open_), -1)], dim=1)
         # Few sequences by many candidates, or many by few: a block is one forward pass.
@@ -254,7 +264,7 @@ def decode(
         for position in range(length):
             y = rows[:, position]
             seen = torch.stack((cross, energy))
-            match = _Match(front, cache, y, scoring, seen=seen, propose=ranked)
+            match = _Match(front, cache, y, scoring, seen=seen, propose=ranked, position=position)
             best, missed, cost = _search(match, rungs, search, lost=lost, budget=budget - spent)
             lost |= missed
             unresolved += int(missed.sum())

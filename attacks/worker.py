@@ -29,6 +29,8 @@ def perform(task: Task, send: TextIO) -> None:
     from attacks.suite import fitting, learn, run
     from attacks.view import PublicModel, public_facts, read_view
     from securesplit.data.corpus import read_corpus
+    from securesplit.model.code import read_code
+    from securesplit.model.coded import code_front
     from securesplit.model.manifest import read_manifest
     from securesplit.model.store import load_front, load_tokenizer
     from securesplit.protocol.transcript import Transcript
@@ -51,9 +53,11 @@ def perform(task: Task, send: TextIO) -> None:
     view = read_view(transcript, task.keys)
     names = fitting(view, task.attacks)
     front, tokenizer = load_front(directory), load_tokenizer(directory)
+    coded = Path(task.transcript) / "code.safetensors"
+    code = read_code(coded) if coded.is_file() else None
     embedding = front.base.get_input_embeddings().weight.detach()
     texts = [record.text for record in read_corpus(Path(task.aux))] if task.aux else []
-    model = PublicModel(front=front, embedding=embedding)
+    model = PublicModel(front=code_front(front, code), embedding=embedding)
     say(Progress(attack="public text", done=0, total=1))
     with torch.inference_mode():
         prior = prior_from(texts, lambda text: tokenizer.encode(text, truncation=True, max_length=1024), len(embedding))

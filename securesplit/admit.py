@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from securesplit.aggregate.config import RoundConfig, largest_scale
 from securesplit.errors import PolicyDenied
-from securesplit.policy.schema import Policy
+from securesplit.policy.schema import Gaussian, Policy
 from securesplit.protocol.job import Job
 
 WEIGHT_CAP = 255
@@ -45,7 +45,22 @@ def breaches(policy: Policy, job: Job) -> tuple[str, ...]:
         ),
         (sums.blind and not job.sums.blind, "the server would see the sum of updates; aggregation.blind is true"),
     )
-    return tuple(sentence for broken, sentence in checks if broken)
+    return (*(sentence for broken, sentence in checks if broken), *label_breaches(policy, job))
+
+
+def label_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
+    """What is wrong between the policy's labels and the job's, in at most one sentence.
+
+    A policy with ``[privacy.labels]`` releases gradients of answered class labels and no others, so text cannot be learnt
+    under it; and the answers' noise is sized for its own number of classes.
+    """
+    labels = policy.privacy.labels if isinstance(policy.privacy, Gaussian) else None
+    if labels is None:
+        return ()
+    if job.task is None:
+        return ("the job has no [task]; [privacy.labels] releases answers for class labels and no other gradients",)
+    count = len(job.task.labels)
+    return () if count == labels.classes else (f"{count} labels; privacy.labels.classes is {labels.classes}",)
 
 
 def admit(policy: Policy, job: Job, *, peer: str) -> None:

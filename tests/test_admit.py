@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from securesplit.admit import WEIGHT_CAP, admit, breaches, round_config
+from securesplit.admit import WEIGHT_CAP, admit, breaches, label_breaches, round_config
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.policy.load import load_policy
 from securesplit.policy.schema import Policy
@@ -66,3 +66,25 @@ def test_a_round_takes_nothing_from_the_server_but_its_name():
     assert len(config.roster) * WEIGHT_CAP * config.scale * config.clip < 2**31
     with pytest.raises(InputError, match="SS-1601"):
         round_config(with_changes("sums", threshold=7), model="0" * 64, run=bytes(16), number=0, dim=7, frozen="1" * 64)
+
+
+def labelled(classes: int) -> Policy:
+    raw = SHIPPED["balanced"].model_dump(exclude_none=True)
+    del raw["privacy"]["generation"]
+    channel = {"clip": 1.0, "share": 0.2, "releases": 2}
+    raw["privacy"].update(regime="round", labels={"share": 0.1, "classes": classes}, updates=channel)
+    return Policy.model_validate(raw)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [(None, r"no [task]"), (("a", "b", "c"), "3 labels; privacy.labels.classes is 2"), (("a", "b"), None)],
+)
+def test_a_policy_of_labels_wants_a_task_of_as_many(labels, said):
+    job = JOB if labels is None else Job.model_validate({**JOB.model_dump(), "task": {"labels": labels}})
+    found = breaches(labelled(2), job)
+    assert label_breaches(labelled(2), job) == found
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]
+    for policy in SHIPPED.values():
+        assert breaches(policy, job) == (), "a policy that noises what it releases takes any task"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from securesplit.cli.output import Cache, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.output import Cache, Code, Keys, Model, Output, Policy, cache_or_default, show
 
 
 def generate(
@@ -21,6 +21,7 @@ def generate(
     adapters: Annotated[Path | None, typer.Option(help="A training run's output directory, for its adapters.")] = None,
     model: Model = None,
     cache: Cache = None,
+    code: Code = None,
     output: Output = "text",
 ) -> None:
     """Continue a prompt. The prompt and each fed-back token are releases under the policy, and charged."""
@@ -31,7 +32,9 @@ def generate(
     from securesplit.client.generate import Sampling
     from securesplit.client.run import open_client
 
-    with open_client(rules, keys, server, model=model, cache=cache_or_default(cache), adapters=adapters) as client:
+    with open_client(
+        rules, keys, server, model=model, cache=cache_or_default(cache), adapters=adapters, code=code
+    ) as client:
         made = client.generate(prompt, max_new_tokens=max_new_tokens, sampling=Sampling(temperature, seed))
     show(
         output,

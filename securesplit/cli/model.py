@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from securesplit.cli.model_fit import fit
+
 if TYPE_CHECKING:
     from securesplit.model.manifest import Manifest
     from securesplit.model.plan import CutPlan
 
 __all__ = ["app", "default_cache"]
 
-app = typer.Typer(no_args_is_help=True, help="Models: fetch, cut, inspect, verify, export what was trained.")
+app = typer.Typer(
+    no_args_is_help=True, help="Models: fetch, cut, inspect, verify, fit a code at the cut, export what was trained."
+)
+app.command("fit")(fit)
 
 
 class Output(StrEnum):

@@ -17,6 +17,9 @@ Model = Annotated[str | None, typer.Option("--model", help="Model directory that
 Cache = Annotated[
     Path | None, typer.Option("--cache", help="Where pulled models lie; the user's cache directory when absent.")
 ]
+Code = Annotated[
+    Path | None, typer.Option("--code", help="File of the public code at the cut, when the job has one; see model fit.")
+]
 
 
 def cache_or_default(cache: Path | None) -> Path:

@@ -40,13 +40,14 @@ def show_policy(file: File, output: Output = "text") -> None:
     """Print what a policy means: whom it is for, what it costs, the noise that follows from its budget."""
     from securesplit.policy.load import load_policy
     from securesplit.policy.schema import Gaussian
-    from securesplit.privacy.plan import plan_for
+    from securesplit.privacy.plan import plan_for, rows_moved
 
     policy = load_policy(file)
     lines = [f"{policy.name} ({policy.digest[:16]})", f"for:  {policy.purpose}", f"cost: {policy.cost}"]
     channels: list[dict[str, object]] = []
     if isinstance(policy.privacy, Gaussian):
-        plan, privacy = plan_for(policy.privacy), policy.privacy
+        privacy = policy.privacy
+        plan = plan_for(privacy, rows=rows_moved(policy.limits.min_front, policy.limits.buckets))
         lines.append(
             f"budget: epsilon {privacy.epsilon:g} at delta {privacy.delta:g}, unit {privacy.unit}, {privacy.relation}, regime {privacy.regime}"
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from securesplit.cli.output import Cache, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.output import Cache, Code, Keys, Model, Output, Policy, cache_or_default, show
 from securesplit.cli.progress import Plain
 
 
@@ -18,6 +18,7 @@ def serve(
     listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 picks a free one.")] = "127.0.0.1:8443",
     model: Model = None,
     cache: Cache = None,
+    code: Code = None,
     record: Annotated[
         Path | None, typer.Option(help="Record all that the server sees into this new directory.")
     ] = None,
@@ -57,6 +58,7 @@ def serve(
         listen=listen,
         model=model,
         cache=cache_or_default(cache),
+        code=code,
         record=record,
         out=out,
         ready=ready,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from securesplit.cli.output import Cache, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.output import Cache, Code, Keys, Model, Output, Policy, cache_or_default, show
 from securesplit.cli.progress import ProgressStyle, reporting
 
 
@@ -29,6 +29,7 @@ def train(
     alone: Annotated[bool, typer.Option("--alone", help="Also train the client-only model, for comparison.")] = False,
     model: Model = None,
     cache: Cache = None,
+    code: Code = None,
     threads: Annotated[int, typer.Option(help="Threads of computation; 0 leaves torch's choice.")] = 0,
     progress: ProgressStyle = "auto",
     output: Output = "text",
@@ -48,7 +49,7 @@ def train(
     with reporting(progress) as report:
         run = Run(
             policy=rules, keys=keys, server=server, data=data, out=out, held_out=held_out, limit=limit, max_tokens=max_tokens,
-            truth=truth, alone=alone, model=model, cache=cache_or_default(cache),
+            truth=truth, alone=alone, model=model, cache=cache_or_default(cache), code=code,
         )  # fmt: skip
         record = run_training(run, report)
     epsilon = (

@@ -42,6 +42,6 @@ def train_alone(
 
 @torch.no_grad()
 def _evaluate(client: Client, batches: tuple[Batch, ...]) -> float:
-    counts = [sum(length - 1 for length in batch.lengths) for batch in batches]
+    counts = [batch.scored for batch in batches]
     losses = [float(client.back(client.front(batch.tokens), batch.labels)) for batch in batches]
     return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)

@@ -11,12 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from securesplit.client.answers import answered
 from securesplit.client.generate import Generated, Sampling, generate
 from securesplit.client.link import Link
 from securesplit.client.middle import Observer, RememberingMiddle, RemoteMiddle
-from securesplit.client.step import forward, step
+from securesplit.client.step import cross, forward, step
 from securesplit.data.batches import Batch
 from securesplit.errors import InputError
+from securesplit.model.code import CutCode, refuse_other_code
+from securesplit.model.coded import code_back, code_front
 from securesplit.model.lora import (
     Factor,
     Layout,
@@ -50,10 +53,11 @@ class Client:
         policy: this site's own.
         link: an open session.
         ledger: this site's, or None under UnsafeNoPrivacy.
+        code: the public code at the cut, when the job has one; from a file of this site's own, never from the server.
         observe: told which batch went out under which step, on this site alone.
 
     Raises:
-        InputError: SS-1430 when the server serves another model or cut.
+        InputError: SS-1430 when the server serves another model or cut, SS-1431 when its job wants another code.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Client:
         policy: Policy,
         link: Link,
         ledger: Ledger | None,
+        code: CutCode | None = None,
         observe: Observer | None = None,
     ) -> None:
         job = link.job
@@ -75,17 +80,36 @@ class Client:
                 "the server serves another model, or another cut of it",
                 hint="Pull the same model with the same cut on both ends.",
             )
-        self.front, self.back, self.tokenizer = front, back, tokenizer
+        wanted = (None, None) if job.code is None else (job.code.digest, job.code.width)
+        refuse_other_code(code, digest=wanted[0], width=wanted[1], model=model)
+        self.front, self.back, self.tokenizer, self.code = front, back, tokenizer, code
+        self.coded_front, self.coded_back = code_front(front, code), code_back(back, code)
         self.policy, self.link, self.ledger, self.job = policy, link, ledger, job
         for part in (front, back):
             add_adapters(part, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed)
         self._fresh = tuple((part, read_adapters(part, adapter_layout(part))) for part in (front, back))
-        self.gate = Gate(policy, ledger, version=model, codec=job.codec, roster=job.sums.roster)
-        link.narrow(front.width)
+        # The same rows through another code are another release.
+        version = model if code is None else f"{model}:{code.digest}"
+        if ledger is not None and link.anchor:
+            ledger.check_sealed(link.anchor)
+        self.gate = Gate(
+            policy,
+            ledger,
+            version=version,
+            state=self._state,
+            codec=job.codec,
+            roster=job.sums.roster,
+            front=job.cut.front,
+        )
+        link.narrow(front.width, None if code is None else code.width)
         self.remote = RemoteMiddle(link, self.gate, observe=observe)
         self.middle: Callable[..., Tensor] = RememberingMiddle(self.remote) if self.regime == "frozen" else self.remote
         self.train(None)
-        self.restamp()
+
+    def keep_anchor(self) -> None:
+        """Let the server keep the ledger's head, sealed, so that an older image of this machine is refused later."""
+        if self.ledger is not None:
+            self.link.keep_anchor(self.ledger.seal())
 
     @classmethod
     def from_pretrained(
@@ -97,6 +121,7 @@ class Client:
         *,
         ledger: Ledger | None = None,
         cache: Path | None = None,
+        code: CutCode | None = None,
         observe: Observer | None = None,
     ) -> Client:
         """Load A and C of a model and join them to a link.
@@ -108,10 +133,11 @@ class Client:
             link: from :func:`securesplit.dial`.
             ledger: this site's; by default the one beside the link's keys.
             cache: where pulled models lie; by default under the home directory.
-            observe: see :class:`Client`.
+            code, observe: see :class:`Client`.
 
         Raises:
-            InputError: SS-1430 for another model or cut than the server's, SS-14xx when the model cannot be loaded.
+            InputError: SS-1430 for another model or cut than the server's, SS-1431 for another code, SS-14xx when the model
+                cannot be loaded.
         """
         if (plan.front, plan.back) != (link.job.cut.front, link.job.cut.back):
             raise InputError(
@@ -124,12 +150,12 @@ class Client:
             ledger = Ledger(link.folder.path / "ledger")
         return cls(
             load_front(directory), load_back(directory), load_tokenizer(directory), model=read_manifest(directory).digest,
-            policy=policy, link=link, ledger=ledger, observe=observe,
+            policy=policy, link=link, ledger=ledger, code=code, observe=observe,
         )  # fmt: skip
 
     @property
     def regime(self) -> str:
-        """``frozen`` or ``round`` by the policy; ``open`` when it protects nothing."""
+        """``frozen``, ``round`` or ``step`` by the policy; ``open`` when it protects nothing."""
         return self.policy.privacy.regime if isinstance(self.policy.privacy, Gaussian) else "open"
 
     @property
@@ -163,22 +189,22 @@ class Client:
         for part, layout in zip(self.trained, self.layouts(factor), strict=True):
             write_adapters(part, layout, values[start : start + layout.size])
             start += layout.size
-        self.restamp()
 
     def reset(self) -> None:
         """Give every adapter on this side the value that the job started from."""
         for part, values in self._fresh:
             write_adapters(part, adapter_layout(part), values)
-        self.restamp()
 
-    def restamp(self) -> None:
-        """Tell the gate which state of A it releases from. A remembered release is good for that state alone.
+    def _state(self) -> str:
+        """SHA-256 of the adapters whose state shapes what is released; the gate asks at every release.
 
-        In regime ``frozen`` A is the public model: its adapters never learn, and an adapter that has not learnt adds
-        nothing. One release then serves every job on the same model and cut.
+        In regime ``frozen`` that is A alone: C learns freely there, because nothing that it shapes is released but generated
+        tokens, which are charged to all records. Elsewhere gradients come through C as well.
         """
-        values = b"" if self.regime == "frozen" else read_adapters(self.front, adapter_layout(self.front)).tobytes()
-        self.gate.version = f"{self.link.model}:{hashlib.sha256(values).hexdigest()}"
+        digest = hashlib.sha256()
+        for part in (self.front,) if self.regime == "frozen" else (self.front, self.back):
+            digest.update(read_adapters(part, adapter_layout(part)).tobytes())
+        return digest.hexdigest()
 
     def frozen_digest(self, number: int, factor: Factor) -> str:
         """SHA-256 of what must be alike at all clients before a sum; the server reads it.
@@ -196,22 +222,41 @@ class Client:
 
     def step(self, batch: Batch) -> float:
         """Forward and backward of one batch; see securesplit/client/step.py. Gradients stay in the adapters."""
-        self.remote.batch = batch
-        return step(batch, self.front, self.gate, self.middle, self.back)
+        batch, responded = answered(batch, self.gate)
+        self.remote.about(batch, responded)
+        return step(batch, self.coded_front, self.gate, self.middle, self.coded_back)
 
     def loss(self, batch: Batch) -> float:
         """The loss of one batch in nats per token, without learning. A release like any other."""
-        self.remote.batch = batch
+        self.remote.about(batch)
         learn, self.remote.learn = self.remote.learn, False
         with torch.no_grad():
-            value = float(forward(batch, self.front, self.gate, self.middle, self.back))
+            value = float(forward(batch, self.coded_front, self.gate, self.middle, self.coded_back))
         self.remote.learn = learn
         return value
 
     def evaluate(self, batches: tuple[Batch, ...]) -> float:
         """Mean loss over the predicted tokens of several batches, in nats. It stays on this site."""
-        counts = [sum(length - 1 for length in batch.lengths) for batch in batches]
+        counts = [batch.scored for batch in batches]
         return sum(self.loss(batch) * count for batch, count in zip(batches, counts, strict=True)) / sum(counts)
+
+    def accuracy(self, batches: tuple[Batch, ...]) -> float | None:
+        """The share of records whose class C names, 0 to 1; None where records have no class. It stays on this site.
+
+        A release like any other: after :meth:`evaluate` of the same records in the same state the same bytes go out again.
+        """
+        self.train(None)
+        right = total = 0
+        for batch in batches:
+            if batch.classes is None:
+                return None
+            self.remote.about(batch)
+            with torch.no_grad():
+                mixed = cross(batch, self.coded_front, self.gate, self.middle)
+                logits = self.coded_back(mixed, logits_to_keep=2)[:, 0]  # What follows the text, as the loss has it.
+            right += int((logits[:, list(batch.choices)].argmax(1) == batch.classes).sum())
+            total += len(batch.records)
+        return right / total if total else None
 
     def generate(self, prompt: str, *, max_new_tokens: int = 32, sampling: Sampling | None = None) -> Generated:
         """Continue a prompt; see securesplit/client/generate.py for what it costs."""

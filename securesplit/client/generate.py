@@ -21,7 +21,7 @@ from torch import Tensor
 from securesplit.data.batches import bucket_of
 from securesplit.errors import InputError
 from securesplit.policy.schema import Gaussian
-from securesplit.privacy.calibrate import epsilon_for
+from securesplit.privacy.plan import enforced_epsilon
 
 if TYPE_CHECKING:
     from securesplit.client.client import Client
@@ -90,13 +90,15 @@ def generate(client: Client, prompt: str, *, max_new_tokens: int, sampling: Samp
         ids = [int(fill)] * (bucket_of(len(ids), client.policy.limits.buckets) - len(ids)) + ids
     if max_new_tokens > 1:
         client.gate.require(max_new_tokens - 1, at="decode")
-    record = client.ledger.key(prompt.encode()) if client.ledger is not None else None
+    # Nobody says whose prompt it is, so under unit 'user' everybody pays for it.
+    anybody = isinstance(client.policy.privacy, Gaussian) and client.policy.privacy.unit == "user"
+    record = client.ledger.key(prompt.encode()) if client.ledger is not None and not anybody else None
     new = _decode(client, ids, record, max_new_tokens, sampling, stop=tokenizer.eos_token_id, full=private)
     text = str(tokenizer.decode(new, skip_special_tokens=True))
     privacy = client.policy.privacy
     if not isinstance(privacy, Gaussian) or client.ledger is None:
         return Generated(text, tuple(new), epsilon=None, delta=None)
-    return Generated(text, tuple(new), epsilon_for(client.ledger.mu(record), privacy.delta), privacy.delta)
+    return Generated(text, tuple(new), enforced_epsilon(client.ledger.mu(record), privacy.delta), privacy.delta)
 
 
 @torch.no_grad()
@@ -104,7 +106,7 @@ def _decode(
     client: Client, ids: list[int], record: str | None, count: int, sampling: Sampling, *, stop: int | None, full: bool
 ) -> list[int]:
     generator = torch.Generator().manual_seed(sampling.seed)
-    front, back = client.front.new_cache(), client.back.new_cache()
+    front, back = client.coded_front.new_cache(), client.coded_back.new_cache()
     cache = client.link.open_cache()
     new: list[int] = []
     ended = False
@@ -112,13 +114,13 @@ def _decode(
     contents = None if client.ledger is None else [client.ledger.key(b"prompt:" + b",".join(b"%d" % i for i in ids))]
     try:
         for position in range(count):
-            hidden = client.front(rows, cache=front)
+            hidden = client.coded_front(rows, cache=front)
             if position == 0:
                 private = client.gate.release(hidden, at="cut", records=records, contents=contents)
             else:
                 private = client.gate.release(hidden, at="decode")
             mixed = client.link.forward(private, learn=False, cache=cache)
-            token = _choose(client.back(mixed, cache=back, logits_to_keep=1)[0, -1], sampling, generator)
+            token = _choose(client.coded_back(mixed, cache=back, logits_to_keep=1)[0, -1], sampling, generator)
             ended = ended or token == stop
             if ended and not full:
                 break

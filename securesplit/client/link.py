@@ -34,6 +34,7 @@ from securesplit.protocol.messages import (
     Forward,
     Gradient,
     Hidden,
+    KeepAnchor,
     Message,
     RoundBegin,
     RoundReady,
@@ -90,12 +91,12 @@ class Link:
         assert self._session.welcome is not None
         return self._session.welcome.model
 
-    def narrow(self, width: int) -> None:
-        """Accept only hidden states of this width from now on."""
-        self._session.narrow(width)
+    def narrow(self, width: int, code_width: int | None = None) -> None:
+        """Accept only hidden states of this width from now on, and gradients at B's input of the code's, if there is one."""
+        self._session.narrow(width, code_width)
 
     def forward(self, released: Released, *, learn: bool, cache: int = 0) -> Tensor:
-        """Send released rows (B,T,D), get B's output (B,T,D), float32."""
+        """Send released rows (B,T,D), or (B,T,k) under a code, get B's output (B,T,D), float32."""
         batch, length, width = released.shape
         self.step += 1
         rows = Blob(dtype=released.codec, shape=(batch * length, width), data=released.payload)
@@ -105,14 +106,24 @@ class Link:
             )
         )
         answer = self.expect(Hidden)
-        return _finite(tensor_of(answer.hidden)).reshape(released.shape)
+        return _finite(tensor_of(answer.hidden)).reshape(batch, length, -1)
 
     def backward(self, released: Released) -> Tensor:
-        """Send a released gradient (B,T,D) of the last step, get dL/dh at B's input (B,T,D), float32."""
+        """Send a released gradient (B,T,D) of the last step, get dL/d(what was sent), (B,T,D) or (B,T,k), float32."""
         batch, length, width = released.shape
         rows = Blob(dtype=released.codec, shape=(batch * length, width), data=released.payload)
         self.tell(Backward(step=self.step, gradient=rows))
-        return _finite(tensor_of(self.expect(Gradient).gradient)).reshape(released.shape)
+        return _finite(tensor_of(self.expect(Gradient).gradient)).reshape(batch, length, -1)
+
+    @property
+    def anchor(self) -> bytes:
+        """What this client last asked the server to keep, as the server says; empty when nothing."""
+        assert self._session.welcome is not None
+        return self._session.welcome.anchor
+
+    def keep_anchor(self, blob: bytes) -> None:
+        """Ask the server to keep the ledger's sealed head."""
+        self.tell(KeepAnchor(blob=blob))
 
     def open_cache(self) -> int:
         """A fresh number for a decoding cache at the server."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from securesplit.client.link import Link
 from securesplit.data.batches import Batch
-from securesplit.privacy.gate import Gate, Released
+from securesplit.privacy.gate import Gate, Released, Responded
 
 Observer = Callable[[int, Batch], None]
 """Told, on this site alone, which batch went out under which step number."""
@@ -30,18 +30,23 @@ class RemoteMiddle:
 
     Attributes:
         learn: whether B and A get gradients from the next calls.
-        batch: what the next call is about; its records are charged for the gradient.
+        batch: what the next call is about, by :meth:`about`; its records are charged for the gradient.
     """
 
     def __init__(self, link: Link, gate: Gate, *, observe: Observer | None = None) -> None:
         self.learn = False
         self.batch: Batch | None = None
+        self._responded: Responded | None = None
         self._link = link
         self._gate = gate
         self._observe = observe
 
+    def about(self, batch: Batch, responded: Responded | None = None) -> None:
+        """Say what the next call is about and, where the policy releases labels, which answers its labels are."""
+        self.batch, self._responded = batch, responded
+
     def __call__(self, private: Released) -> Tensor:
-        """(B,T,D) released rows to (B,T,D) of B's output, float32."""
+        """Released rows, (B,T,D) or under a code (B,T,k), to (B,T,D) of B's output, float32."""
         if self.learn:
             # Without a leaf that wants a gradient autograd would leave the wire out, and B would wait for a backward.
             graph = private.graph if private.graph.requires_grad else private.graph.detach().requires_grad_()
@@ -57,9 +62,13 @@ class RemoteMiddle:
         return mixed
 
     def backward(self, gradient: Tensor) -> Tensor:
-        """Release dL/d(B's output), get dL/d(B's input), (B,T,D)."""
+        """Release dL/d(B's output), (B,T,D), get dL/d(what was sent), of the shape that was sent."""
         records = None if self.batch is None else self.batch.records
-        return self._link.backward(self._gate.release(gradient, at="gradient", records=records, memoise=False))
+        # Taken, not kept: the next gradient of the same records may come from other labels.
+        responded, self._responded = self._responded, None
+        return self._link.backward(
+            self._gate.release(gradient, at="gradient", records=records, memoise=False, responded=responded)
+        )
 
 
 class RememberingMiddle:

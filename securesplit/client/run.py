@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,16 +17,18 @@ from securesplit.client.alone import train_alone
 from securesplit.client.client import Client
 from securesplit.client.link import dial
 from securesplit.client.middle import Observer
+from securesplit.client.records import job_batches
 from securesplit.client.train import Progress, Trained, Trainer
-from securesplit.data.batches import Batch, Encoded, encode_records, make_batches
+from securesplit.data.batches import Batch
 from securesplit.data.corpus import Record, read_corpus
-from securesplit.errors import InputError, PolicyDenied
+from securesplit.errors import InputError, PolicyDenied, SecureSplitError
+from securesplit.model.code import read_code
 from securesplit.model.export import collect_adapters, read_part_adapters, restore_adapters, save_part_adapters
 from securesplit.model.lora import adapter_layout
 from securesplit.model.memory import resident_bytes
 from securesplit.model.plan import CutPlan
 from securesplit.policy.schema import Gaussian, Policy
-from securesplit.privacy.calibrate import epsilon_for
+from securesplit.privacy.plan import enforced_epsilon
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Run:
     alone: bool
     model: str | None
     cache: Path | None
+    code: Path | None = None
 
 
 class ChannelSpent(BaseModel):
@@ -64,8 +67,9 @@ class RunRecord(BaseModel):
         loss, initial_loss: held-out, nats per token, after and before.
         curve: held-out loss before the first round and after each.
         alone: the same for the client-only model, or None.
-        epsilon, mu: of the record that has spent most, all jobs of this site together; unit sequence, relation
-            replace-one, at ``delta``. None under UnsafeNoPrivacy.
+        accuracy: share of held-out records whose class was named after training; None for a job without a task.
+        epsilon, mu: of the record that has spent most, all jobs of this site together; by the policy's unit,
+            relation replace-one, at ``delta``. None under UnsafeNoPrivacy.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,6 +83,7 @@ class RunRecord(BaseModel):
     initial_loss: float
     curve: tuple[float, ...]
     alone: tuple[float, ...] | None
+    accuracy: float | None = None
     epsilon: float | None
     mu: float | None
     delta: float | None
@@ -102,12 +107,14 @@ def open_client(
     model: str | None = None,
     cache: Path | None = None,
     adapters: Path | None = None,
+    code: Path | None = None,
     observe: Observer | None = None,
 ) -> Iterator[Client]:
-    """Dial a server and load this site's parts; ``adapters`` restores a run's.
+    """Dial a server and load this site's parts; ``adapters`` restores a run's, ``code`` is a file of ``model fit``.
 
     Raises:
-        InputError: SS-1414, before anything is dialled, when ``adapters`` holds none of a client's.
+        InputError: before anything is dialled: SS-1414 when ``adapters`` holds none of a client's, SS-1416 for a code
+            that cannot be read.
     """
     if adapters is not None and not (adapters / "adapter-back.safetensors").is_file():
         raise InputError(
@@ -115,15 +122,20 @@ def open_client(
             f"{adapters} holds no adapters of a client",
             hint="Name the --out directory of `securesplit train`.",
         )
+    known = None if code is None else read_code(code)
     with dial(server, keys=keys, policy=policy) as link:
         cut = CutPlan(front=link.job.cut.front, back=link.job.cut.back)
-        client = Client.from_pretrained(model or link.job.model, cut, policy, link, cache=cache, observe=observe)
+        client = Client.from_pretrained(
+            model or link.job.model, cut, policy, link, cache=cache, code=known, observe=observe
+        )
         try:
             if adapters is not None:
                 _restore(client, adapters)
             yield client
         finally:
             if client.ledger is not None:
+                with suppress(SecureSplitError):  # A second line of defence; the connection may be gone already.
+                    client.keep_anchor()
                 client.ledger.close()
 
 
@@ -148,7 +160,7 @@ def _restore(client: Client, run: Path) -> None:
                 "SS-2013", f"{path} learnt under another policy", hint="Generate under the policy of the training run."
             )
         restore_adapters(part, saved)
-    client.restamp()
+        client.gate.restored(saved.facts.policy)
 
 
 def run_training(run: Run, progress: Progress) -> RunRecord:
@@ -161,45 +173,29 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
     started = time.monotonic()
     records = read_corpus(run.data, run.limit)
     run.out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    writer = _TruthWriter(run.truth, records) if run.truth is not None else None
-    with open_client(run.policy, run.keys, run.server, model=run.model, cache=run.cache, observe=writer) as client:
+    with ExitStack() as files:
+        writer = None
+        if run.truth is not None:
+            writer = files.enter_context(closing(_TruthWriter(run.truth, records)))
+        client = files.enter_context(
+            open_client(
+                run.policy, run.keys, run.server, model=run.model, cache=run.cache, code=run.code, observe=writer
+            )
+        )
         if writer is not None:
             writer.name = client.link.name
-        batches, held_out = _batches(run, client, records)
-        answers = AnswerLog(run.keys / "answered.log")
-        try:
-            trained = Trainer(client, batches, held_out, answers=answers, progress=progress).run()
-        finally:
-            answers.close()
-            if writer is not None:
-                writer.close()
+        identify = client.ledger.key if client.ledger is not None else _anonymous
+        batches, held_out = job_batches(
+            records, run.policy, client.job, client.tokenizer, identify, held_out=run.held_out, max_tokens=run.max_tokens
+        )  # fmt: skip
+        answers = files.enter_context(closing(AnswerLog(run.keys / "answered.log")))
+        trained = Trainer(client, batches, held_out, answers=answers, progress=progress).run()
         _save(run, client, trained)
+        accuracy = client.accuracy(held_out)
         alone = train_alone(client, batches, held_out, progress) if run.alone else None
-        record = _record(client, trained, alone, time.monotonic() - started)
+        record = _record(client, trained, alone, accuracy, time.monotonic() - started)
     (run.out / "run.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
     return record
-
-
-def _batches(run: Run, client: Client, records: tuple[Record, ...]) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
-    buckets = client.policy.limits.buckets
-    tokenizer = client.tokenizer
-    identify = client.ledger.key if client.ledger is not None else _anonymous
-    encoded = encode_records([r.text for r in records], tokenizer, run.max_tokens or buckets[-1], identify)  # type: ignore[arg-type]
-    if not 0 < run.held_out < len(encoded):
-        raise InputError(
-            "SS-1230",
-            f"{run.held_out} held-out record(s) of {len(encoded)} leave nothing to train or to evaluate on",
-            hint="Change --held-out.",
-        )
-    padding = getattr(tokenizer, "pad_token_id", None)
-    fill = int(padding if padding is not None else getattr(tokenizer, "eos_token_id", 0) or 0)
-
-    def grouped(rows: tuple[Encoded, ...]) -> tuple[Batch, ...]:
-        return make_batches(
-            rows, buckets=buckets, size=client.job.schedule.batch, padding=fill, seed=client.job.adapters.seed
-        )
-
-    return grouped(encoded[: -run.held_out]), grouped(encoded[-run.held_out :])
 
 
 def _anonymous(content: bytes) -> str:
@@ -219,20 +215,23 @@ def _save(run: Run, client: Client, trained: Trained) -> None:
         np.savez(run.out / f"round-{record.number}.npz", contribution=record.contribution, ring_sum=record.ring_sum)
 
 
-def _record(client: Client, trained: Trained, alone: tuple[float, ...] | None, seconds: float) -> RunRecord:
+def _record(
+    client: Client, trained: Trained, alone: tuple[float, ...] | None, accuracy: float | None, seconds: float
+) -> RunRecord:
     privacy, ledger = client.policy.privacy, client.ledger
     delta = privacy.delta if isinstance(privacy, Gaussian) else None
     mu = ledger.mu() if ledger is not None else None
     channels: tuple[ChannelSpent, ...] = ()
     if ledger is not None and delta is not None:
         channels = tuple(
-            ChannelSpent(channel=s.channel, releases=s.releases, mu=s.mu, epsilon=epsilon_for(s.mu, delta))
+            ChannelSpent(channel=s.channel, releases=s.releases, mu=s.mu, epsilon=enforced_epsilon(s.mu, delta))
             for s in ledger.summary()
         )
     return RunRecord(
         client=client.link.name, policy=client.policy.name, policy_digest=client.policy.digest, job=client.job.digest,
         regime=client.regime, steps=trained.steps, loss=trained.curve[-1], initial_loss=trained.curve[0], curve=trained.curve, alone=alone,
-        epsilon=None if mu is None or delta is None else epsilon_for(mu, delta), mu=mu, delta=delta, channels=channels,
+        accuracy=accuracy, epsilon=None if mu is None or delta is None else enforced_epsilon(mu, delta), mu=mu, delta=delta,
+        unit=privacy.unit if isinstance(privacy, Gaussian) else "sequence", channels=channels,
         survivors=tuple(r.survivors for r in trained.rounds), bytes_up=client.link.bytes_up, bytes_down=client.link.bytes_down,
         tls=client.link.tls_version, resident_bytes=resident_bytes(), seconds=seconds,
     )  # fmt: skip

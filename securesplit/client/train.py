@@ -1,11 +1,13 @@
 """The training loop of one client: local work, then a secure sum, round after round.
 
-Three regimes, chosen by the policy and by nobody else (the study behind them: docs/threat-model.md):
+Four regimes, chosen by the policy and by nobody else (the study behind them: docs/threat-model.md):
 
 * ``frozen``: A and B never change; each record is released once; C learns for any number of epochs on remembered
   answers; C's update enters a blind sum.
 * ``round``: A and C stand still within a round; per-record gradients are clipped and summed, the sum is noised, and only
   that moves A and C, by the same optimiser step at every client. B learns from noised gradients.
+* ``step``: the same, but every batch's sum is noised and moves A and C at this client at once (DP-SGD); each batch is then
+  released from a new state, and paid again. What enters the secure sum is the path from noised step to noised step.
 * ``open``: policy UnsafeNoPrivacy. A, B and C learn at every step, as in SplitFed; nothing is protected.
 
 One LoRA factor learns per round and the other stands still, in turns, so that the mean of updates is the update of the
@@ -14,12 +16,14 @@ mean model, exactly.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from securesplit.aggregate.answered import AnswerLog
 from securesplit.aggregate.fixedpoint import Words
@@ -28,10 +32,10 @@ from securesplit.client.rounds import secure_sum
 from securesplit.data.batches import Batch
 from securesplit.errors import LocalProtocolError
 from securesplit.model.lora import Factor
-from securesplit.policy.schema import Gaussian
+from securesplit.model.persample import per_sample
 from securesplit.privacy.clipped_sum import ClippedSum
 from securesplit.privacy.gate import ReleasedUpdate
-from securesplit.privacy.plan import plan_for
+from securesplit.privacy.lattice import step_for
 
 Progress = Callable[[str, int, int, float | None], None]
 """(what, done, total, loss or None)"""
@@ -63,7 +67,7 @@ class Trained:
     """The result of a run on this site.
 
     Attributes:
-        steps: local optimiser steps, or record gradients in regime ``round``.
+        steps: batches that went to the server and back with gradients; local optimiser steps, except in regime ``round``.
         curve: held-out loss before the first round and after each, nats per token.
         rounds: one record each.
     """
@@ -108,6 +112,7 @@ class Trainer:
         curve, records = [self._evaluate()], []
         for number in range(rounds):
             records.append(self._round(number))
+            self._client.keep_anchor()
             curve.append(self._evaluate())
         return Trained(steps=self._steps, curve=tuple(curve), rounds=tuple(records))
 
@@ -121,9 +126,13 @@ class Trainer:
         frozen = client.frozen_digest(number, factor)
         client.train(factor)
         start = client.read(factor)
-        update, losses = (
-            self._record_gradients(number) if client.regime == "round" else self._local_steps(number, factor, start)
-        )
+        match client.regime:
+            case "round":
+                update, losses = self._record_gradients(number)
+            case "step":
+                update, losses = self._noised_steps(number, factor, start)
+            case _:
+                update, losses = self._local_steps(number, factor, start)
         client.train(None)
         weight = 1 if client.regime == "round" else sum(len(batch.records) for batch in self._batches)
         assert client.link.folder is not None
@@ -142,6 +151,7 @@ class Trainer:
             self._common_step(opened.mean, factor)
         else:
             client.write((start.astype(np.float64) + opened.mean).astype(np.float32), factor)
+        client.gate.moved(update)
         return RoundRecord(
             number=number, losses=tuple(losses), survivors=opened.survivors, total_weight=opened.total_weight,
             contribution=contribution, ring_sum=opened.ring_sum,
@@ -150,55 +160,117 @@ class Trainer:
     def _local_steps(
         self, number: int, factor: Factor, start: npt.NDArray[np.float32]
     ) -> tuple[ReleasedUpdate, list[float]]:
-        client, schedule = self._client, self._client.job.schedule
-        optimiser = torch.optim.AdamW(client.parameters(), lr=client.job.optimiser.client_lr, weight_decay=0.0)
+        """Plain steps, in regimes ``open`` and ``frozen``."""
+        client, optimiser = self._client, self._optimiser()
         losses: list[float] = []
-        total = schedule.epochs * len(self._batches)
-        for _ in range(schedule.epochs):
-            for batch in self._batches:
-                losses.append(client.step(batch))
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-                self._steps += 1
-                self._progress(f"round {number + 1}", len(losses), total, losses[-1])
+        for batch in self._passes():
+            losses.append(client.step(batch))
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            self._told(number, losses)
+        return client.gate.release_update(client.read(factor).astype(np.float64) - start), losses
+
+    def _noised_steps(
+        self, number: int, factor: Factor, start: npt.NDArray[np.float32]
+    ) -> tuple[ReleasedUpdate, list[float]]:
+        """DP-SGD: A and C meet a batch's gradients only as a sum that was clipped by unit, noised and charged.
+
+        The optimiser's moments are functions of noised sums, and so is the difference at the end: both are free. The
+        divisor is the number of rows that the server sees, never the number of units in them.
+        """
+        client, optimiser = self._client, self._optimiser()
+        losses: list[float] = []
+        for batch in self._passes():
+            total = self._empty_sum()
+            gradients, loss = self._gradients(batch)
+            _Units(total, batch.records).add(gradients, batch.records)
+            noised = client.gate.release_update(total)
+            self._descend(optimiser, noised.vector / len(batch.records))
+            client.gate.moved(noised)
+            losses.append(loss)
+            self._told(number, losses)
         return client.gate.release_update(client.read(factor).astype(np.float64) - start), losses
 
     def _record_gradients(self, number: int) -> tuple[ReleasedUpdate, list[float]]:
-        """One pass, record by record: a batch of one makes the record's gradient its own, clip included."""
+        """One pass over all records, whose gradients are clipped unit by unit into one sum."""
         client = self._client
-        assert isinstance(client.policy.privacy, Gaussian)
-        channel = plan_for(client.policy.privacy).update
-        if channel is None or client.job.schedule.epochs != 1:
+        if client.job.schedule.epochs != 1:
             raise LocalProtocolError(
                 "SS-4110", "regime 'round' takes each record once per round", hint="Set schedule.epochs = 1."
             )
-        parameters = client.parameters()
-        total = ClippedSum(sum(p.numel() for p in parameters), channel.clip)
+        total = self._empty_sum()
+        units = _Units(total, (key for batch in self._batches for key in batch.records))
         losses: list[float] = []
-        singles = [single for batch in self._batches for single in batch.singles()]
-        for single in singles:
-            losses.append(client.step(single))
-            total.add(
-                torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in parameters]),
-                single.records[0],
-            )
-            for parameter in parameters:
-                parameter.grad = None
-            self._steps += 1
-            self._progress(f"round {number + 1}", len(losses), len(singles), losses[-1])
+        for batch in self._batches:
+            gradients, loss = self._gradients(batch)
+            units.add(gradients, batch.records)
+            losses.append(loss)
+            self._told(number, losses)
         return client.gate.release_update(total), losses
+
+    def _gradients(self, batch: Batch) -> tuple[Tensor, float]:
+        """One step's gradient of each record, (B, d), before clip and noise, and the loss; both stay here."""
+        with per_sample(self._client.trained) as kept:
+            loss = self._client.step(batch)
+            return kept.gradients(), loss
+
+    def _empty_sum(self) -> ClippedSum:
+        plan = self._client.gate.plan
+        assert plan is not None
+        assert plan.update is not None, "the policy's rules: regimes 'round' and 'step' have a channel for updates"
+        size = sum(parameter.numel() for parameter in self._client.parameters())
+        return ClippedSum(size, plan.update.clip, step_for(plan.update.sigma))
 
     def _common_step(self, mean: npt.NDArray[np.float64], factor: Factor) -> None:
         """The same AdamW step at every client, on the same noised gradient: post-processing, free of charge."""
-        client = self._client
-        client.train(factor)
-        parameters = client.parameters()
-        optimiser = torch.optim.AdamW(parameters, lr=client.job.optimiser.client_lr, weight_decay=0.0)
-        flat = torch.from_numpy(mean).float()
-        start = 0
-        for parameter in parameters:
-            parameter.grad = flat[start : start + parameter.numel()].reshape(parameter.shape)
-            start += parameter.numel()
+        self._client.train(factor)
+        self._descend(self._optimiser(), mean)
+        self._client.train(None)
+
+    def _optimiser(self) -> torch.optim.AdamW:
+        return torch.optim.AdamW(self._client.parameters(), lr=self._client.job.optimiser.client_lr, weight_decay=0.0)
+
+    def _descend(self, optimiser: torch.optim.AdamW, gradient: npt.NDArray[np.float64]) -> None:
+        """One step of the optimiser along this gradient, (d,), and no other."""
+        parameters = self._client.parameters()
+        pieces = torch.split(torch.from_numpy(gradient).float(), [parameter.numel() for parameter in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.grad = piece.reshape(parameter.shape).to(parameter.device)
         optimiser.step()
-        client.train(None)
-        client.restamp()
+        optimiser.zero_grad(set_to_none=True)
+
+    def _passes(self) -> Iterable[Batch]:
+        return (batch for _ in range(self._client.job.schedule.epochs) for batch in self._batches)
+
+    def _told(self, number: int, losses: Sequence[float]) -> None:
+        self._steps += 1
+        total = self._client.job.schedule.epochs * len(self._batches)
+        self._progress(f"round {number + 1}", len(losses), total, losses[-1])
+
+
+class _Units:
+    """Adds up gradients by unit of privacy, and hands each unit to a sum once: when the last of its records is in.
+
+    A user's records may stand in several batches. Only users who have been met and are not complete take memory, one
+    gradient each; batches are not sorted by user, because the server would see who belongs together.
+
+    Args:
+        total: clips each unit as it is complete.
+        keys: the ledger key of every record to come.
+    """
+
+    def __init__(self, total: ClippedSum, keys: Iterable[str]) -> None:
+        self._total = total
+        self._left = Counter(keys)
+        self._met: dict[str, Tensor] = {}
+
+    def add(self, gradients: Tensor, keys: Sequence[str]) -> None:
+        """Take in one batch, (B, d)."""
+        for gradient, key in zip(gradients, keys, strict=True):
+            self._left[key] -= 1
+            known = self._met.pop(key, None)
+            summed = gradient if known is None else known + gradient
+            if self._left[key]:
+                self._met[key] = summed.clone()  # A row of its own, not a view that would keep the whole batch.
+            else:
+                self._total.add(summed, key)

@@ -8,7 +8,7 @@ number of sequences in it and the order of batches (threat-model.md, O7).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -52,13 +52,16 @@ class Batch:
     """Sequences of one public length. Stays on the client; no part of it is sent as it is.
 
     Attributes:
-        tokens: (B, T) int64, padded on the right.
+        tokens: (B, T) int64, padded on the right; in front where records have classes (securesplit/data/labelled.py).
         labels: (B, T) int64, equal to ``tokens`` with -100 on padding; the shift by one is the loss's business.
-        lengths: real tokens of each row, before padding.
+        lengths: tokens of each row up to its padding on the right.
         bucket: T.
         records: ledger ids of the rows.
         sources: each row's index among the texts that were encoded.
         contents: each row's name for its tokens, keyed like its record; empty when there is none.
+        classes: (B,) int64, each row's class; None where text is learnt. No part of ``tokens``.
+        choices: the token that stands for each class; public.
+        labelled: each row's name for its text together with its class, keyed like its record.
     """
 
     tokens: Tensor
@@ -68,6 +71,25 @@ class Batch:
     records: tuple[str, ...]
     sources: tuple[int, ...]
     contents: tuple[str, ...] = ()
+    classes: Tensor | None = None
+    choices: tuple[int, ...] = ()
+    labelled: tuple[str, ...] = ()
+
+    @property
+    def scored(self) -> int:
+        """How many labels the loss is over, all rows together. Private where texts have lengths."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
+    @property
+    def most_scored(self) -> int:
+        """The most labels that one row can have; public."""
+        return self.bucket if self.classes is None else 1
+
+    def with_classes(self, classes: Tensor) -> Batch:
+        """The same rows, where C is to name these classes, (B,), at the last position."""
+        labels = torch.full_like(self.tokens, IGNORED)
+        labels[:, -1] = torch.tensor(self.choices, dtype=torch.int64)[classes]
+        return replace(self, labels=labels, classes=classes)
 
     def singles(self) -> tuple[Batch, ...]:
         """The rows as batches of one each, in order."""
@@ -80,13 +102,21 @@ class Batch:
                 records=self.records[i : i + 1],
                 sources=self.sources[i : i + 1],
                 contents=self.contents[i : i + 1],
+                classes=None if self.classes is None else self.classes[i : i + 1],
+                choices=self.choices,
+                labelled=self.labelled[i : i + 1],
             )
             for i in range(len(self.records))
         )
 
 
 def encode_records(
-    texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int, identify: Callable[[bytes], str]
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    identify: Callable[[bytes], str],
+    *,
+    users: Sequence[str] | None = None,
 ) -> tuple[Encoded, ...]:
     """Tokenise texts and cut them at ``max_tokens``.
 
@@ -99,6 +129,7 @@ def encode_records(
         max_tokens: longest sequence, in tokens; at least 2.
         identify: turns the record's text, as UTF-8, into its ledger id; a keyed hash, so that an id tells nobody whether
             a guessed text is in the ledger. It sees the whole text: another ``max_tokens`` draws on the same budget.
+        users: whose each text is, under unit ``user``; the ledger id then names the person, who pays for all of them.
 
     Raises:
         InputError: SS-1220 when ``max_tokens`` is below 2, SS-1221 when no text is left.
@@ -114,7 +145,8 @@ def encode_records(
         tokens = tuple(tokenizer.encode(text, truncation=True, max_length=max_tokens))
         if len(tokens) >= 2:
             content = identify(b"tokens:" + b",".join(b"%d" % token for token in tokens))
-            kept.append(Encoded(source, identify(text.encode("utf-8")), tokens, content))
+            payer = text.encode("utf-8") if users is None else b"user:" + users[source].encode("utf-8")
+            kept.append(Encoded(source, identify(payer), tokens, content))
     if not kept:
         raise InputError("SS-1221", "no text is longer than one token", hint="Give longer records.")
     return tuple(kept)

@@ -7,8 +7,12 @@ What a JSON object may look like, tried in this order:
 * ``{"question": ..., "answer": ...}``, as Huatuo has it; joined by a line break;
 * anything else: every text value at its top level, joined by line breaks.
 
-A plain text file is cut at blank lines. Equal texts are kept once, because a second copy would be charged as another
-record although it reveals the same words twice. Messages name a file and a line or item, never what stands there.
+An object may name whose text it is, ``{"user": "..."}``; policies with unit ``user`` need that of every record. The name
+never leaves the site: the ledger keeps a keyed hash of it. It may name its class, ``{"label": "..."}``, which is no part of
+the text; jobs with a ``[task]`` need that of every record. A label that is not a text counts as none.
+
+A plain text file is cut at blank lines. Equal texts of one user, or of nobody in particular, are kept once, because a second copy would be charged as another
+record although it reveals the same words twice; the first one's label stands. Messages name a file and a line or item, never what stands there.
 """
 
 from __future__ import annotations
@@ -45,10 +49,14 @@ class Record:
     Attributes:
         text: not empty, without surrounding blanks.
         pii: labelled pieces, each a part of ``text``; empty when the source carries no labels.
+        user: whose text it is, as the source says; None when it does not say.
+        label: the name of its class, as the source says; None when it does not say.
     """
 
     text: str
     pii: tuple[str, ...] = ()
+    user: str | None = None
+    label: str | None = None
 
 
 def read_corpus(path: Path, limit: int | None = None) -> tuple[Record, ...]:
@@ -66,11 +74,11 @@ def read_corpus(path: Path, limit: int | None = None) -> tuple[Record, ...]:
         raise InputError(
             "SS-1207", f"a limit of {limit} records leaves nothing to read", hint="Use a limit of at least 1."
         )
-    found: dict[str, Record] = {}
+    found: dict[tuple[str, str | None], Record] = {}
     try:
         with path.open("rb") as file:
             for record in _records(file, path):
-                found.setdefault(record.text, record)
+                found.setdefault((record.text, record.user), record)
                 if len(found) == limit:
                     break
     except OSError as error:
@@ -184,7 +192,11 @@ def _record(item: object, where: str) -> Record:
             f"{where} holds half of a surrogate pair, which is no text",
             hint="Repair the file's \\u escapes.",
         ) from None
-    return Record(text, _labels(fields, text, where))
+    user = fields.get("user")
+    if user is not None and not (isinstance(user, str) and user.strip()):
+        raise InputError("SS-1204", f"the 'user' of {where} is not a name", hint="Give a text, or leave 'user' out.")
+    label = fields.get("label")
+    return Record(text, _pii(fields, text, where), user, label if isinstance(label, str) else None)
 
 
 def _text(fields: dict[str, object]) -> str:
@@ -195,7 +207,9 @@ def _text(fields: dict[str, object]) -> str:
         return _plain(inner)
     if isinstance(question := fields.get("question"), str) and isinstance(answer := fields.get("answer"), str):
         return f"{question.strip()}\n{answer.strip()}"
-    return "\n".join(value.strip() for value in fields.values() if isinstance(value, str) and value.strip())
+    # A label among the words would be sent with them, past all that is paid for it.
+    texts = (value for key, value in fields.items() if key not in {"user", "label"})
+    return "\n".join(value.strip() for value in texts if isinstance(value, str) and value.strip())
 
 
 def _plain(markup: str) -> str:
@@ -204,7 +218,7 @@ def _plain(markup: str) -> str:
     return _SPACES.sub(" ", text)
 
 
-def _labels(fields: dict[str, object], text: str, where: str) -> tuple[str, ...]:
+def _pii(fields: dict[str, object], text: str, where: str) -> tuple[str, ...]:
     labels = fields.get("pii", [])
     if not isinstance(labels, list) or not all(isinstance(label, str) and label and label in text for label in labels):
         raise InputError(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from securesplit.policy.schema import Gaussian, Policy
 
+MOST_PROVEN = 100
+"""Largest epsilon at which the sampler's own error is far below any delta that a policy may state (privacy/lattice.py)."""
+
 
 def lint(policy: Policy) -> tuple[str, ...]:
     """One sentence per setting that an expert would ask about; empty when there is none."""
@@ -12,11 +15,19 @@ def lint(policy: Policy) -> tuple[str, ...]:
     if isinstance(privacy, Gaussian):
         if privacy.epsilon > 16:
             found.append(
-                f"privacy.epsilon = {privacy.epsilon:g} per sequence: a server may decide a yes-or-no question about a record with over 92 % accuracy (replace-one, delta 1e-5)"
+                f"privacy.epsilon = {privacy.epsilon:g} per {privacy.unit}: a server may decide a yes-or-no question about one with over 92 % accuracy (replace-one, delta 1e-5)"
+            )
+        if privacy.epsilon > MOST_PROVEN:
+            found.append(
+                f"privacy.epsilon = {privacy.epsilon:g}: beyond {MOST_PROVEN} the rounding of the noise's table is no longer proven negligible beside delta, and nothing is protected anyway"
             )
         if privacy.delta > 1e-5:
             found.append(f"privacy.delta = {privacy.delta:g} is above 1e-5")
-        if privacy.regime == "round" and not policy.aggregation.blind:
+        if privacy.unit == "token" and policy.limits.min_front > 0:
+            found.append(
+                "privacy.unit = token, but A has attention: one token moves all later rows, so the noise is that of a whole sequence of the longest bucket, and the claim is only about one token"
+            )
+        if privacy.regime != "frozen" and not policy.aggregation.blind:
             found.append(
                 "aggregation.blind is false: the server sees the noised sum of updates, which is charged, and needs no more"
             )

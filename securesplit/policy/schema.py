@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
-__all__ = ["Aggregation", "Channel", "Gaussian", "Limits", "Policy", "Transport", "UnsafeNoPrivacy"]
+__all__ = ["Aggregation", "Channel", "Gaussian", "Labels", "Limits", "Policy", "Transport", "UnsafeNoPrivacy"]
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -76,8 +76,9 @@ class Channel(BaseModel):
     """One way out of the client, with its part of the budget.
 
     Attributes:
-        clip: C, the largest Frobenius norm that one record's tensor (all its rows) may have; model units.
-        share: the part of the squared budget, mu_total^2, that this channel may spend over a record's lifetime.
+        clip: C, the largest Frobenius norm that one record's tensor (all its rows) may have; under unit ``token``, the
+            largest norm of one activation row; model units.
+        share: the part of the squared budget, mu_total^2, that this channel may spend over a unit's lifetime.
         releases: how many releases that part is divided over; one more is refused.
     """
 
@@ -87,42 +88,65 @@ class Channel(BaseModel):
     releases: Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-class Gaussian(_Table):
-    """The private shape: a lifetime budget per record, divided over channels.
+class Labels(BaseModel):
+    """Randomised response on class labels, once per record; then O3 needs no noise of its own.
 
     Attributes:
-        unit: what is protected; one ``sequence`` is one training example or one prompt.
-        relation: what may differ between neighbours; a record is *replaced* by any other, hence sensitivity 2C.
-        epsilon, delta: the budget of one record over its whole life, against a server that keeps everything.
-        regime: ``frozen``: A and B never change, no gradient crosses, only C learns (privacy.md's regime F).
+        share: the part of the squared budget that the answer may cost.
+        classes: how many labels there are; public.
+    """
+
+    model_config = _STRICT
+    share: Share
+    classes: Annotated[int, Field(ge=2, le=10_000)]
+
+
+class Gaussian(_Table):
+    """The private shape: a lifetime budget per unit, divided over channels.
+
+    Attributes:
+        unit: what is protected. ``sequence``: one training example or one prompt, whole. ``token``: one token of it;
+            clips activation rows one by one, and is dearer than it sounds once A has attention, because one token moves
+            all rows after it. ``user``: everything that one person has at this site, under one key in the ledger.
+        relation: what may differ between neighbours; a unit is *replaced* by any other, hence sensitivity 2C.
+        epsilon, delta: the budget of one unit over its whole life, against a server that keeps everything.
+        regime: ``frozen``: A and B never change, no gradient crosses, only C learns. ``round``: A and C change once per
+            round, by the noised sum. ``step``: A and C change at every local step, each step noised (DP-SGD).
         activations: O1, what a record's own rows may cost.
         generation: O1 once more, for tokens that were generated and fed back; absent means generation is refused.
         gradients: O3; must be absent in ``frozen``, where no gradient exists.
+        labels: instead of ``gradients``, where the only secret in O3 is a class label.
+        updates: O5. In ``round`` and ``step`` clipped per unit. In ``frozen`` it is optional: the client's whole update is
+            clipped and noised, which is what gives a claim against the other clients.
     """
 
     mechanism: Literal["gaussian"]
-    unit: Literal["sequence"]
+    unit: Literal["sequence", "token", "user"]
     relation: Literal["replace-one"]
     epsilon: Annotated[float, Field(gt=0, le=1000)]
     delta: Annotated[float, Field(gt=0, lt=1e-3)]
-    regime: Literal["frozen", "round"]
+    regime: Literal["frozen", "round", "step"]
     activations: Channel
     gradients: Channel | None = None
+    labels: Labels | None = None
     updates: Channel | None = None
     generation: Channel | None = None
 
     @staticmethod
     def rules(table: object) -> Iterator[str]:
         """Shares add up to at most 1; a regime has exactly its channels."""
-        shares = [_at(table, name, "share") for name in ("activations", "gradients", "updates", "generation")]
+        shares = [_at(table, name, "share") for name in ("activations", "gradients", "labels", "updates", "generation")]
         total = sum(s for s in shares if type(s) in {int, float} and 0 < s <= 1)
         if total > 1 + 1e-9:
             yield f"the channels' shares add up to {total:.4f}; a budget can be spent once, so at most 1"
-        learning = [_at(table, name) is not None for name in ("gradients", "updates")]
-        if _at(table, "regime") == "frozen" and any(learning):
-            yield "regime 'frozen' sends no gradients and no noised updates: remove [privacy.gradients] and [privacy.updates]"
-        if _at(table, "regime") == "round" and not all(learning):
-            yield "regime 'round' releases gradients and updates: both [privacy.gradients] and [privacy.updates] are needed"
+        gradients, labels, updates = (_at(table, name) is not None for name in ("gradients", "labels", "updates"))
+        regime = _at(table, "regime")
+        if regime == "frozen" and (gradients or labels):
+            yield "regime 'frozen' sends no gradients: remove [privacy.gradients] and [privacy.labels]"
+        if regime in ("round", "step") and gradients == labels:
+            yield f"regime '{regime}' releases gradients: exactly one of [privacy.gradients] and [privacy.labels] is needed"
+        if regime in ("round", "step") and not updates:
+            yield f"regime '{regime}' lets A and C learn by noised sums alone: [privacy.updates] is needed"
 
 
 class UnsafeNoPrivacy(BaseModel):
@@ -206,8 +230,9 @@ class Policy(_Table):
         if mechanism == "UnsafeNoPrivacy" and _at(table, "transport", "loopback_only") is False:
             yield "UnsafeNoPrivacy is allowed on loopback only: set transport.loopback_only = true"
         frozen = mechanism == "gaussian" and _at(table, "privacy", "regime") == "frozen"
-        if frozen and _at(table, "aggregation", "blind") is False:
-            yield "regime 'frozen' adds no noise to updates, so the sum must be hidden from the server: set aggregation.blind = true"
+        plain = _at(table, "privacy", "updates") is None
+        if frozen and plain and _at(table, "aggregation", "blind") is False:
+            yield "regime 'frozen' without [privacy.updates] adds no noise to updates, so the sum must be hidden from the server: set aggregation.blind = true"
 
     @property
     def unsafe(self) -> bool:

@@ -17,7 +17,7 @@ import msgpack
 from pydantic import ValidationError
 
 from securesplit.errors import RemoteProtocolError
-from securesplit.protocol.messages import ITEM_BYTES, MESSAGES, VERSION, Blob, Message
+from securesplit.protocol.messages import ITEM_BYTES, MESSAGES, VERSION, Blob, Forward, Gradient, Message
 
 _PREFIX = struct.Struct("<2sBBI")
 _MAX_HEADER = 1 << 25
@@ -30,12 +30,19 @@ class Caps:
     Attributes:
         message_bytes: largest whole message, in bytes.
         width: D, the only accepted number of columns of a two-dimensional tensor; None before it is known.
+        code_width: k, instead of D, for what crosses in front of B (``Forward``, ``Gradient``) when the job has a code.
         dtypes: accepted float types of hidden states and gradients.
     """
 
     message_bytes: int
     width: int | None = None
+    code_width: int | None = None
     dtypes: frozenset[str] = frozenset({"f32", "bf16"})
+
+    def columns(self, message: type[Message]) -> int | None:
+        """The only accepted number of columns of this message's rows; None when any will do."""
+        in_front = issubclass(message, Forward | Gradient)
+        return self.code_width if in_front and self.code_width is not None else self.width
 
 
 def encode(message: Message) -> bytes:
@@ -109,7 +116,7 @@ def _build(message: type[Message], header: dict[str, object], body: memoryview, 
     offset = 0
     for name, field in message.model_fields.items():
         if field.annotation is Blob:
-            blob, offset = _blob(header.get(name), body, offset, caps)
+            blob, offset = _blob(header.get(name), body, offset, caps, caps.columns(message))
             header[name] = blob
     if offset != len(body):
         raise RemoteProtocolError("SS-4005", "bytes are left over after the last tensor")
@@ -127,7 +134,7 @@ def _build(message: type[Message], header: dict[str, object], body: memoryview, 
         ) from None
 
 
-def _blob(described: object, body: memoryview, offset: int, caps: Caps) -> tuple[Blob, int]:
+def _blob(described: object, body: memoryview, offset: int, caps: Caps, columns: int | None) -> tuple[Blob, int]:
     bad = RemoteProtocolError("SS-4005", "a tensor's type, shape or size is not acceptable")
     match described:
         case (str(dtype), tuple(shape)) if dtype in ITEM_BYTES and 1 <= len(shape) <= 3:
@@ -139,6 +146,6 @@ def _blob(described: object, body: memoryview, offset: int, caps: Caps) -> tuple
     size = math.prod(shape) * ITEM_BYTES[dtype]
     if size > len(body) - offset:
         raise bad
-    if len(shape) == 2 and (dtype not in caps.dtypes or (caps.width is not None and shape[1] != caps.width)):
+    if len(shape) == 2 and (dtype not in caps.dtypes or (columns is not None and shape[1] != columns)):
         raise bad
     return Blob(dtype=dtype, shape=shape, data=bytes(body[offset : offset + size])), offset + size

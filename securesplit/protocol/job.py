@@ -11,13 +11,14 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from securesplit.errors import InputError, RemoteProtocolError
 
-__all__ = ["Adapters", "Cut", "Job", "Optimiser", "Schedule", "load_job", "parse_job"]
+__all__ = ["Adapters", "Code", "Cut", "Job", "Optimiser", "Schedule", "Task", "load_job", "parse_job"]
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+_LABEL_BYTES = 1 << 15  # Of the 64 KiB that a Welcome gives its job.
 
 
 class Cut(BaseModel):
@@ -88,8 +89,44 @@ class Sums(BaseModel):
     stage_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
 
 
+class Code(BaseModel):
+    """The public code at the cut, a file of ``securesplit model fit``; both ends have it beforehand.
+
+    Attributes:
+        digest: of the code.
+        width: k, the columns of what crosses.
+    """
+
+    model_config = _STRICT
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    width: Annotated[int, Field(ge=1, lt=1 << 24)]
+
+
+class Task(BaseModel):
+    """Classification: every record has one of these labels, and C learns to name it behind the text.
+
+    Attributes:
+        labels: names of the classes, in the order that all clients count them in; public.
+    """
+
+    model_config = _STRICT
+    labels: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=64)], ...],
+        Field(min_length=2, max_length=10_000, strict=False),
+    ]
+
+    @field_validator("labels")
+    @classmethod
+    def _different_and_few(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(labels)) < len(labels):
+            raise ValueError("two labels have one name")
+        if len(json.dumps(labels)) > _LABEL_BYTES:
+            raise ValueError(f"the labels take more than {_LABEL_BYTES} bytes of a job that travels in one message")
+        return labels
+
+
 class Job(BaseModel):
-    """A whole job file."""
+    """A whole job file. Without ``code`` hidden states cross as they are, all D columns; without ``task`` text is learnt."""
 
     model_config = _STRICT
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
@@ -100,10 +137,12 @@ class Job(BaseModel):
     optimiser: Optimiser
     schedule: Schedule
     sums: Sums
+    code: Code | None = None
+    task: Task | None = None
 
     def canonical(self) -> str:
-        """The text that travels in Welcome and is hashed: JSON, sorted keys, no spaces."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """The text that travels in Welcome and is hashed: JSON, sorted keys, no spaces; no key for what is absent."""
+        return json.dumps(self.model_dump(mode="json", exclude_none=True), sort_keys=True, separators=(",", ":"))
 
     @property
     def digest(self) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "Gradient",
     "Hello",
     "Hidden",
+    "KeepAnchor",
     "Message",
     "RoundBegin",
     "RoundReady",
@@ -43,6 +44,7 @@ SessionId = Annotated[bytes, Field(min_length=16, max_length=16)]
 Signature = Annotated[bytes, Field(min_length=8, max_length=1024)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Code = Annotated[str, Field(pattern=r"^SS-\d{4}$")]
+Sealed = Annotated[bytes, Field(max_length=256, repr=False)]
 
 
 class Blob(BaseModel):
@@ -101,7 +103,11 @@ class Hello(Message):
 
 
 class Welcome(Message):
-    """S->C: the job, the digest of the model's manifest, and a signature over both leaf certificates and all of it."""
+    """S->C: the job, the digest of the model's manifest, and a signature over both leaf certificates and all of it.
+
+    Attributes:
+        anchor: what this client last asked to keep, or empty; sealed by the client itself, so the signature leaves it out.
+    """
 
     KIND = 2
     session: SessionId
@@ -109,6 +115,7 @@ class Welcome(Message):
     job: Annotated[str, Field(max_length=1 << 16)]
     model: Digest
     signature: Signature
+    anchor: Sealed = b""
 
 
 class Confirm(Message):
@@ -196,6 +203,13 @@ class RoundReady(Message):
     frozen: Digest
 
 
+class KeepAnchor(Message):
+    """C->S: keep this for the client and show it in the next Welcome; its ledger's head, sealed, opaque to the server."""
+
+    KIND = 14
+    blob: Annotated[bytes, Field(min_length=1, max_length=256, repr=False)]
+
+
 class RoundBegin(Message):
     """S->C: enough clients are ready; ``run`` names this sum and has never been used before."""
 
@@ -249,5 +263,6 @@ MESSAGES: dict[int, type[Message]] = {
         Failure,
         Bye,
         RoundBegin,
+        KeepAnchor,
     )
 }

@@ -86,9 +86,9 @@ class Session:
         self._out: list[bytes] = []
         self._steps = _Steps()
 
-    def narrow(self, width: int) -> None:
-        """From now on accept only hidden states of this many columns."""
-        self._caps = replace(self._caps, width=width)
+    def narrow(self, width: int, code_width: int | None = None) -> None:
+        """From now on accept only hidden states of this many columns; see :class:`Caps` for ``code_width``."""
+        self._caps = replace(self._caps, width=width, code_width=code_width)
 
     def data_to_send(self) -> list[bytes]:
         """Take what is queued."""
@@ -114,10 +114,12 @@ class Session:
         """Client: open the handshake."""
         self.send(Hello(version=VERSION, nonce=nonce, policy=policy))
 
-    def offer(self, *, session: bytes, nonce: bytes, job: Job, model: str) -> None:
+    def offer(self, *, session: bytes, nonce: bytes, job: Job, model: str, anchor: bytes = b"") -> None:
         """Server: answer a Hello with the job, signed."""
         assert self.hello is not None
-        unsigned = Welcome(session=session, nonce=nonce, job=job.canonical(), model=model, signature=bytes(8))
+        unsigned = Welcome(
+            session=session, nonce=nonce, job=job.canonical(), model=model, signature=bytes(8), anchor=anchor
+        )
         signed = self._party.sign(
             statement("server", self.hello, unsigned, client=self._party.peer, server=self._party.certificate)
         )

@@ -23,6 +23,7 @@ from securesplit.protocol.messages import (
     Gradient,
     Hello,
     Hidden,
+    KeepAnchor,
     Message,
     RoundBegin,
     RoundReady,
@@ -47,7 +48,9 @@ _Row = dict[type[Message], State]
 _ENDINGS: _Row = {Failure: State.CLOSED, Bye: State.CLOSED}
 
 _OPEN = State.OPEN
-_FROM_CLIENT: _Row = {Forward: _OPEN, Backward: _OPEN, DropCache: _OPEN, RoundReady: _OPEN, Secagg: _OPEN, **_ENDINGS}
+_FROM_CLIENT: _Row = {
+    Forward: _OPEN, Backward: _OPEN, DropCache: _OPEN, KeepAnchor: _OPEN, RoundReady: _OPEN, Secagg: _OPEN, **_ENDINGS
+}  # fmt: skip
 _FROM_SERVER: _Row = {Hidden: _OPEN, Gradient: _OPEN, RoundBegin: _OPEN, Secagg: _OPEN, **_ENDINGS}
 
 TRANSITIONS: dict[State, dict[Role, dict[type[Message], State]]] = {

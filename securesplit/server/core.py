@@ -27,12 +27,14 @@ from securesplit.protocol.messages import (
     Gradient,
     Hello,
     Hidden,
+    KeepAnchor,
     Message,
     RoundReady,
     Secagg,
 )  # fmt: skip
 from securesplit.protocol.session import Party, Session
 from securesplit.protocol.states import State
+from securesplit.server.anchors import KeptAnchors
 from securesplit.server.engine import Engine
 from securesplit.server.sums import Outbound, Sums
 from securesplit.server.turns import Turns
@@ -54,6 +56,7 @@ class _Answer:
 class _Connection:
     name: str
     session: Session
+    certificate: bytes
     journal: dict[type[Message], _Answer] = field(default_factory=dict)
 
 
@@ -67,10 +70,19 @@ class ServerCore:
         engine: B.
         sums: the secure sums.
         randomness: bytes by length, for nonces and session ids.
+        kept: what clients asked to keep.
     """
 
     def __init__(
-        self, job: Job, policy: Policy, *, model: str, engine: Engine, sums: Sums, randomness: Callable[[int], bytes]
+        self,
+        job: Job,
+        policy: Policy,
+        *,
+        model: str,
+        engine: Engine,
+        sums: Sums,
+        randomness: Callable[[int], bytes],
+        kept: KeptAnchors | None = None,
     ) -> None:
         self.job = job
         self.sums = sums
@@ -78,7 +90,12 @@ class ServerCore:
         self._model = model
         self._engine = engine
         self._randomness = randomness
-        self._caps = Caps(policy.limits.max_message_bytes, width=engine.middle.width)
+        self._kept = kept or KeptAnchors()
+        self._caps = Caps(
+            policy.limits.max_message_bytes,
+            width=engine.middle.width,
+            code_width=engine.code.width if engine.code else None,
+        )
         self._connections: dict[int, _Connection] = {}
         self._turns = Turns()
         self._count = 0
@@ -87,7 +104,7 @@ class ServerCore:
     def connect(self, name: str, party: Party) -> int:
         """See :class:`Core`."""
         self._count += 1
-        self._connections[self._count] = _Connection(name, Session("server", party, self._caps))
+        self._connections[self._count] = _Connection(name, Session("server", party, self._caps), party.peer)
         return self._count
 
     def receive(self, connection: int, data: bytes) -> list[Action]:
@@ -146,13 +163,7 @@ class ServerCore:
     def _answer(self, connection: int, peer: _Connection, message: Message) -> list[Action]:
         match message:
             case Hello():
-                if found := breaches(self._policy, self.job):
-                    _log.error("the job breaks the server's own policy: %s", "; ".join(found))
-                    raise RemoteProtocolError("SS-2001", "the server's policy forbids its job")
-                peer.session.offer(
-                    session=self._randomness(16), nonce=self._randomness(32), job=self.job, model=self._model
-                )
-                return self._flush(connection, peer)
+                return self._offer(connection, peer)
             case Forward():
                 return self._forward(connection, peer, message)
             case Backward():
@@ -161,6 +172,8 @@ class ServerCore:
                 ]
             case DropCache(cache=cache):
                 return [Work(connection, lambda: self._drop(connection, message, cache))]
+            case KeepAnchor(blob=blob):
+                return [Work(connection, lambda: self._keep(peer.certificate, blob))]
             case RoundReady():
                 return self._deliver(self.sums.ready(peer.name, message, self._now))
             case Secagg():
@@ -172,6 +185,16 @@ class ServerCore:
                 return []
             case _:
                 raise RemoteProtocolError("SS-4010", "a client may not send this")
+
+    def _offer(self, connection: int, peer: _Connection) -> list[Action]:
+        if found := breaches(self._policy, self.job):
+            _log.error("the job breaks the server's own policy: %s", "; ".join(found))
+            raise RemoteProtocolError("SS-2001", "the server's policy forbids its job")
+        peer.session.offer(
+            session=self._randomness(16), nonce=self._randomness(32), job=self.job, model=self._model,
+            anchor=self._kept.of(peer.certificate),
+        )  # fmt: skip
+        return self._flush(connection, peer)
 
     def _forward(self, connection: int, peer: _Connection, message: Forward) -> list[Action]:
         if replay := self._replayed(connection, peer, message):
@@ -201,6 +224,12 @@ class ServerCore:
     def _backward(self, connection: int, message: Backward) -> _Answer:
         gradient = self._engine.backward(connection, message.step, tensor_of(message.gradient))
         return _Answer(message, Gradient(step=message.step, gradient=blob_of(gradient, self.job.codec)))
+
+    def _keep(self, certificate: bytes, blob: bytes) -> None:
+        try:
+            self._kept.keep(certificate, blob)
+        except OSError as error:  # The client is protected by its own anchor; this one was a second line.
+            _log.warning("an anchor could not be kept: %s", type(error).__name__)
 
     def _drop(self, connection: int, message: Message, cache: int) -> None:
         del message

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from securesplit.errors import RemoteProtocolError
+from securesplit.model.code import CutCode
 from securesplit.model.parts import Middle, PartCache
 
 
@@ -30,10 +31,15 @@ class Engine:
         middle: B.
         learning_rate: of AdamW on the adapters that require gradients.
         cache_bytes: all decoding caches together; the least recently used one is dropped beyond it.
+        code: what the clients' rows are coded with; they then have k columns instead of D, and where the code has a
+            sentinel B sees its public row in front of every sequence.
     """
 
-    def __init__(self, middle: Middle, *, learning_rate: float, cache_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self, middle: Middle, *, learning_rate: float, cache_bytes: int = 1 << 30, code: CutCode | None = None
+    ) -> None:
         self.middle = middle
+        self.code = code
         self._cache_bytes = cache_bytes
         self._caches: OrderedDict[tuple[int, int], PartCache] = OrderedDict()
         self._evicted: set[tuple[int, int]] = set()
@@ -49,22 +55,23 @@ class Engine:
         Args:
             connection, step: where a later :meth:`backward` will belong.
             lengths: rows of each sequence.
-            hidden: (sum(lengths), D).
+            hidden: (sum(lengths), D), or under a code (sum(lengths), k).
             gain: public factor for the rows; 1 leaves them as they are, bit for bit.
             learn: keep the graph for a backward pass.
 
         Returns:
             (sum(lengths), D).
         """
-        leaf = hidden.to(self.middle.dtype).requires_grad_(learn)
+        # Codes keep the wire's precision until they are decoded.
+        leaf = (hidden.to(self.middle.dtype) if self.code is None else hidden).requires_grad_(learn)
         with torch.set_grad_enabled(learn):
-            output = self._ragged(leaf * gain if gain != 1 else leaf, lengths)
+            output = self._ragged(self._decoded(leaf * gain if gain != 1 else leaf), lengths)
         if learn:
             self._pending[connection] = _Pending(step, leaf, output)
         return output.detach()
 
     def backward(self, connection: int, step: int, gradient: Tensor) -> Tensor:
-        """Backpropagate through the pending forward, let B's adapters learn, return dL/dh at B's input, (N, D).
+        """Backpropagate through the pending forward, let B's adapters learn, return dL/d(the rows that came).
 
         Raises:
             RemoteProtocolError: SS-4014 when no forward of this step is pending.
@@ -80,7 +87,7 @@ class Engine:
         return pending.leaf.grad
 
     def decode(self, connection: int, cache: int, lengths: tuple[int, ...], hidden: Tensor) -> Tensor:
-        """Extend a decoding cache by equally long rows of each sequence, (sum(lengths), D) -> the same.
+        """Extend a decoding cache by equally long rows of each sequence, (sum(lengths), D or k) -> (sum(lengths), D).
 
         Raises:
             RemoteProtocolError: SS-4015 when lengths differ, SS-4016 when the number of sequences changed, SS-4017 when the cache was dropped to
@@ -96,17 +103,17 @@ class Engine:
             raise RemoteProtocolError("SS-4015", "a decoding step needs sequences of one length")
         key = (connection, cache)
         state = self._caches.pop(key, None) or self.middle.new_cache()
-        rows = hidden.to(self.middle.dtype).reshape(len(lengths), lengths[0], -1)
+        rows = self._decoded(hidden).to(self.middle.dtype).reshape(len(lengths), lengths[0], -1)
         try:
             with torch.no_grad():
-                output: Tensor = self.middle(rows, cache=state)
+                output = self._mixed(rows, state)
         except RuntimeError:
             raise RemoteProtocolError("SS-4016", "a decoding step does not fit its cache") from None
         self._caches[key] = state
         while len(self._caches) > 1 and sum(c.nbytes for c in self._caches.values()) > self._cache_bytes:
             dropped, _ = self._caches.popitem(last=False)
             self._evicted.add(dropped)
-        return output.reshape(hidden.shape)
+        return output.reshape(len(hidden), -1)
 
     def drop_cache(self, connection: int, cache: int) -> None:
         """Forget one decoding cache."""
@@ -119,13 +126,26 @@ class Engine:
         for key in [k for k in self._caches if k[0] == connection]:
             del self._caches[key]
 
+    def _decoded(self, rows: Tensor) -> Tensor:
+        return rows if self.code is None else self.code.decode(rows)
+
+    def _mixed(self, hidden: Tensor, cache: PartCache | None = None) -> Tensor:
+        """B on sequences (B, T, D), behind the sentinel's row where there is one; its own output is dropped."""
+        row = self.code.row if self.code is not None and (cache is None or cache.length == 0) else None
+        if row is None:
+            plain: Tensor = self.middle(hidden, cache=cache)
+            return plain
+        first = row.to(hidden).expand(len(hidden), 1, -1)
+        output: Tensor = self.middle(torch.cat([first, hidden], 1), cache=cache)
+        return output[:, 1:]
+
     def _ragged(self, hidden: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Sequences of one length run as one batch without a mask; causal attention makes right padding harmless."""
         pieces = torch.split(hidden, list(lengths))
         out: list[Tensor | None] = [None] * len(pieces)
         for length in sorted(set(lengths)):
             where = [i for i, n in enumerate(lengths) if n == length]
-            rows = self.middle(torch.stack([pieces[i] for i in where]))
+            rows = self._mixed(torch.stack([pieces[i] for i in where]))
             for i, row in zip(where, rows, strict=True):
                 out[i] = row
         return torch.cat([row for row in out if row is not None])

@@ -15,6 +15,7 @@ from pathlib import Path
 from securesplit.admit import round_config
 from securesplit.aggregate.config import RoundConfig
 from securesplit.errors import InputError, PolicyDenied
+from securesplit.model.code import CutCode, read_code, refuse_other_code, save_code
 from securesplit.model.export import collect_adapters, save_part_adapters
 from securesplit.model.lora import add_adapters
 from securesplit.model.manifest import read_manifest
@@ -24,6 +25,7 @@ from securesplit.model.resolve import resolve_model
 from securesplit.model.store import load_middle
 from securesplit.policy.schema import Policy
 from securesplit.protocol.job import Job
+from securesplit.server.anchors import KeptAnchors
 from securesplit.server.core import ServerCore
 from securesplit.server.engine import Engine
 from securesplit.server.sums import Sums
@@ -58,7 +60,14 @@ def split_listen(listen: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def build_core(job: Job, policy: Policy, middle: Middle, model: str) -> ServerCore:
+def build_core(
+    job: Job,
+    policy: Policy,
+    middle: Middle,
+    model: str,
+    code: CutCode | None = None,
+    kept: KeptAnchors | None = None,
+) -> ServerCore:
     """The server's core, without a network.
 
     Args:
@@ -66,9 +75,16 @@ def build_core(job: Job, policy: Policy, middle: Middle, model: str) -> ServerCo
         policy: the server's own.
         middle: B, without adapters; the job's are added.
         model: digest of the model's manifest.
+        code: what the job's ``code`` names.
+        kept: what clients asked to keep; in memory alone when absent.
+
+    Raises:
+        InputError: SS-1431 when the job names another code, or none.
     """
+    digest, width = (None, None) if job.code is None else (job.code.digest, job.code.width)
+    refuse_other_code(code, digest=digest, width=width, model=model)
     add_adapters(middle, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed)
-    engine = Engine(middle, learning_rate=job.optimiser.server_lr)
+    engine = Engine(middle, learning_rate=job.optimiser.server_lr, code=code)
 
     def config_of(run: bytes, number: int, dim: int, frozen: str) -> RoundConfig:
         return round_config(job, model=model, run=run, number=number, dim=dim, frozen=frozen)
@@ -77,7 +93,7 @@ def build_core(job: Job, policy: Policy, middle: Middle, model: str) -> ServerCo
         roster=job.sums.roster, quorum=max(job.sums.min_clients, job.sums.threshold), stage_seconds=job.sums.stage_seconds,
         gather_seconds=10 * job.sums.stage_seconds, config_of=config_of, randomness=os.urandom,
     )  # fmt: skip
-    return ServerCore(job, policy, model=model, engine=engine, sums=sums, randomness=os.urandom)
+    return ServerCore(job, policy, model=model, engine=engine, sums=sums, randomness=os.urandom, kept=kept)
 
 
 def serve(
@@ -88,6 +104,7 @@ def serve(
     listen: str,
     model: str | Path | None = None,
     cache: Path | None = None,
+    code: Path | None = None,
     record: Path | None = None,
     out: Path | None = None,
     ready: Callable[[str, int], None] = lambda _host, _port: None,
@@ -101,6 +118,7 @@ def serve(
         listen: ``host:port``; port 0 picks a free one.
         model: a model directory that replaces the job's name for it.
         cache: where pulled models lie; by default under the home directory.
+        code: file of the public code that the job names.
         record: directory for a transcript of everything that the server sees.
         out: directory for B's trained adapters.
         ready: called with host and port once the server listens.
@@ -113,15 +131,18 @@ def serve(
     host, port = split_listen(listen)
     _require_loopback(policy, host)
     tls = ContextHolder(keys, on_refusal=_audit)
+    known = None if code is None else read_code(code)
     plan = CutPlan(front=job.cut.front, back=job.cut.back)
     directory = resolve_model(
         str(model or job.model), cache or Path.home() / ".cache" / "securesplit" / "models", plan, progress=progress
     )
     digest = read_manifest(directory).digest
     middle = load_middle(directory)
-    core = build_core(job, policy, middle, digest)
+    core = build_core(job, policy, middle, digest, known, KeptAnchors(Path(keys) / "anchors"))
     if record is not None:
         _write_public(record, job, policy, digest)
+        if known is not None:
+            save_code(known, record / "code.safetensors")
     shell = Shell(core, tls, Listen(host, port, policy.limits.max_message_bytes, record=record))
     asyncio.run(_until_signal(shell, lambda found: ready(host, found)))
     if out is not None:

@@ -16,7 +16,7 @@ from attacks.view import Key, ServerView, Sighting, batches, link_by_order, nois
 from attacks.view import sequences_of as _sequences
 from securesplit.errors import InputError
 from securesplit.policy.load import load_policy
-from securesplit.privacy.calibrate import mu_for
+from securesplit.privacy.plan import enforced_mu
 from securesplit.protocol.codec import encode
 from securesplit.protocol.messages import Hello
 from securesplit.protocol.transcript import Recorder, Transcript
@@ -52,7 +52,7 @@ def test_the_view_holds_the_wanted_rows_in_the_wanted_order(tmp_path, record, un
 
 def test_the_noise_is_the_policys(private, unsafe):
     policy = private(8.0, 5.0)
-    assert noise_of(policy).sigma == pytest.approx(10.0 / mu_for(8.0, 1e-5), rel=1e-9)
+    assert noise_of(policy).sigma == pytest.approx(10.0 / enforced_mu(8.0, 1e-5), rel=1e-9)
     assert noise_of(policy).clip == 5.0
     assert noise_of(unsafe).sigma == 0.0
 

@@ -158,7 +158,7 @@ def test_candidates_are_scored_as_the_whole_model_would(world):
         front(tokens[:, :5], cache=cache)
         match = _Match(
             front, cache, hidden[:, 5], scoring,
-            seen=torch.zeros(2, N, dtype=torch.float64), propose=_Ranked(inverter.propose, hidden, 1.0, 8),
+            seen=torch.zeros(2, N, dtype=torch.float64), propose=_Ranked(inverter.propose, hidden, 1.0, 8), position=5,
         )  # fmt: skip
         who, ids = torch.tensor([3, 7]), torch.tensor([[4, 9, 2], [1, 1, 80]])
         _, distance, size = match.scores(who, ids)
@@ -198,7 +198,7 @@ def test_the_posterior_is_the_integral_over_the_clipping_factor(world):
         y, h = rows[:, :prefix].double(), hidden[:, :prefix].double()
         seen = torch.stack(((y * h).sum((1, 2)), h.square().sum((1, 2))))
         ranked = _Ranked(inverter.propose, rows, layer.factor, 8)
-        match = _Match(front, cache, rows[:, prefix], scoring, seen=seen, propose=ranked)
+        match = _Match(front, cache, rows[:, prefix], scoring, seen=seen, propose=ranked, position=prefix)
         ids = torch.tensor([[3, 50, 110, 7]])
         score = match.scores(torch.tensor([0]), ids)[0][0].double().numpy()
         states = (

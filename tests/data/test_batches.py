@@ -119,3 +119,10 @@ def test_an_empty_batch_is_refused():
     with pytest.raises(InputError) as caught:
         make_batches(sequences(3), buckets=BUCKETS, size=0, padding=0, seed=0)
     assert caught.value.code == "SS-1223"
+
+
+def test_under_unit_user_all_records_of_a_person_have_one_payer_and_contents_of_their_own():
+    found = encode_records(["abcd", "efgh", "ijkl"], Letters(), 4, identify, users=["ann", "bob", "ann"])
+    assert found[0].record == found[2].record != found[1].record
+    assert len({row.content for row in found}) == 3
+    assert found[0].record == identify(b"user:ann")

@@ -167,3 +167,31 @@ def test_the_real_files_are_read():
     raw = json.loads((SHARED / "huatuo" / "val.json").read_text())
     assert answers[0].text == f"{raw[0]['question'].strip()}\n{raw[0]['answer'].strip()}"
     assert len(answers) == 50
+
+
+def test_an_object_may_name_whose_text_it_is(tmp_path):
+    lines = [
+        {"text": "one", "user": "ann"},
+        {"question": "Why?", "answer": "So.", "user": "bob"},
+        {"body": "x", "user": "c"},
+    ]
+    found = read_corpus(written(tmp_path, "\n".join(map(json.dumps, lines))))
+    assert [(r.text, r.user) for r in found] == [("one", "ann"), ("Why?\nSo.", "bob"), ("x", "c")]
+    for bad in (7, "", ["ann"]):
+        error = refused(written(tmp_path, json.dumps({"text": SECRET, "user": bad})))
+        assert error.code == "SS-1204"
+
+
+def test_a_label_is_kept_and_is_no_part_of_the_text(tmp_path):
+    lines = [
+        {"text": "Ann", "label": "yes"},
+        {"title": "Ben", "label": "no"},
+        {"title": "Cid", "label": 1},
+        {"question": "Why?", "answer": "So.", "label": "no"},
+        {"text": "Dan"},
+        {"text": "Ann", "label": "no"},
+    ]
+    found = read_corpus(written(tmp_path, "\n".join(map(json.dumps, lines))))
+    assert [(r.text, r.label) for r in found] == [
+        ("Ann", "yes"), ("Ben", "no"), ("Cid", None), ("Why?\nSo.", "no"), ("Dan", None)
+    ]  # fmt: skip

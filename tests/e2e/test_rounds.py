@@ -172,7 +172,7 @@ def test_the_round_regime_moves_only_by_the_noised_sum(house, monkeypatch):
     def spy_release(self, update):
         out = release(self, update)
         with lock:
-            noised.append((out, update.vector.copy()))
+            noised.append((out, update.steps * update.step))
         return out
 
     def spy_step(self, mean, factor):
@@ -217,6 +217,33 @@ def test_the_round_regime_moves_only_by_the_noised_sum(house, monkeypatch):
         # Four records in each of two rounds on three channels; two held-out ones are evaluated three times.
         assert {c.channel: c.releases for c in record.channels} == {"cut": 4 * 2 + 2 * 3, "gradient": 8, "update": 8}
         assert record.epsilon <= 1000
+
+
+def test_the_step_regime_pays_for_every_state_and_shares_noised_paths_alone(house, monkeypatch):
+    stated = ROUND.replace('"round"', '"step"').replace("releases = 3", "releases = 4").replace("= 2\n", "= 4\n")
+    policy, lock = policy_of(stated), threading.Lock()
+    shared, release = [], Gate.release_update
+
+    def spy_release(self, update):
+        out = release(self, update)
+        if isinstance(update, np.ndarray):
+            with lock:
+                shared.append(out)
+        return out
+
+    monkeypatch.setattr(Gate, "release_update", spy_release)
+    core = house.core(house.job(), policy)
+    outcome = train_all(house, core, policy)
+    assert outcome.errors == {}
+    sums_are_exact(house, 2)
+    alike(house)
+    assert len(shared) == 6
+    assert all(update.noised for update in shared)
+    for record in outcome.records.values():
+        # Four records, two epochs in two rounds: every step has a new state. Two held-out ones are evaluated three times.
+        assert {c.channel: c.releases for c in record.channels} == {"cut": 4 * 4 + 2 * 3, "gradient": 16, "update": 16}
+        assert record.epsilon <= 1000
+        assert record.regime == "step"
 
 
 def test_a_client_that_vanishes_after_its_masked_vector_stays_in_the_sum(house, monkeypatch):

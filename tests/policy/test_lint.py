@@ -47,6 +47,27 @@ def test_lint_speaks_of_what_is_legal_and_doubtful(changes, word):
     assert word in said[0]
 
 
+@pytest.mark.parametrize(("front", "said"), [(0, False), (1, True), (2, True)])
+def test_lint_on_unit_token_with_attention_in_front(front, said):
+    """One token moves all later rows then, so the noise is that of a sequence and the claim that of a token."""
+    policy = parse_policy(
+        changed(BALANCED, ('unit = "sequence"', 'unit = "token"'), ("min_front = 2", f"min_front = {front}"))
+    )
+    assert any("A has attention" in line for line in lint(policy)) == said
+
+
+@pytest.mark.parametrize("unit", ["sequence", "user"])
+def test_lint_on_other_units_speaks_of_no_attention(unit):
+    assert lint(parse_policy(changed(BALANCED, ('unit = "sequence"', f'unit = "{unit}"')))) == ()
+
+
+def test_lint_names_the_unit_of_a_large_epsilon():
+    policy = parse_policy(
+        changed(BALANCED, ("epsilon = 8.0", "epsilon = 20.0"), ('unit = "sequence"', 'unit = "user"'))
+    )
+    assert ["per user" in line for line in lint(policy)] == [True]
+
+
 def test_lint_on_a_head_alone_in_a_learning_regime():
     policy = parse_policy(changed(BALANCED, ("min_back = 2", "min_back = 0")))
     assert lint(policy) == ()  # frozen: no gradient crosses

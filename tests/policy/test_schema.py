@@ -64,8 +64,8 @@ def test_the_unsafe_one_stays_on_loopback():
 
 # The canonical bytes are what the handshake compares: a change here is a change of the protocol.
 DIGESTS = {
-    "strict": "54c96c89581271731e15eeb0b2273109594dedd1a8f3f1d1a052dfb1880c194f",
-    "balanced": "ff936331fbf42d42834c555df5b815eb92cb2e0fe09625d5c9b365c21c93e741",
+    "strict": "c6f9d758ffefe3d22ebe58a2976d849b42f1909f092da975fb48db1d7afb3130",
+    "balanced": "f189aaf6c59a27db3c1bfaff83cf1e9773c36e0cafadbf28593476e11c35f2df",
     "lab": "9ede8849a1cdf855299fbaf58fa6746f60eeafbfa7ac43cde09b54e1513305f8",
 }
 
@@ -104,7 +104,7 @@ def test_comments_and_order_do_not_change_the_digest_and_any_value_does():
 FAULTS = [
     (('unit = "sequence"', ""), "privacy.unit: Field required"),
     (('relation = "replace-one"', ""), "privacy.relation: Field required"),
-    (('unit = "sequence"', 'unit = "token"'), "privacy.unit"),
+    (('unit = "sequence"', 'unit = "word"'), "privacy.unit"),
     (('relation = "replace-one"', 'relation = "zero-out"'), "privacy.relation"),
     (("epsilon = 8.0", "epsilon = -8.0"), "privacy.epsilon"),
     (("epsilon = 8.0", "epsilon = 0.0"), "privacy.epsilon"),
@@ -146,7 +146,13 @@ FAULTS = [
     (('name = "balanced"', ""), "name: Field required"),
     (("share = 0.4", "share = 0.5"), "shares add up to 1.1000"),
     (("[privacy.generation]", "[privacy.gradients]"), "regime 'frozen' sends no gradients"),
-    (('regime = "frozen"', 'regime = "round"'), "both [privacy.gradients] and [privacy.updates]"),
+    (("[privacy.generation]", "[privacy.labels]\nshare = 0.1\nclasses = 2\n[privacy.generation]"), "regime 'frozen' sends no gradients"),
+    (('regime = "frozen"', 'regime = "round"'), "exactly one of [privacy.gradients] and [privacy.labels]"),
+    (('regime = "frozen"', 'regime = "round"'), "[privacy.updates] is needed"),
+    (('regime = "frozen"', 'regime = "step"'), "regime 'step' lets A and C learn by noised sums alone: [privacy.updates] is needed"),
+    (("[privacy.generation]", "[privacy.labels]\nclasses = 2\nshare = 0.0\n[privacy.generation]"), "privacy.labels.share"),
+    (("[privacy.generation]", "[privacy.labels]\nclasses = 1\nshare = 0.1\n[privacy.generation]"), "privacy.labels.classes"),
+    (("[privacy.generation]", "[privacy.labels]\nclasses = 2\nshare = 0.1\nclip = 1.0\n[privacy.generation]"), "privacy.labels.clip: unknown key"),
     (("blind = true", "blind = false"), "set aggregation.blind = true"),
 ]  # fmt: skip
 
@@ -188,7 +194,7 @@ def test_every_fault_of_a_bad_file_is_reported_at_once():
             ("min_front = 2", "min_front = -1"),
             ("loopback_only = false", "loopback_only = 0\nproxy = true"),
             ("blind = true", "blind = false"),
-            ("[privacy.generation]", "[privacy.updates]"),
+            ("[privacy.generation]", "[privacy.gradients]"),
         )
     )
     starts = (

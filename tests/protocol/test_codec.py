@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from securesplit.errors import RemoteProtocolError
 from securesplit.protocol import messages as kinds
 from securesplit.protocol.codec import Caps, decode, encode
-from securesplit.protocol.messages import MESSAGES, Blob, Bye, DropCache, Forward, Message
+from securesplit.protocol.messages import MESSAGES, Backward, Blob, Bye, DropCache, Forward, Gradient, Hidden, Message
 
 ROOT = Path(__file__).parents[2]
 VECTORS = json.loads((ROOT / "tests" / "vectors" / "wire.json").read_text())
@@ -61,7 +61,7 @@ def framed(kind: int, header: bytes, body: bytes = b"") -> bytes:
 
 def test_there_is_a_frame_for_every_kind_and_numbers_are_never_reused():
     assert {row["kind"]: row["message"] for row in VECTORS["good"]} == {k: m.__name__ for k, m in MESSAGES.items()}
-    assert sorted(MESSAGES) == list(range(1, 14))
+    assert sorted(MESSAGES) == list(range(1, 15))
 
 
 @pytest.mark.parametrize("row", VECTORS["good"], ids=lambda row: row["message"])
@@ -167,6 +167,17 @@ def test_width_and_types_are_those_that_were_agreed():
     assert refusal(rows(2, 3), Caps(message_bytes=1 << 20, width=4)) == "SS-4005"
     assert decode(rows(2, 3, "bf16"), CAPS)
     assert refusal(rows(2, 3, "bf16"), Caps(message_bytes=1 << 20, dtypes=frozenset({"f32"}))) == "SS-4005"
+
+
+def test_under_a_code_what_crosses_in_front_of_b_has_its_own_width():
+    caps = Caps(message_bytes=1 << 20, width=5, code_width=2)
+    blob = {n: Blob(dtype="f32", shape=(1, n), data=bytes(4 * n)) for n in (2, 5)}
+    for n in (2, 5):
+        in_front = [Forward(step=0, lengths=(1,), learn=False, hidden=blob[n]), Gradient(step=0, gradient=blob[n])]
+        behind = [Hidden(step=0, hidden=blob[n]), Backward(step=0, gradient=blob[n])]
+        good, bad = (in_front, behind) if n == 2 else (behind, in_front)
+        assert [decode(encode(message), caps) for message in good] == good
+        assert [refusal(encode(message), caps) for message in bad] == ["SS-4005"] * 2
 
 
 @pytest.mark.parametrize("frame", [

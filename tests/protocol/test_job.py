@@ -20,7 +20,7 @@ def test_the_example_travels_as_it_is():
     job = load_job(EXAMPLE)
     assert parse_job(job.canonical()) == job
     assert job.digest == hashlib.sha256(job.canonical().encode()).hexdigest()
-    assert json.loads(job.canonical()) == job.model_dump(mode="json")
+    assert json.loads(job.canonical()) == job.model_dump(mode="json", exclude_none=True)
     assert " " not in job.canonical()
 
 
@@ -61,6 +61,10 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_any_change_changes_the_digest():
     job = load_job(EXAMPLE)
     digests = {job.digest}
+    assert job.code is None
+    coded = {**job.model_dump(mode="json"), "code": {"digest": "0" * 64, "width": 64}}
+    for code in (coded["code"], {"digest": "1" * 64, "width": 64}, {"digest": "0" * 64, "width": 63}):
+        digests.add(Job.model_validate({**coded, "code": code}).digest)
     for table in ("cut", "adapters", "optimiser", "schedule", "sums"):
         for key, value in job.model_dump(mode="json")[table].items():
             raw = job.model_dump(mode="json")
@@ -74,6 +78,46 @@ def test_any_change_changes_the_digest():
                 else [*value, "zoe"]
             )
             digests.add(Job.model_validate(raw).digest)
-    assert len(digests) == 1 + sum(
+    assert len(digests) == 1 + 3 + sum(
         len(job.model_dump()[t]) for t in ("cut", "adapters", "optimiser", "schedule", "sums")
     )
+
+
+def test_a_code_is_named_or_absent_and_nothing_between():
+    raw = load_job(EXAMPLE).model_dump(mode="json")
+    assert "code" not in json.loads(load_job(EXAMPLE).canonical()), "a job without one is what it was before codes"
+    named = Job.model_validate({**raw, "code": {"digest": "a" * 64, "width": 64}})
+    assert parse_job(named.canonical()) == named
+    for code in (
+        {}, {"digest": "a" * 64}, {"width": 64}, {"digest": "A" * 64, "width": 64}, {"digest": "a" * 63, "width": 64},
+        {"digest": "a" * 64, "width": 0}, {"digest": "a" * 64, "width": 1.5}, {"digest": "a" * 64, "width": 64, "clip": 1.0},
+    ):  # fmt: skip
+        with pytest.raises(RemoteProtocolError, match="SS-4006"):
+            parse_job(json.dumps({**raw, "code": code}))
+
+
+def test_a_task_is_absent_or_names_different_labels():
+    raw = load_job(EXAMPLE).model_dump(mode="json")
+    assert "task" not in json.loads(load_job(EXAMPLE).canonical()), "a job without one is what it was before tasks"
+    job = Job.model_validate({**raw, "task": {"labels": ["yes", "no"]}})
+    assert parse_job(job.canonical()) == job
+    assert job.task.labels == ("yes", "no")
+    turned = Job.model_validate({**raw, "task": {"labels": ["no", "yes"]}})
+    assert len({load_job(EXAMPLE).digest, job.digest, turned.digest}) == 3, "the order is part of the job"
+    for task in (
+        {}, {"labels": []}, {"labels": ["yes"]}, {"labels": ["yes", "yes"]}, {"labels": ["yes", ""]}, {"labels": ["yes", 1]},
+        {"labels": ["yes", "n" * 65]}, {"labels": ["yes", "no"], "classes": 2},
+        {"labels": [f"{i:064}" for i in range(500)]},
+    ):  # fmt: skip
+        with pytest.raises(RemoteProtocolError, match="SS-4006"):
+            parse_job(json.dumps({**raw, "task": task}))
+    # What is longest still fits into a Welcome.
+    longest = Job.model_validate({**raw, "task": {"labels": [f"{i:064}" for i in range(480)]}})
+    assert len(longest.canonical()) < 1 << 16
+
+
+def test_the_examples_commented_tables_are_right(tmp_path):
+    path = tmp_path / "job.toml"
+    table = TEXT.partition("# [task]")[2]
+    path.write_text(TEXT + "\n[task]\n" + table.partition("\n# ")[2].partition("#")[0])
+    assert load_job(path).task.labels == ("yes", "no")

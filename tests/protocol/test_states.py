@@ -17,6 +17,7 @@ from securesplit.protocol.messages import (
     Gradient,
     Hello,
     Hidden,
+    KeepAnchor,
     RoundBegin,
     RoundReady,
     Secagg,
@@ -36,7 +37,7 @@ ALLOWED = {
     ("new", "client"): {Hello, *ENDS}, ("new", "server"): ENDS,
     ("greeting", "client"): ENDS, ("greeting", "server"): {Welcome, *ENDS},
     ("offered", "client"): {Confirm, *ENDS}, ("offered", "server"): ENDS,
-    ("open", "client"): {Forward, Backward, DropCache, RoundReady, Secagg, *ENDS},
+    ("open", "client"): {Forward, Backward, DropCache, KeepAnchor, RoundReady, Secagg, *ENDS},
     ("open", "server"): {Hidden, Gradient, RoundBegin, Secagg, *ENDS},
     ("closed", "client"): set(), ("closed", "server"): set(),
 }  # fmt: skip

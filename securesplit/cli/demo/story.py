@@ -20,8 +20,8 @@ from securesplit.client.run import RunRecord
 from securesplit.model.manifest import read_manifest
 from securesplit.model.resolve import resolve_model
 from securesplit.policy.schema import Gaussian
-from securesplit.privacy.calibrate import epsilon_for, mu_for
 from securesplit.privacy.ledger import Ledger
+from securesplit.privacy.plan import enforced_epsilon, enforced_mu
 from securesplit.report import record as report
 from securesplit.report.html import write_html
 
@@ -228,10 +228,10 @@ def _privacy(scene: Scene) -> report.Privacy:
     for ledger in ledgers:
         ledger.close()
     return report.Privacy(
-        epsilon=epsilon_for(mu, privacy.delta), delta=privacy.delta, unit=privacy.unit, relation=privacy.relation, mu=mu,
-        budget=report.Budget(epsilon=privacy.epsilon, mu=mu_for(privacy.epsilon, privacy.delta)),
+        epsilon=enforced_epsilon(mu, privacy.delta), delta=privacy.delta, unit=privacy.unit, relation=privacy.relation, mu=mu,
+        budget=report.Budget(epsilon=privacy.epsilon, mu=enforced_mu(privacy.epsilon, privacy.delta)),
         channels=tuple(
-            report.ChannelSpend(channel=_CHANNELS.get(name, name), releases=count, mu=most, epsilon=epsilon_for(most, privacy.delta))
+            report.ChannelSpend(channel=_CHANNELS.get(name, name), releases=count, mu=most, epsilon=enforced_epsilon(most, privacy.delta))
             for name, (count, most) in channels.items()
         ),
     )  # fmt: skip

@@ -21,10 +21,10 @@ from securesplit.errors import ConnectionFailed
 from securesplit.pki.authority import Authority
 from securesplit.pki.certificate import verify_signature
 from securesplit.pki.store import KeyFolder
-from securesplit.policy.schema import Policy
+from securesplit.policy.schema import Gaussian, Policy
 from securesplit.privacy.ledger import Ledger
 from securesplit.protocol.codec import Caps, decode
-from securesplit.protocol.job import Adapters, Cut, Job, Optimiser, Schedule, Sums
+from securesplit.protocol.job import Adapters, Cut, Job, Optimiser, Schedule, Sums, Task
 from securesplit.protocol.messages import Blob, Message, RoundBegin, RoundReady, Secagg
 from securesplit.protocol.session import Party
 from securesplit.transport.actions import Core
@@ -47,6 +47,8 @@ def job_for(policy: Policy, *, codec: str = "f32") -> Job:
     """
     rules, limits = policy.aggregation, policy.limits
     clients = min(LARGEST, max(rules.min_clients, rules.min_threshold, 3))
+    labels = policy.privacy.labels if isinstance(policy.privacy, Gaussian) else None
+    names = None if labels is None else Task(labels=tuple(f"c{i}" for i in range(labels.classes)))
     return Job.model_validate(
         {
             "name": "audit", "model": "audit", "codec": codec,
@@ -58,6 +60,7 @@ def job_for(policy: Policy, *, codec: str = "f32") -> Job:
                 roster=(SITE, *(f"peer{i}" for i in range(1, clients))), threshold=max(rules.min_threshold, clients // 2 + 1),
                 min_clients=clients, clip=rules.max_update, blind=rules.blind,
             ),
+            "task": names,
         }
     )  # fmt: skip
 

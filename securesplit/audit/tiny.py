@@ -7,6 +7,7 @@ seed in a generator of its own; noise does not.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,12 @@ class TinySite:
         tokens[:, :real] = torch.randint(2, _VOCABULARY, (rows, real), generator=generator)
         labels = torch.where(torch.arange(bucket) < real, tokens, torch.tensor(-100))
         keys = tuple(self.ledger.key(bytes(row.tolist())) for row in tokens)
-        return Batch(
+        batch = Batch(
             tokens=tokens, labels=labels, lengths=(real,) * rows, bucket=bucket, records=keys,
             sources=tuple(range(rows)), contents=tuple(hashlib.sha256(k.encode()).hexdigest() for k in keys),
         )  # fmt: skip
+        if self.job.task is None:
+            return batch
+        classes, choices = len(self.job.task.labels), torch.arange(len(self.job.task.labels)) % _VOCABULARY
+        named = replace(batch, choices=tuple(choices.tolist()), labelled=batch.contents)
+        return named.with_classes(torch.randint(classes, (rows,), generator=generator))

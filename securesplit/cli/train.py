@@ -57,5 +57,8 @@ def train(
         if record.epsilon is None
         else f"{record.epsilon:.3f} at delta {record.delta:g}, unit sequence, replace-one"
     )
-    text = f"{record.steps} steps, held-out loss {record.initial_loss:.3f} -> {record.loss:.3f}; epsilon {epsilon}"
+    named = "" if record.accuracy is None else f", accuracy {record.accuracy:.3f}"
+    text = (
+        f"{record.steps} steps, held-out loss {record.initial_loss:.3f} -> {record.loss:.3f}{named}; epsilon {epsilon}"
+    )
     show(output, text, record.model_dump(mode="json"))

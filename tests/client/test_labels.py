@@ -195,6 +195,18 @@ def test_loss_and_accuracy_of_held_out_records_are_of_the_truth(site, open_ledge
     assert spy.messages(Backward) == []
 
 
+def test_accuracy_is_of_what_follows_the_text_and_not_of_what_follows_the_last_token(site):
+    client, spy, training, _ = site(LAB, found=records(13, seed=6))
+    named, behind_all = [], []
+    for single in (single for batch in training for single in batch.singles()):
+        named.append(client.accuracy((single,)))
+        logits = client.back(hidden_of(spy)[None])[0, :, TOKENS].argmax(1) == single.classes
+        behind_all.append([float(right) for right in logits])
+    assert named == [rows[-2] for rows in behind_all]
+    assert named != [rows[-1] for rows in behind_all], "the test would see nothing otherwise"
+    assert client.accuracy(training) == pytest.approx(np.mean(named))
+
+
 def test_without_classes_there_is_no_accuracy(house):
     client, spy, _ = house.joined(house.job(), policy_of())
     assert client.accuracy(batches_of(client, sentences(2, seed=1))) is None

@@ -206,17 +206,16 @@ def _most(number: int | None) -> str:
 
 
 def _verdict(ahead: Forecast) -> str:
-    cut = ahead.costs[0]
+    bits = ahead.mu**2 / 8 / math.log(2)
     if not ahead.fits:
         return "verdict: the policy refuses this job; nothing would be sent"
     if ahead.useless:
         return (
-            f"verdict: information-theoretically useless for the text itself: the server can learn at most {cut.bits:.2g} bits of a record "
-            "from what crosses the cut, and adds nothing measurable to what the client's own layers can do. Expect the "
-            "client-only loss: `securesplit train --alone` measures it on your data (docs/known-leaks.md: 5.52 nats per "
-            "token against 3.97 without noise for SmolLM2-135M)"
+            f"verdict: information-theoretically useless for the text itself: the server can learn at most {bits:.2g} bits of a record "
+            "from everything that leaves, and adds nothing measurable to what the client's own layers can do. Expect the "
+            "client-only loss: `securesplit train --alone` measures it on your data, docs/known-leaks.md has ours"
         )
     return (
-        f"verdict: the server can learn up to {cut.bits:.3g} bits of a record; compare with the client-only baseline "
+        f"verdict: the server can learn up to {bits:.3g} bits of a record; compare with the client-only baseline "
         "(`securesplit train --alone`) before you pay for it"
     )

@@ -136,7 +136,7 @@ def forecast(policy: Policy, job: Job, *, records_per_user: int = 1) -> Forecast
         rounds=_rounds(plan, costs, schedule.rounds, privacy.regime, many),
         epochs=_epochs(costs, schedule.epochs, privacy.regime),
         tokens=0 if plan.decode is None else plan.decode.releases // max(1, len(job.sums.roster)),
-        useless=_bits(plan.cut.mu) < USELESS_BITS, refusals=(*_refusals(privacy.regime, schedule.epochs), *label_breaches(policy, job)),
+        useless=_bits(mu) < USELESS_BITS and job.task is None, refusals=(*_refusals(privacy.regime, schedule.epochs), *label_breaches(policy, job)),
     )  # fmt: skip
 
 

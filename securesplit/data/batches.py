@@ -7,6 +7,7 @@ number of sequences in it and the order of batches (threat-model.md, O7).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -61,7 +62,7 @@ class Batch:
         contents: each row's name for its tokens, keyed like its record; empty when there is none.
         classes: (B,) int64, each row's class; None where text is learnt. No part of ``tokens``.
         choices: the token that stands for each class; public.
-        labelled: each row's name for its text together with its class, keyed like its record.
+        labelled: each row's name as something that has a class, keyed like its record.
     """
 
     tokens: Tensor
@@ -120,8 +121,9 @@ def encode_records(
 ) -> tuple[Encoded, ...]:
     """Tokenise texts and cut them at ``max_tokens``.
 
-    Texts of fewer than two tokens are left out, because there is nothing to predict in them. Texts that become equal by
-    the cut stay apart and each pays: whether a record is sent must not depend on another record.
+    Texts of fewer than two tokens are left out, because there is nothing to predict in them. Equal texts stay apart, are
+    named by their place among their equals, and each pays and gets noise of its own: whether a record is sent, and whether
+    two records leave as the same bytes, must not tell that one equals another.
 
     Args:
         texts: one record each.
@@ -141,11 +143,16 @@ def encode_records(
             hint="Use at least 2 tokens.",
         )
     kept: list[Encoded] = []
+    equals: Counter[tuple[bytes, tuple[int, ...]]] = Counter()
     for source, text in enumerate(texts):
         tokens = tuple(tokenizer.encode(text, truncation=True, max_length=max_tokens))
         if len(tokens) >= 2:
-            content = identify(b"tokens:" + b",".join(b"%d" % token for token in tokens))
             payer = text.encode("utf-8") if users is None else b"user:" + users[source].encode("utf-8")
+            place = equals[payer, tokens]
+            equals[payer, tokens] += 1
+            again = b"" if place == 0 else b"again %d:" % place
+            content = identify(again + b"tokens:" + b",".join(b"%d" % token for token in tokens))
+            payer = payer if users is not None else again + payer
             kept.append(Encoded(source, identify(payer), tokens, content))
     if not kept:
         raise InputError("SS-1221", "no text is longer than one token", hint="Give longer records.")

@@ -11,8 +11,8 @@ An object may name whose text it is, ``{"user": "..."}``; policies with unit ``u
 never leaves the site: the ledger keeps a keyed hash of it. It may name its class, ``{"label": "..."}``, which is no part of
 the text; jobs with a ``[task]`` need that of every record. A label that is not a text counts as none.
 
-A plain text file is cut at blank lines. Equal texts of one user, or of nobody in particular, are kept once, because a second copy would be charged as another
-record although it reveals the same words twice; the first one's label stands. Messages name a file and a line or item, never what stands there.
+A plain text file is cut at blank lines. Equal texts are all kept: leaving one out would tell by
+the number of messages that it equals another. Messages name a file and a line or item, never what stands there.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class Record:
 
 
 def read_corpus(path: Path, limit: int | None = None) -> tuple[Record, ...]:
-    """Read the records of one file, in its order, without repetitions.
+    """Read the records of one file, in its order.
 
     Args:
         path: a file; ``.json``, ``.jsonl`` and ``.ndjson`` are JSON (an array or one object a line), others plain text.
-        limit: stop after this many different records; None reads all.
+        limit: stop after this many records; None reads all.
 
     Raises:
         InputError: SS-1201 cannot be read, SS-1202 not UTF-8, SS-1203 not JSON, SS-1204 a record without usable text,
@@ -74,11 +74,11 @@ def read_corpus(path: Path, limit: int | None = None) -> tuple[Record, ...]:
         raise InputError(
             "SS-1207", f"a limit of {limit} records leaves nothing to read", hint="Use a limit of at least 1."
         )
-    found: dict[tuple[str, str | None], Record] = {}
+    found: list[Record] = []
     try:
         with path.open("rb") as file:
             for record in _records(file, path):
-                found.setdefault((record.text, record.user), record)
+                found.append(record)
                 if len(found) == limit:
                     break
     except OSError as error:
@@ -87,7 +87,7 @@ def read_corpus(path: Path, limit: int | None = None) -> tuple[Record, ...]:
         ) from None
     if not found:
         raise InputError("SS-1206", f"{path} holds no text", hint="Give JSON lines with a 'text' field, or plain text.")
-    return tuple(found.values())
+    return tuple(found)
 
 
 def _records(file: IO[bytes], path: Path) -> Iterator[Record]:

@@ -42,7 +42,8 @@ class Labelled:
     Attributes:
         encoded: the text's tokens; its ``content`` names them as rows of this kind, which other jobs' rows are not.
         label: the class, as an index into the task's names.
-        content: a name for text, class and names together, keyed like the record: a corrected class is another answer.
+        content: a name for the text and the names together, keyed like the record. Not for the class: a corrected one keeps the
+            answer that was given, because a fresh answer would show that it was corrected.
     """
 
     encoded: Encoded
@@ -109,7 +110,8 @@ def encode_labelled(
     for row in rows:
         label = labels[row.source]
         assert label is not None
-        named = json.dumps([row.content, label, list(names)]).encode()
+        # The class is no part of the name: a corrected label that drew a new answer would show that it was corrected.
+        named = json.dumps([row.content, list(names)]).encode()
         framed = replace(row, content=identify(b"framed:" + row.content.encode()))
         found.append(Labelled(framed, list(names).index(label), identify(b"label:" + named)))
     return tuple(found)

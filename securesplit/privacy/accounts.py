@@ -56,11 +56,11 @@ class Accounts:
         return None if seq is None else int(seq)
 
     def summary(self) -> tuple[Spent, ...]:
-        """Per channel: entries, and mu of its most expensive record."""
-        sql = "SELECT channel, SUM(n), MAX(total) FROM (SELECT channel, record, COUNT(*) AS n, SUM(units) AS total FROM entries WHERE channel != ? GROUP BY channel, record) GROUP BY channel"
+        """Per channel: entries, and mu of its most expensive record, what was charged to all included."""
+        sql = "SELECT channel, COUNT(*) FROM entries WHERE channel != ? GROUP BY channel"
         return tuple(
-            Spent(channel=c, releases=int(n), mu=math.sqrt(int(total) / UNITS))
-            for c, n, total in self._db.execute(sql, (ADOPTED,))
+            Spent(channel=str(c), releases=int(n), mu=math.sqrt(self.worst((str(c),)) / UNITS))
+            for c, n in self._db.execute(sql, (ADOPTED,)).fetchall()
         )
 
     def _sum(self, record: str, channels: Collection[str] | None) -> int:

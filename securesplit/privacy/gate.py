@@ -39,6 +39,7 @@ __all__ = ["ALL", "PEERS", "ClippedSum", "Codec", "Gate", "Released", "ReleasedU
 
 _log = logging.getLogger(__name__)
 PEERS = "peers"
+BARE = "bare"
 UNLIMITED = 1 << 62
 
 
@@ -59,6 +60,7 @@ class Gate:
 
     Raises:
         InputError: SS-1530 when a private policy comes without a ledger.
+        PolicyDenied: SS-2016 when the ledger counts in another unit.
     """
 
     def __init__(
@@ -87,6 +89,15 @@ class Gate:
             _log.warning("policy '%s' is UnsafeNoPrivacy: everything leaves as it is", policy.name)
         elif ledger is None:
             raise InputError("SS-1530", "a private policy needs a ledger", hint="Open one: Ledger(directory).")
+        elif ledger.unit not in {
+            None,
+            self._unit,
+        }:  # Before anything that was remembered under the other unit is resent.
+            raise PolicyDenied(
+                "SS-2016",
+                f"this ledger counts by {ledger.unit}, and policy '{policy.name}' protects by {self._unit}",
+                hint="One site keeps to one unit. Use a policy of the same unit.",
+            )
 
     def moved(self, by: ReleasedUpdate) -> None:
         """Tell the gate that a released update, and public values besides, moved A and C to their present state.
@@ -201,7 +212,7 @@ class Gate:
         charges = [
             Charge(
                 record=record, channel="labels", units=plan.units, clip=1.0, sigma=plan.epsilon, step=1.0,
-                version=f"v2:{plan.epsilon!r}:{plan.classes}:{content}", policy=self._digest, unit=self._unit,
+                version=f"v2:{self._unit}:{plan.epsilon!r}:{plan.classes}:{content}", policy=self._digest, unit=self._unit,
                 payload=respond(int(label), plan.classes, plan.epsilon).to_bytes(4, "little"),
             )
             for label, record, content in zip(labels.tolist(), records, contents, strict=True)
@@ -264,6 +275,7 @@ class Gate:
                 hint="This is a bug; report it.",
             )
         self.reserve_for_peers()
+        self._note_bare_update()
         return ReleasedUpdate(vector=update, noised=False, mint=_MINT)
 
     def reserve_for_peers(self) -> None:
@@ -290,6 +302,15 @@ class Gate:
         )
         self._ledger.charge([whole], budget=self.plan.budget, caps=[UNLIMITED])
 
+    def _note_bare_update(self) -> None:
+        """Leave an entry of the smallest cost, once per policy: from here on no epsilon holds against the other clients."""
+        assert self._ledger is not None
+        marker = Charge(
+            record=ALL, channel=BARE, units=1, clip=1.0, sigma=1.0, version=self._digest, policy=self._digest,
+            unit=self._unit,
+        )  # fmt: skip
+        self._ledger.charge([marker], budget=UNLIMITED, caps=[UNLIMITED])
+
     def _release_sum(self, update: ClippedSum) -> ReleasedUpdate:
         assert self.plan is not None, "without a private policy nothing is clipped"
         assert self._ledger is not None
@@ -312,9 +333,7 @@ class Gate:
     ) -> list[bytes]:
         assert self._ledger is not None
         assert self.plan is not None
-        same = (
-            f"v2:{channel.clip!r}:{channel.sigma!r}:{self.version}:{self._state()}:{self.codec}:{tuple(rows.shape[1:])}"
-        )
+        same = f"v2:{self._unit}:{channel.per_row}:{channel.clip!r}:{channel.sigma!r}:{self.version}:{self._state()}:{self.codec}:{tuple(rows.shape[1:])}"
         # A record that stands twice in a batch, as texts that occur twice do, is released once and sent twice.
         names = [
             (k, f"{same}:{c}" if memoise else f"once:{i}") for i, (k, c) in enumerate(zip(keys, contents, strict=True))

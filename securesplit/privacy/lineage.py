@@ -6,7 +6,8 @@ docs/threat-model.md 3). So a gate releases only from states in its lineage, and
 it is the one the job started from, or a noised value that this gate released moved a state of the lineage to it.
 
 What this does not do: it does not look into the step from one state to the next. Code on this site that moves weights by
-clean gradients *and then* presents a noised value as the reason is not caught; the audit's joint test is (privacy audit).
+clean gradients *and then* presents a noised value as the reason is not caught here; `privacy audit` catches it, by comparing
+where the training loop takes the adapters with where the noised values alone lead.
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict
 
+from securesplit.errors import PolicyDenied
 from securesplit.policy.schema import Gaussian, Policy
+from securesplit.privacy.gate import BARE
 from securesplit.privacy.ledger import ALL, Ledger
 from securesplit.privacy.plan import UNITS, enforced_epsilon, enforced_mu
 from securesplit.report.html import figure
@@ -127,10 +129,17 @@ def spending(ledger: Ledger, policy: Policy) -> SpendingReport:
 
     Raises:
         TypeError: under a policy that keeps no ledger.
+        PolicyDenied: SS-2016 when the ledger counts in another unit than the policy's.
     """
     privacy = policy.privacy
     if not isinstance(privacy, Gaussian):
         raise TypeError("an unsafe policy keeps no ledger")
+    if ledger.unit not in {None, privacy.unit}:
+        raise PolicyDenied(
+            "SS-2016",
+            f"this ledger counts by {ledger.unit}, and policy '{policy.name}' protects by {privacy.unit}",
+            hint="Name the policy of the runs.",
+        )
     channels: dict[str, _Channel] = {}
     policies: Counter[str] = Counter()
     adopted = entries = 0
@@ -147,7 +156,9 @@ def spending(ledger: Ledger, policy: Policy) -> SpendingReport:
         channel.noise.append(entry.sigma / entry.clip)
     mu, budget = ledger.mu(), enforced_mu(privacy.epsilon, privacy.delta)
     peer = ledger.mu(channels=("update",)) if privacy.regime == "frozen" else mu
-    noiseless = (privacy.regime == "frozen" and privacy.updates is None) or bool(set(policies) - {policy.digest})
+    # A plain update leaves its marker; what other policies let the peers see is not known from this one.
+    noiseless = BARE in channels or (privacy.regime == "frozen" and privacy.updates is None)
+    noiseless = noiseless or bool(set(policies) - {policy.digest})
     normal = NormalDist()
     return SpendingReport(
         policy=policy.name, policy_digest=policy.digest, policies=tuple(policies.most_common()), unit=privacy.unit,
@@ -155,7 +166,7 @@ def spending(ledger: Ledger, policy: Policy) -> SpendingReport:
         budget_mu=budget, mu=mu, eps_server=enforced_epsilon(mu, privacy.delta),
         eps_peer=None if noiseless else enforced_epsilon(peer, privacy.delta), left=max(0.0, 1 - (mu / budget) ** 2),
         bits=mu * mu / 8 / math.log(2),
-        channels=tuple(_channel(name, found, privacy.delta) for name, found in channels.items()),
+        channels=tuple(_channel(name, found, privacy.delta) for name, found in channels.items() if name != BARE),
         ceilings=tuple(CeilingReport(prior=p, ceiling=normal.cdf(normal.inv_cdf(p) + mu)) for p in PRIORS),
         adopted=adopted, entries=entries, head=ledger.head(),
     )  # fmt: skip

@@ -126,3 +126,14 @@ def test_under_unit_user_all_records_of_a_person_have_one_payer_and_contents_of_
     assert found[0].record == found[2].record != found[1].record
     assert len({row.content for row in found}) == 3
     assert found[0].record == identify(b"user:ann")
+
+
+def test_equal_records_are_named_apart_so_that_no_release_tells_that_they_are_equal():
+    """Replace-one may replace a record by a copy of another; the same bytes twice would show it with certainty."""
+    found = encode_records(["abcd", "abcd", "abcd"], Letters(), 4, identify)
+    assert len({row.record for row in found}) == len({row.content for row in found}) == 3
+    by_user = encode_records(["abcd", "abcd", "abcd"], Letters(), 4, identify, users=["ann", "ann", "bob"])
+    assert by_user[0].record == by_user[1].record != by_user[2].record
+    assert by_user[0].content != by_user[1].content
+    again = encode_records(["abcd", "abcd", "abcd"], Letters(), 4, identify)
+    assert [row.record for row in again] == [row.record for row in found]

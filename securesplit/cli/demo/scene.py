@@ -112,7 +112,8 @@ def _texts(data: Path | None) -> tuple[list[Record], list[Record], str]:
         seen = {record.text for record in notes}
         question = notes[-1].text.rpartition(" Answer:")[0]
         return notes[:need], [r for r in public if r.text not in seen], f"{question} Answer:"
-    records = list(read_corpus(data, need + PUBLIC + 1))
+    # Once each: a text that two parties hold would be known to the attacker beforehand.
+    records = list({record.text: record for record in read_corpus(data)}.values())[: need + PUBLIC + 1]
     if len(records) < need + 25:
         raise InputError(
             "SS-1161", f"{data} has {len(records)} records; the demo needs {need + 25}", hint="Give a larger file."

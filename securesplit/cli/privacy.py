@@ -132,6 +132,8 @@ def ledger(directory: LedgerDirectory, delta: Delta = 1e-5, output: Output = "te
         f"worst record: mu {mu:.4f}, epsilon {enforced_epsilon(mu, delta):.4f} at delta {delta:g}, unit {book.unit or 'of the policy'}, replace-one"
     ]
     lines += [f"  {r.channel:9} {r.releases} release(s), worst record mu {r.mu:.4f}" for r in rows]
+    if any(r.channel == "bare" for r in rows):
+        lines.append("  bare: updates entered blind sums without noise; no epsilon holds against the other clients")
     value = {
         "mu": mu, "epsilon": enforced_epsilon(mu, delta), "delta": delta, "unit": book.unit or "sequence", "relation": "replace-one", "head": book.head(),
         "channels": [{"channel": r.channel, "releases": r.releases, "mu": r.mu, "epsilon": enforced_epsilon(r.mu, delta)} for r in rows],

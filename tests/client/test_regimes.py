@@ -276,7 +276,7 @@ def test_frozen_the_difference_is_noised_as_a_whole_where_the_policy_says_so(
             noise = update.vector - clipped
             assert noise.std() == pytest.approx(client.gate.plan.update.sigma, rel=0.25)
     else:
-        assert counted(ledger) == {"cut": 6, "peers": 1}
+        assert counted(ledger) == {"cut": 6, "peers": 1, "bare": 1}
         assert all(np.array_equal(u.vector, d) for u, d in zip(alone, differences, strict=True))
 
 

@@ -135,7 +135,7 @@ def test_frozen_two_rounds_blind_and_each_record_is_paid_once(house):
     plan = plan_for(policy.privacy)
     for name in CLIENTS:
         record = outcome.records[name]
-        assert [(c.channel, c.releases) for c in record.channels] == [("cut", 6), ("peers", 1)]
+        assert [(c.channel, c.releases) for c in record.channels] == [("bare", 1), ("cut", 6), ("peers", 1)]
         # Its own release, and two thirds of the 24 tokens: what the two others may generate with the common C.
         assert record.mu == pytest.approx((plan.cut.mu**2 + 16 * plan.decode.mu**2) ** 0.5)
         assert 0 < record.epsilon < 8.0

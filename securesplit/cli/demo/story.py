@@ -20,6 +20,7 @@ from securesplit.client.run import RunRecord
 from securesplit.model.manifest import read_manifest
 from securesplit.model.resolve import resolve_model
 from securesplit.policy.schema import Gaussian
+from securesplit.privacy.gate import BARE
 from securesplit.privacy.ledger import Ledger
 from securesplit.privacy.plan import enforced_epsilon, enforced_mu
 from securesplit.report import record as report
@@ -232,7 +233,7 @@ def _privacy(scene: Scene) -> report.Privacy:
         budget=report.Budget(epsilon=privacy.epsilon, mu=enforced_mu(privacy.epsilon, privacy.delta)),
         channels=tuple(
             report.ChannelSpend(channel=_CHANNELS.get(name, name), releases=count, mu=most, epsilon=enforced_epsilon(most, privacy.delta))
-            for name, (count, most) in channels.items()
+            for name, (count, most) in channels.items() if name != BARE
         ),
     )  # fmt: skip
 

@@ -96,7 +96,7 @@ def plan(
              "bits": c.bits, "yes_or_no": c.right, "fits": c.fits}
             for c in ahead.costs
         ],
-        "held_out_releases": ahead.held_out, "max_rounds": ahead.rounds, "max_epochs": ahead.epochs, "tokens": ahead.tokens,
+        "held_out_releases": ahead.held_out, "max_rounds": ahead.rounds, "max_epochs": ahead.epochs, "tokens": ahead.tokens, "warnings": [],
         "useless": ahead.useless, "refusals": list(ahead.refusals), "verdict": _verdict(ahead),
     }  # fmt: skip
     lines = [
@@ -116,6 +116,16 @@ def plan(
         *ahead.refusals,
         _verdict(ahead),
     ]
+    if (
+        privacy.updates is not None
+        and (noise := _update_noise(ahead) * privacy.updates.clip) > rules.aggregation.max_update / 3
+    ):
+        saturated = (
+            f"the updates' noise, {noise:.3g} per coordinate, is beyond a third of aggregation.max_update "
+            f"({rules.aggregation.max_update:g}): most of it is cut off, and little of an update is left"
+        )
+        lines.append(f"warning: {saturated}")
+        value["warnings"] = [saturated]
     show(output, "\n".join(lines), value)
     if not ahead.fits:
         raise typer.Exit(code=6)
@@ -201,6 +211,10 @@ def _open(directory: Path):  # type: ignore[no-untyped-def]  # The type would im
             "SS-1532", f"{directory} holds no ledger", hint="It lies in the client's key folder, as KEYS/ledger."
         )
     return Ledger(directory)
+
+
+def _update_noise(ahead: Forecast) -> float:
+    return next((c.sigma_over_clip for c in ahead.costs if c.channel == "update"), 0.0)
 
 
 def _most(number: int | None) -> str:

@@ -1,9 +1,12 @@
 """Test 3: everything that leaves a client is in its ledger, carries its noise, and is the same when it is sent again.
 
 A tap keeps every byte of a whole small run of the product's own client: evaluation, training, a secure sum, generation, a
-retry, a restart. Each message is parsed from its bytes. Every record's block of rows must have its SHA-256 in the ledger;
-every length must be public; a remembered record must be resent bit for bit; what enters a secure sum, opened with the
-help of the peers, must be a released vector. A second way out shows as a block that no entry knows.
+retry, a restart. Each message is parsed from its bytes. Every record's block of rows must have its SHA-256 in the ledger,
+under the payer and at the price that the policy's text says (charges.py); every length must be public; a remembered record
+must be resent bit for bit; what enters a secure sum, opened with the help of the peers, must be a released vector; and A
+and C must end where the released vectors alone take them, so that weights which clean gradients moved, with a noised value
+presented as the reason, are found here. What comes before a release is asked by the probes of loop.py. A second way out
+shows as a block that no entry knows.
 
 What it cannot see: bytes that leave by other means than the client's link, such as a log shipped by the operating system.
 """
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,14 +25,16 @@ from securesplit.aggregate.config import largest_scale
 from securesplit.aggregate.fixedpoint import quantise
 from securesplit.audit.bench import Floats, claims_of
 from securesplit.audit.bounds import chi_square_z, quantile
+from securesplit.audit.charges import Watch, undercharged
+from securesplit.audit.loop import audit_loop
 from securesplit.audit.tiny import TinySite
 from securesplit.errors import BudgetExhausted, PolicyDenied, SecureSplitError
 from securesplit.model.lora import adapter_layout, read_adapters
 from securesplit.policy.schema import Gaussian, Policy
-from securesplit.privacy.released import Released, ReleasedUpdate
 from securesplit.protocol.messages import Backward, Blob, Forward, Message, Secagg
 
 _ITEM = {"f32": 4, "bf16": 2}
+_CLOSED = ("SS-2010", "SS-2011")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +47,16 @@ class CompletenessVerdict:
         silent: frames whose distance from the clipped rows is not what the noise must make it.
         private_lengths: lengths that are no public bucket.
         sums, unknown_sums: updates that entered a secure sum, and those that are neither released nor hidden by policy.
+        undercharged: payers and channels for which the ledger holds less than the releases must have cost.
         learnt: whether the adapters after training are what the released vectors make of the start, by an optimiser that is
             written down here again; in regime ``frozen``, whether A stood still.
+            None where training was stopped and so not tested.
+        probes: which probes of client and training loop failed (securesplit/audit/loop.py).
         resent: whether a retry and a restart sent the same bytes again.
-        stopped: the code at which the policy's budget ended the run early, or None.
-        ok: nothing unknown, silent, private or different.
+        raised: channels whose number of releases was raised for this run, at the same share, so that it could end.
+        stopped: the code at which the policy ended the run early, or None.
+        ok: nothing unknown, silent, private, different, too cheap or left untested; but that a policy which closes training
+            or generation altogether (SS-2010, SS-2011) leaves it untested.
     """
 
     messages: int
@@ -57,18 +67,13 @@ class CompletenessVerdict:
     private_lengths: int
     sums: int
     unknown_sums: int
-    learnt: bool
+    undercharged: int
+    learnt: bool | None
+    probes: tuple[str, ...]
     resent: bool
+    raised: tuple[str, ...]
     stopped: str | None
     ok: bool
-
-
-@dataclass(slots=True)
-class _Watch:
-    """What the client's own gate handed over, for comparison with what left."""
-
-    rows: list[tuple[str, Released]] = field(default_factory=list)
-    updates: list[ReleasedUpdate] = field(default_factory=list)
 
 
 def audit_completeness(policy: Policy, site: TinySite, *, error: float) -> CompletenessVerdict:
@@ -76,16 +81,16 @@ def audit_completeness(policy: Policy, site: TinySite, *, error: float) -> Compl
 
     Args:
         policy: audited.
-        site: of this policy, fresh.
+        site: fresh; of this policy, or of :func:`securesplit.audit.tiny.trainable` of it.
         error: probability that right noise is called silent.
     """
-    watch = _Watch()
-    _observe(site, watch)
+    watch, stated, policy = Watch(), policy, site.policy
+    watch.observe(site.client.gate)
     client = site.client
     start, front = client.read("B").astype(np.float64), read_adapters(client.front, adapter_layout(client.front))
-    stopped = _until_refused(site.train)
+    stopped = halted = _until_refused(site.train)
     stood = np.array_equal(front, read_adapters(client.front, adapter_layout(client.front)))
-    learnt = stopped is not None or (stood if client.regime == "frozen" else _learnt(site, watch, start))
+    learnt = None if halted else stood if client.regime == "frozen" else _learnt(site, watch, start)
     sums, unknown_sums = _check_sums(site, watch)
     privacy = policy.privacy
     assert isinstance(privacy, Gaussian)
@@ -95,35 +100,29 @@ def audit_completeness(policy: Policy, site: TinySite, *, error: float) -> Compl
     messages = site.cohort.tap.messages()
     frames = _frames(messages)
     blocks = [block for frame in frames for block in frame]
-    # Gradients of answered labels leave as they are: they are functions of the answers, which the ledger has.
+    # Gradients of answered labels leave as they are: they are functions of the answers, which the ledger has; that they
+    # are made from nothing else is what the probe `answers` asks.
     charged = _frames(messages, Forward) if privacy.labels is not None else frames
     unknown = sum(site.ledger.knows(_digest(block)) is None for frame in charged for block in frame)
     lengths = [n for m in messages if isinstance(m, Forward) for n in m.lengths]
     private = sum(n != 1 and n not in policy.limits.buckets for n in lengths)
     silent = _silent(policy, watch, error)
-    ok = not (unknown or silent or private or unknown_sums) and learnt and resent and len(frames) > 0
+    trained = () if halted else tuple(key for batch in site.training for key in batch.records)
+    cheap = undercharged(policy, site.ledger, watch, clients=len(site.job.sums.roster), trained=trained)
+    probes = audit_loop(site)
+    tested = stopped is None or stopped in _CLOSED
+    ok = not (unknown or silent or private or unknown_sums or cheap or probes) and learnt is not False
     return CompletenessVerdict(
         messages=len(messages), frames=len(frames), blocks=len(blocks), unknown=unknown, silent=silent, private_lengths=private,
-        sums=sums, unknown_sums=unknown_sums, learnt=learnt, resent=resent, stopped=stopped, ok=ok,
+        sums=sums, unknown_sums=unknown_sums, undercharged=cheap, learnt=learnt, probes=probes, resent=resent,
+        raised=_raised(stated, policy), stopped=stopped, ok=ok and tested and resent and len(frames) > 0,
     )  # fmt: skip
 
 
-def _observe(site: TinySite, watch: _Watch) -> None:
-    """Keep what this client's gate hands over, beside handing it over."""
-    gate = site.client.gate
-    release, release_update = gate.release, gate.release_update
-
-    def watched(*args: object, **named: object) -> Released:
-        released = release(*args, **named)  # type: ignore[arg-type]
-        watch.rows.append((str(named["at"]), released))
-        return released
-
-    def watched_update(update: object) -> ReleasedUpdate:
-        released = release_update(update)  # type: ignore[arg-type]
-        watch.updates.append(released)
-        return released
-
-    gate.release, gate.release_update = watched, watched_update  # type: ignore[method-assign]
+def _raised(stated: Policy, run: Policy) -> tuple[str, ...]:
+    """The channels with other numbers of releases than the policy's own."""
+    names = ("activations", "gradients", "updates", "generation")
+    return tuple(name for name in names if getattr(stated.privacy, name) != getattr(run.privacy, name))
 
 
 def _until_refused(act: Callable[[], object]) -> str | None:
@@ -161,7 +160,7 @@ def _digest(block: bytes) -> str:
     return hashlib.sha256(block).hexdigest()
 
 
-def _check_sums(site: TinySite, watch: _Watch) -> tuple[int, int]:
+def _check_sums(site: TinySite, watch: Watch) -> tuple[int, int]:
     """How many updates entered a sum, and how many of them nothing accounts for."""
     masked = [m for m in site.cohort.tap.messages() if isinstance(m, Secagg) and m.vector.shape != (0,)]
     if not masked:
@@ -184,7 +183,7 @@ def _check_sums(site: TinySite, watch: _Watch) -> tuple[int, int]:
     return len(masked), len(masked) - int(accounted)
 
 
-def _learnt(site: TinySite, watch: _Watch, start: Floats) -> bool:
+def _learnt(site: TinySite, watch: Watch, start: Floats) -> bool:
     """Whether C and A are where noised vectors alone take them: what clean gradients added would be left over here."""
     client, job = site.client, site.job
     words = site.cohort.words()
@@ -211,13 +210,13 @@ def _adam(start: Floats, gradients: list[Floats], rate: float) -> Floats:
     return at
 
 
-def _resent(site: TinySite, watch: _Watch) -> bool:
+def _resent(site: TinySite, watch: Watch) -> bool:
     """Whether a remembered record is sent as the same bytes again, now and after a restart."""
     batch = site.training[0]
 
     def sent() -> bytes | None:
         site.restart()
-        _observe(site, watch)
+        watch.observe(site.client.gate)
         start = len(site.cohort.tap.sent)
         try:
             site.client.loss(batch)
@@ -233,7 +232,7 @@ def _resent(site: TinySite, watch: _Watch) -> bool:
     return one is not None and one == two
 
 
-def _silent(policy: Policy, watch: _Watch, error: float) -> int:
+def _silent(policy: Policy, watch: Watch, error: float) -> int:
     """How many releases lie closer to, or farther from, the clipped rows than their noise allows."""
     sigmas = {claim.at: claim.sigma for claim in claims_of(policy)}
     limit = quantile(error / max(1, len(watch.rows)))

@@ -5,7 +5,9 @@ the bias learns from a sum over the records. The canary is one extreme record or
 records and the code; from what the server saw it computes, for either canary, what every release would have been before
 its noise, and adds up ``<z - (m + m')/2, m - m'> / sigma^2`` over all releases of all records: the log-likelihood ratio.
 Where the bias learns from the noised sum, other records' releases add nothing. Where it learns from clean gradients they
-do (the theta-leak, docs/threat-model.md 3), and the total exceeds what the canary was charged.
+do (the theta-leak, docs/threat-model.md 3), and the total exceeds what the canary was charged. The loop is the toy's own: what
+is audited is that gate, noise and charges compose over a job. That the product's loop moves A and C by released sums alone
+is found by the test of completeness, not here.
 
 Beside the bound from counted errors stands ``mu_path``, the square root of ``sum |m - m'|^2 / sigma^2``: what the job gave
 away along the observed path if the noise is as claimed, to the last digit and without any test's slack.

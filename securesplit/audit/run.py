@@ -21,7 +21,7 @@ from securesplit.audit.completeness import CompletenessVerdict, audit_completene
 from securesplit.audit.distribution import DistributionVerdict, audit_distribution
 from securesplit.audit.joint import JointVerdict, audit_joint
 from securesplit.audit.onerun import OneRunVerdict, audit_one_run
-from securesplit.audit.tiny import TinySite
+from securesplit.audit.tiny import TinySite, trainable
 from securesplit.audit.twopoint import ChannelVerdict, audit_channels
 from securesplit.errors import InputError
 from securesplit.policy.schema import Policy
@@ -137,7 +137,7 @@ def run_audit(
         joint = audit_joint(policy, bench, jobs=effort.jobs, error=1e-4)
         bench.close()
         progress("completeness")
-        site = TinySite(policy, next(folders))
+        site = TinySite(trainable(policy), next(folders))
         completeness = audit_completeness(policy, site, error=1e-4)
         site.close()
     return AuditReport(

@@ -21,12 +21,37 @@ from securesplit.client.train import Trainer
 from securesplit.data.batches import Batch
 from securesplit.model.plan import CutPlan
 from securesplit.model.split import Split, split_model
-from securesplit.policy.schema import Policy
+from securesplit.policy.schema import Channel, Gaussian, Policy
 from securesplit.privacy.ledger import Ledger
 from securesplit.server.serve import build_core
 
 _VOCABULARY, _WIDTH = 64, 32
 _FILL = 0
+_HELD_OUT = 2
+
+
+def trainable(policy: Policy) -> Policy:
+    """The policy with as many releases as a whole tiny run makes, of the same shares; itself where it has them.
+
+    A run that the budget stops shows nothing of how C and A learn. With more releases each is noised more, and nothing else
+    changes.
+    """
+    privacy = policy.privacy
+    assert isinstance(privacy, Gaussian)
+    user, clients = privacy.unit == "user", len(job_for(policy).sums.roster)
+    wanted = {
+        # A user's three records and, because nobody says whose a prompt is, the prompt.
+        "activations": 4 if user else 1 if privacy.regime == "frozen" else 2,
+        "gradients": 3 if user else 1,
+        "updates": 2 if user else 1,
+        "generation": clients,  # Each client of a roster has its part.
+    }
+    changed: dict[str, object] = {}
+    for name, releases in wanted.items():
+        channel: Channel | None = getattr(privacy, name)
+        if channel is not None and channel.releases < releases:
+            changed[name] = channel.model_copy(update={"releases": releases})
+    return policy.model_copy(update={"privacy": privacy.model_copy(update=changed)}) if changed else policy
 
 
 class Letters:
@@ -55,7 +80,8 @@ class TinySite:
         client: as in production.
         cohort: the wire, with its tap.
         ledger: the site's.
-        training, held_out: made-up records.
+        answers: which sums were answered.
+        training, held_out: made-up records; under unit ``user`` three of those trained on are one user's, in two batches.
     """
 
     def __init__(self, policy: Policy, folder: Path) -> None:
@@ -63,16 +89,16 @@ class TinySite:
         self.policy, self.job = policy, job
         self.cohort = Cohort(folder, policy, job, build_core(job, policy, self._parts().middle, MODEL))
         self.cohort.invite()
-        self._answers = AnswerLog(folder / "answered.log")
+        self.answers = AnswerLog(folder / "answered.log")
         self.ledger = self.cohort.ledger()
         self.client = self._client(self.ledger)
-        self.training = tuple(self._batch(i) for i in range(2))
-        self.held_out = (self._batch(2),)
+        self.training = tuple(self._batch(i) for i in range(_HELD_OUT))
+        self.held_out = (self._batch(_HELD_OUT),)
 
     def close(self) -> None:
         """Close the files."""
         self.ledger.close()
-        self._answers.close()
+        self.answers.close()
 
     def restart(self) -> None:
         """What a new process of the site does: the ledger is opened again, A and C start where the job started."""
@@ -83,7 +109,7 @@ class TinySite:
 
     def train(self) -> None:
         """The product's training loop: evaluation, local work, a secure sum, evaluation."""
-        Trainer(self.client, self.training, self.held_out, answers=self._answers, progress=lambda *_: None).run()
+        Trainer(self.client, self.training, self.held_out, answers=self.answers, progress=lambda *_: None).run()
 
     def _client(self, ledger: Ledger) -> Client:
         parts = self._parts()
@@ -109,10 +135,14 @@ class TinySite:
         tokens = torch.full((rows, bucket), _FILL)
         tokens[:, :real] = torch.randint(2, _VOCABULARY, (rows, real), generator=generator)
         labels = torch.where(torch.arange(bucket) < real, tokens, torch.tensor(-100))
-        keys = tuple(self.ledger.key(bytes(row.tolist())) for row in tokens)
+        names = [self.ledger.key(bytes(row.tolist())) for row in tokens]
+        keys, privacy = list(names), self.policy.privacy
+        if isinstance(privacy, Gaussian) and privacy.unit == "user" and number < _HELD_OUT:
+            mine = slice(None) if number == 0 else slice(1)
+            keys[mine] = [self.ledger.key(b"a user")] * len(keys[mine])
         batch = Batch(
-            tokens=tokens, labels=labels, lengths=(real,) * rows, bucket=bucket, records=keys,
-            sources=tuple(range(rows)), contents=tuple(hashlib.sha256(k.encode()).hexdigest() for k in keys),
+            tokens=tokens, labels=labels, lengths=(real,) * rows, bucket=bucket, records=tuple(keys),
+            sources=tuple(range(rows)), contents=tuple(hashlib.sha256(k.encode()).hexdigest() for k in names),
         )  # fmt: skip
         if self.job.task is None:
             return batch

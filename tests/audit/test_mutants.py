@@ -6,6 +6,7 @@ The table at the end of the run says which check caught which fault, with its nu
 from __future__ import annotations
 
 import dataclasses
+from itertools import count
 
 import numpy as np
 import pytest
@@ -18,13 +19,18 @@ from securesplit.audit.builtin import builtin_policy
 from securesplit.audit.completeness import audit_completeness
 from securesplit.audit.distribution import audit_distribution
 from securesplit.audit.joint import audit_joint
-from securesplit.audit.tiny import TinySite
+from securesplit.audit.tiny import TinySite, trainable
 from securesplit.audit.twopoint import audit_channels
+from securesplit.client import answers, train
+from securesplit.client import client as clients
 from securesplit.client.link import Link
 from securesplit.client.train import Trainer
+from securesplit.data.batches import Batch
+from securesplit.policy.schema import Channel
 from securesplit.privacy import mechanism
 from securesplit.privacy.gate import Gate
 from securesplit.privacy.ledger import Ledger
+from securesplit.privacy.lineage import Lineage
 from securesplit.protocol.messages import Blob, Forward, Hidden
 from tests.audit.conftest import labelled_policy
 
@@ -40,6 +46,7 @@ class Checks:
     def __init__(self, bench_of, folder, record_property) -> None:
         self.red: dict[str, bool] = {}
         self.mutant = "none"
+        self._runs = count()
         self._bench_of, self._folder, self._record = bench_of, folder, record_property
 
     def _say(self, check, red, numbers):
@@ -60,11 +67,12 @@ class Checks:
             )  # fmt: skip
         bench.close()
 
-    def completeness(self):
-        site = TinySite(builtin_policy(), self._folder / "tiny")
-        v = audit_completeness(builtin_policy(), site, error=1e-4)
+    def completeness(self, policy=None, *, raised=True):
+        policy = policy or builtin_policy()
+        site = TinySite(trainable(policy) if raised else policy, self._folder / f"tiny{next(self._runs)}")
+        v = audit_completeness(policy, site, error=1e-4)
         site.close()
-        told = f"{v.unknown} of {v.blocks} blocks unknown, {v.silent} silent, learnt from noise alone: {v.learnt}, resent alike: {v.resent}"
+        told = f"{v.undercharged} undercharged, failed probes {v.probes}, {v.unknown} of {v.blocks} blocks unknown, {v.silent} silent, learnt from noise alone: {v.learnt}, resent alike: {v.resent}"
         self._say("completeness", not v.ok, told + (f", stopped by {v.stopped}" if v.stopped else ""))
         return v
 
@@ -131,6 +139,14 @@ def noise(draw):
 
 def silent_when(quiet):
     return noise(lambda shape: np.zeros(shape, np.int32) if quiet() else REAL_NOISE(shape))
+
+
+def varied(**privacy):
+    policy = builtin_policy()
+    return policy.model_copy(update={"privacy": policy.privacy.model_copy(update=privacy)})
+
+
+FROZEN = varied(regime="frozen", gradients=None, updates=None)
 
 
 def unbounded(values, step, bound):
@@ -381,3 +397,133 @@ def test_labels_with_the_epsilon_of_the_other_scale(checks, mutate):
     )
     checks.twopoint("labels", policy=labelled_policy(), most=4000)
     assert checks.red["two-point labels"]
+
+
+REAL_PRICED, REAL_SUM = Gate._priced, Gate._release_sum
+
+
+def test_every_kind_of_run_is_complete_without_a_fault(checks):
+    for policy in (
+        FROZEN,
+        varied(unit="user"),
+        varied(unit="user", regime="step"),
+        labelled_policy(),
+        varied(regime="step"),
+    ):
+        v = checks.completeness(policy)
+        assert v.ok, v
+        assert v.learnt is True
+
+
+def test_every_charge_of_one_unit(checks, mutate):
+    def priced(self, *args, **named):
+        return dataclasses.replace(REAL_PRICED(self, *args, **named), units=1)
+
+    mutate("every charge costs one unit", (Gate, "_priced", priced))
+    assert checks.completeness().undercharged > 0
+
+
+def test_generated_tokens_charged_to_nobody(checks, mutate):
+    def priced(self, record, at, channel, **named):
+        return REAL_PRICED(self, "nobody" if at == "decode" else record, at, channel, **named)
+
+    mutate("generated tokens charged to nobody", (Gate, "_priced", priced))
+    assert checks.completeness().undercharged == 1
+    assert checks.red["completeness"]
+
+
+@pytest.mark.parametrize("regime", ["round", "step"])
+def test_a_sum_charged_to_one_of_its_records(checks, mutate, regime):
+    def first(self, update):
+        update.records = update.records[:1]
+        return REAL_SUM(self, update)
+
+    mutate(f"a sum charged to its first record, {regime}", (Gate, "_release_sum", first))
+    assert checks.completeness(varied(regime=regime)).undercharged > 0
+
+
+def test_a_sum_that_forgets_who_is_in_it(checks, mutate):
+    real = sums.ClippedSum.add
+
+    def add(self, gradient, record):
+        real(self, gradient, record)
+        self.records = self.records[:1]
+
+    mutate("a sum names its first record", (sums.ClippedSum, "add", add))
+    assert checks.completeness().undercharged > 0
+
+
+def test_no_reserve_for_what_peers_generate(checks, mutate):
+    mutate("no reserve for peers", (Gate, "reserve_for_peers", lambda self: None))
+    assert checks.completeness(FROZEN).undercharged == 1
+    assert checks.red["completeness"]
+
+
+@pytest.mark.parametrize("regime", ["frozen", "round", "step"])
+def test_releases_from_any_state(checks, mutate, regime):
+    mutate(f"lineage asks nothing, {regime}", (Lineage, "require", lambda self, state: None))
+    policy = FROZEN if regime == "frozen" else varied(regime=regime)
+    assert checks.completeness(policy).probes == ("lineage",)
+    assert checks.red["completeness"]
+
+
+@pytest.mark.parametrize("regime", ["round", "step"])
+def test_the_records_of_a_user_clipped_one_by_one(checks, mutate, regime):
+    def add(self, gradients, keys):
+        for gradient, key in zip(gradients, keys, strict=True):
+            self._total._seen.discard(key)
+            self._total.add(gradient, key)
+
+    mutate(f"a user's records clipped one by one, {regime}", (train._Units, "add", add))
+    assert "units" in checks.completeness(varied(unit="user", regime=regime)).probes
+
+
+def test_a_user_named_once_and_clipped_record_by_record(checks, mutate):
+    def add(self, gradients, keys):
+        for gradient, key in zip(gradients, keys, strict=True):
+            known = key in self._total._seen
+            self._total._seen.discard(key)
+            self._total.add(gradient, key)
+            if known:
+                self._total.records.remove(key)
+
+    mutate("a user named once and clipped record by record", (train._Units, "add", add))
+    assert "units" in checks.completeness(varied(unit="user")).probes
+
+
+def test_gradients_divided_by_a_private_count(checks, mutate):
+    mutate("loss divided by the batch's own tokens", (Batch, "most_scored", property(lambda self: self.scored)))
+    assert checks.completeness().probes == ("neighbours",)
+    assert checks.red["completeness"]
+
+
+def test_a_budget_that_stops_training_hides_no_leak(checks, mutate):
+    real, kept, descend = Trainer._gradients, [], Trainer._descend
+
+    def gradients(self, batch):
+        out = real(self, batch)
+        kept.append(out[0].sum(0).double().numpy())
+        return out
+
+    mutate(
+        "theta-leak under a policy of one release",
+        (Trainer, "_gradients", gradients),
+        (Trainer, "_descend", lambda self, optimiser, gradient: descend(self, optimiser, gradient + 1000 * kept[-1])),
+    )
+    policy = varied(activations=Channel(clip=8.0, share=0.3, releases=1))
+    v = checks.completeness(policy)
+    assert (v.learnt, v.stopped, v.raised) == (False, None, ("activations",))
+    assert checks.red["completeness"]
+    v = checks.completeness(policy, raised=False)
+    assert (v.learnt, v.stopped) == (None, "SS-5002")
+    assert checks.red["completeness"], "what was not tested is not green"
+
+
+def test_true_labels_with_the_proof_of_answers(checks, mutate):
+    real = answers.answered
+    mutate(
+        "true labels, with the proof of answers",
+        (clients, "answered", lambda batch, gate: (batch, real(batch, gate)[1])),
+    )
+    assert checks.completeness(labelled_policy()).probes == ("answers",)
+    assert checks.red["completeness"]

@@ -17,7 +17,7 @@ import securesplit.client.train as train_module
 from securesplit.aggregate.fixedpoint import Aggregate
 from securesplit.client.step import step
 from securesplit.client.train import Trainer
-from securesplit.errors import BudgetExhausted, PolicyDenied
+from securesplit.errors import PolicyDenied
 from securesplit.privacy.gate import Gate
 from securesplit.protocol.codec import decode
 from securesplit.protocol.messages import Backward, Forward, Hidden

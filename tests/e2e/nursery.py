@@ -3,7 +3,8 @@
     python -m tests.e2e.nursery FOLDER LIVES REGIME SEED
 
 Each life is a fork that opens the same ledger and trains a tiny client from the start. A proxy on its wire appends every
-message to ``FOLDER/wire`` before the server gets it. The parent kills the child after a random time and goes on.
+message to ``FOLDER/wire`` before the server gets it. The parent kills the child after a random part of the time that a
+whole life takes, which one undisturbed life beside the site has shown, and goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from securesplit.audit.tiny import TinySite
 from securesplit.policy.schema import Channel, Policy
 from securesplit.privacy.ledger import Ledger
 
-_LONG = 2.0
+_FIRST = -1
 
 
 def policy_of(regime: str) -> Policy:
@@ -59,13 +60,15 @@ def _live(folder: Path, number: int, policy: Policy, born: int) -> None:
 def main(folder: Path, lives: int, regime: str, seed: int) -> None:
     """Breed and kill."""
     policy, chance = policy_of(regime), random.Random(seed)
-    killed = 0
-    for number in range(lives):
+    killed, whole = 0, 0.0
+    aside = folder / "aside"
+    aside.mkdir()
+    for number in range(_FIRST, lives):
         ready, born = os.pipe()
         if (child := os.fork()) == 0:
             os.close(ready)
             try:
-                _live(folder, number, policy, born)
+                _live(aside if number == _FIRST else folder, number, policy, born)
             except BaseException as error:  # noqa: BLE001  # A child must not return into the parent's loop.
                 sys.stderr.write(f"life {number}: {type(error).__name__}: {error}\n")
                 os._exit(1)
@@ -73,9 +76,12 @@ def main(folder: Path, lives: int, regime: str, seed: int) -> None:
         os.close(born)
         os.read(ready, 1)  # Also returns when the child died before.
         os.close(ready)
-        time.sleep(chance.random() ** 2 * _LONG)
-        os.kill(child, signal.SIGKILL)
+        start = time.monotonic()
+        if number != _FIRST:
+            time.sleep(chance.random() * whole)
+            os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
+        whole = whole or time.monotonic() - start
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0:
             raise SystemExit(1)
         killed += os.WIFSIGNALED(status)

@@ -5,7 +5,10 @@ The server's wishes never loosen anything: a job carries no privacy parameter, a
 
 from __future__ import annotations
 
-from securesplit.aggregate.config import RoundConfig, largest_scale
+import math
+
+from securesplit.aggregate.config import Floors, RoundConfig, largest_scale
+from securesplit.aggregate.fit import Wishes, fit_round
 from securesplit.errors import PolicyDenied
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.protocol.job import Job
@@ -45,7 +48,8 @@ def breaches(policy: Policy, job: Job) -> tuple[str, ...]:
         ),
         (sums.blind and not job.sums.blind, "the server would see the sum of updates; aggregation.blind is true"),
     )
-    return (*(sentence for broken, sentence in checks if broken), *label_breaches(policy, job))
+    stated = tuple(sentence for broken, sentence in checks if broken)
+    return (*stated, *label_breaches(policy, job), *sharing_breaches(policy, job))
 
 
 def label_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
@@ -61,6 +65,24 @@ def label_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
         return ("the job has no [task]; [privacy.labels] releases answers for class labels and no other gradients",)
     count = len(job.task.labels)
     return () if count == labels.classes else (f"{count} labels; privacy.labels.classes is {labels.classes}",)
+
+
+def sharing_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
+    """What is wrong between the policy's regime and what the job's clients share of their adapters, in at most one sentence.
+
+    A factor that stays at its site needs local steps. Averaging two factors apart is for sums without noise: noise would
+    drown the residual that such a run must report.
+    """
+    privacy, sharing = policy.privacy, job.adapters.sharing
+    if not isinstance(privacy, Gaussian):
+        return ()
+    if sharing == "share-a" and privacy.regime == "round":
+        return ("sharing 'share-a' needs local steps for each client's own B; regime 'round' has none",)
+    if sharing == "naive" and (privacy.regime != "frozen" or privacy.updates is not None):
+        return (
+            "sharing 'naive' reports what it gets wrong, and this policy's noise on updates would drown that figure",
+        )
+    return ()
 
 
 def admit(policy: Policy, job: Job, *, peer: str) -> None:
@@ -83,7 +105,29 @@ def admit(policy: Policy, job: Job, *, peer: str) -> None:
         )
 
 
-def round_config(job: Job, *, model: str, run: bytes, number: int, dim: int, frozen: str) -> RoundConfig:
+def floors_of(policy: Policy, *, honest: int = 1) -> Floors:
+    """What a client insists on in every round.
+
+    Args:
+        policy: the client's own.
+        honest: how many honest clients the noise of its update counts on; 1 when on nobody else.
+    """
+    rules = policy.aggregation
+    return Floors(
+        min_clients=rules.min_clients, min_threshold=rules.min_threshold, blind=rules.blind, min_honest=honest,
+        # Under shared noise the ring's clip follows from the noise, and the update was clipped by its norm before.
+        max_update=rules.max_update if honest == 1 else math.inf,
+    )  # fmt: skip
+
+
+def weight_cap(job: Job, step: float) -> int:
+    """The largest weight of a client in this job's sums: 1 where every update counts once, as it must under shared noise."""
+    return 1 if step or job.sums.weights == "uniform" else WEIGHT_CAP
+
+
+def round_config(
+    job: Job, *, model: str, run: bytes, number: int, dim: int, frozen: str, step: float = 0.0
+) -> RoundConfig:
     """One secure sum's parameters. Both ends build them from what they hold, so none is taken on trust.
 
     Args:
@@ -93,22 +137,15 @@ def round_config(job: Job, *, model: str, run: bytes, number: int, dim: int, fro
         number: the round.
         dim: coordinates of an update.
         frozen: digest of what all clients must hold alike.
+        step: the ring's step where the clients share the noise of the sum, or 0; the clip follows from it then.
 
     Raises:
         InputError: SS-1601 when the job's numbers do not fit together.
     """
-    sums = job.sums
-    return RoundConfig(
-        session_id=run,
-        round=number,
-        roster=tuple(sorted(sums.roster)),
-        threshold=sums.threshold,
-        min_clients=sums.min_clients,
-        dim=dim,
-        scale=largest_scale(len(sums.roster), WEIGHT_CAP),
-        clip=sums.clip,
-        w_max=WEIGHT_CAP,
-        model=model,
-        frozen=frozen,
-        blind=sums.blind,
-    )
+    sums, w_max, bits = job.sums, weight_cap(job, step), job.sums.ring_bits or 32
+    clip = sums.clip if not step else step * largest_scale(len(sums.roster), w_max, bits)
+    wishes = Wishes(
+        roster=tuple(sorted(sums.roster)), threshold=sums.threshold, min_clients=sums.min_clients, clip=clip, w_max=w_max,
+        blind=sums.blind, colluders=sums.colluders, ring_bits=bits, backend=sums.backend or "masks",
+    )  # fmt: skip
+    return fit_round(wishes, session_id=run, number=number, dim=dim, model=model, frozen=frozen)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from securesplit.admit import WEIGHT_CAP, admit, breaches, label_breaches, round_config
+from securesplit.admit import WEIGHT_CAP, admit, breaches, label_breaches, round_config, sharing_breaches
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.policy.load import load_policy
 from securesplit.policy.schema import Policy
@@ -88,3 +88,21 @@ def test_a_policy_of_labels_wants_a_task_of_as_many(labels, said):
     assert said is None or said in found[0]
     for policy in SHIPPED.values():
         assert breaches(policy, job) == (), "a policy that noises what it releases takes any task"
+
+
+@pytest.mark.parametrize("regime", ["open", "frozen", "frozen with noise", "round", "step"])
+def test_what_is_shared_of_adapters_fits_the_regime(regime):
+    raw = SHIPPED["balanced"].model_dump(exclude_none=True)
+    del raw["privacy"]["generation"]
+    channel = {"clip": 1.0, "share": 0.2, "releases": 2}
+    raw["privacy"].update({} if regime == "frozen" else {"updates": channel})
+    raw["privacy"].update({"regime": regime, "gradients": channel} if regime in ("round", "step") else {})
+    policy = SHIPPED["lab"] if regime == "open" else Policy.model_validate(raw)
+    refused = {
+        "open": set(), "frozen": set(), "frozen with noise": {"naive"}, "round": {"share-a", "naive"}, "step": {"naive"},
+    }[regime]  # fmt: skip
+    for sharing in ("alternating", "frozen-a", "share-a", "core", "naive"):
+        job = with_changes("adapters", sharing=sharing, inexact=sharing == "naive")
+        found = sharing_breaches(policy, job)
+        assert len(found) == (sharing in refused)
+        assert all(f"sharing '{sharing}'" in sentence and sentence in breaches(policy, job) for sentence in found)

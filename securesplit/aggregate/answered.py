@@ -1,35 +1,73 @@
-"""Which rounds a client has answered stage 4 for, on disk, so that a crash cannot make it answer one twice.
+"""Which rounds a client has answered stage 4 for, on disk, so that no two answers of its together open an update.
 
-A second answer with another set of survivors would give the server both kinds of shares of one client, which opens that
-client's update. The record is therefore durable before the answer leaves. Pass an :class:`AnswerLog` as ``persist``.
+Two rules. A round is answered once: a second answer with another set of survivors would give the server both kinds of
+shares of one client. And one update enters no two sums whose survivors differ by exactly one client: the difference of
+the sums would be that client's update. An update is taken for the same when it starts from the same values in the same
+round, as it does when a job is run again; updates with noise of their own are exempt. The record is durable before the
+answer leaves. Pass an :class:`AnswerLog` as ``persist``.
 
-What this does not protect: against a user who deletes or restores the file, or runs one identity on two machines.
+What this does not protect: against a user who deletes or restores the file, or runs one identity on two machines; against
+sums that differ by two clients, of whom one tells its part; against rounds that are not the same and yet nearly so.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from securesplit.errors import AggregationAborted, InputError
 
-__all__ = ["RECORD_BYTES", "AnswerLog", "record_of"]
-
-RECORD_BYTES = 16 + 8 + 32
+__all__ = ["Answer", "AnswerLog"]
 
 
-def record_of(session_id: bytes, round_number: int, t3: bytes) -> bytes:
-    """The record: session id (16), round (8, big-endian), T3 (32)."""
-    return session_id + round_number.to_bytes(8, "big") + t3
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is about to be answered.
+
+    Attributes:
+        session_id, round: which round.
+        t3: transcript hash over everything up to the survivors.
+        start: names the update: digest of what it starts from; empty when it carries noise.
+        survivors: U3.
+    """
+
+    session_id: bytes
+    round: int
+    t3: bytes
+    start: bytes
+    survivors: tuple[str, ...]
+
+    def line(self) -> bytes:
+        """One line of the file."""
+        fields = {
+            "session": self.session_id.hex(), "round": self.round, "t3": self.t3.hex(), "start": self.start.hex(),
+            "survivors": self.survivors,
+        }  # fmt: skip
+        return json.dumps(fields, separators=(",", ":")).encode("ascii") + b"\n"
+
+    @classmethod
+    def read(cls, line: bytes) -> Answer | None:
+        """The answer of a line; None for one that a crash cut off, before which no answer had left."""
+        try:
+            fields = json.loads(line)
+            made = cls(
+                bytes.fromhex(fields["session"]), fields["round"], bytes.fromhex(fields["t3"]),
+                bytes.fromhex(fields["start"]), tuple(fields["survivors"]),
+            )  # fmt: skip
+        except (ValueError, KeyError, TypeError):
+            return None
+        return made if made.line() == line + b"\n" else None
 
 
 class AnswerLog:
-    """An append-only file of answered rounds.
+    """An append-only file of answers.
 
     Args:
-        path: the file; made, private to the user, when absent, and locked while open. A torn last record (a crash while
-            writing) is padded over: its fsync had not returned, so no answer had left.
+        path: the file; made, private to the user, when absent, and locked while open. A torn last line (a crash while
+            writing) is closed: its fsync had not returned, so no answer had left.
 
     Raises:
         InputError: SS-1605 when the file cannot be opened or another process holds it.
@@ -45,37 +83,46 @@ class AnswerLog:
             self.close()
             what = f"cannot open {self._path} for this process alone: {type(error).__name__}"
             raise InputError("SS-1605", what, hint="Name a writable file that no other client uses.") from None
-        self._seen = self._load()
+        self._answers = self._load()
         # A new file's name must be as durable as its records.
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
         os.fsync(folder)
         os.close(folder)
 
-    def _load(self) -> set[bytes]:
+    def _load(self) -> list[Answer]:
         data = self._path.read_bytes()
-        torn = len(data) % RECORD_BYTES
-        if torn:
-            os.write(self._file, bytes(RECORD_BYTES - torn))
+        if data and not data.endswith(b"\n"):
+            os.write(self._file, b"\n")
             os.fsync(self._file)
-        return {data[at : at + 24] for at in range(0, len(data), RECORD_BYTES)}
+        return [answer for line in data.split(b"\n") if (answer := Answer.read(line)) is not None]
 
-    def __call__(self, record: bytes) -> None:
-        """Make a record durable.
+    def __call__(self, answer: Answer) -> None:
+        """Make an answer durable.
 
         Raises:
-            AggregationAborted: SS-6015 when this session and round is on file already, or the write fails.
+            AggregationAborted: SS-6015 when this session and round is on file already, or the write fails; SS-6030 when the
+                same update entered a sum over all of these clients but one, or over one more.
         """
-        if record[:24] in self._seen:
-            raise AggregationAborted(
-                "SS-6015", "this round was answered before", hint="Never answer a round twice; start a new one."
-            )
-        self._seen.add(record[:24])
+        for known in self._answers:
+            if (known.session_id, known.round) == (answer.session_id, answer.round):
+                raise AggregationAborted(
+                    "SS-6015", "this round was answered before", hint="Never answer a round twice; start a new one."
+                )
+            same = bool(answer.start) and known.start == answer.start
+            if same and len(set(known.survivors) ^ set(answer.survivors)) == 1:
+                raise AggregationAborted(
+                    "SS-6030",
+                    "this update is in an earlier sum over the same clients but one, and two such sums show that client's update",
+                    hint="Train with the same clients as before, with two more or less, or under a policy that noises updates.",
+                )
+        self._answers.append(answer)
+        line = answer.line()
         try:
-            written = os.write(self._file, record)
+            written = os.write(self._file, line)
             os.fsync(self._file)
         except OSError:
             written = 0
-        if written != RECORD_BYTES or len(record) != RECORD_BYTES:
+        if written != len(line):
             raise AggregationAborted(
                 "SS-6015",
                 "the answer could not be recorded, so it is not given",

@@ -14,23 +14,29 @@ unless the updates carry differential privacy.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from enum import Enum
 
-import numpy as np
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
 from securesplit.aggregate import wire
-from securesplit.aggregate.agreement import HOSTILE, check_quorum, check_set, check_survivors
-from securesplit.aggregate.answered import record_of
-from securesplit.aggregate.boxes import Held, mask_keys, open_shares, seal_shares
+from securesplit.aggregate.agreement import (
+    HOSTILE,
+    check_masked,
+    check_quorum,
+    check_senders,
+    check_set,
+    check_survivors,
+)
+from securesplit.aggregate.answered import Answer
+from securesplit.aggregate.boxes import Held, choose_holders, mask_keys, open_shares, seal_shares
 from securesplit.aggregate.config import Floors, RoundConfig, check_floors
+from securesplit.aggregate.encryption import Worker, hide, reveal
 from securesplit.aggregate.fixedpoint import Aggregate, Floats, Words, open_ring, quantise, vector_digest
 from securesplit.aggregate.keys import (
     RoundSecrets,
+    alike_tag,
     bind,
-    blind_key,
     commit,
     group_key,
     mask_private,
@@ -38,9 +44,10 @@ from securesplit.aggregate.keys import (
     statement,
 )
 from securesplit.aggregate.masks import add_streams
+from securesplit.aggregate.record import RoundRecord, record_round, seal
 from securesplit.aggregate.roster import Peers, Verify, read_roster
-from securesplit.aggregate.wire import Outgoing, read
-from securesplit.errors import AggregationAborted, LocalProtocolError, RemoteProtocolError
+from securesplit.aggregate.wire import Outgoing, Vector, read
+from securesplit.errors import AggregationAborted, LocalProtocolError, RemoteProtocolError, SecureSplitError
 
 __all__ = ["ClientRound", "State"]
 
@@ -68,9 +75,18 @@ class ClientRound:
         sign: signs bytes with the certificate's key.
         verify: see :data:`securesplit.aggregate.roster.Verify`.
         floors: what this client insists on.
-        persist: called with the record of this round (answered.py) before stage 4 is answered. It must make the record
-            durable, and raise when the same session and round are on record or when it cannot; then no share leaves.
+        persist: called with what is about to be answered (answered.py) before stage 4. It must make the record durable, and
+            raise when the round must not be answered or when it cannot; then no share leaves.
+        noised: whether the update carries noise of its own for the sum; then a second sum over almost the same clients is
+            no danger, and the rule against it (answered.py) does not apply.
+        alike: digest of what all clients must hold alike and the server must not learn; signed in stage 3 of blind rounds
+            under a key that the server does not have. What may be public belongs into ``RoundConfig.frozen``.
+        worker: encrypts and decrypts, in rounds with homomorphic encryption.
         randomness: bytes by length from a CSPRNG; tests alone pass another.
+
+    Attributes:
+        contribution: this client's own vector in the ring, before masks; (d + 1,).
+        result: the opened sum, once stage 4 is done.
 
     Raises:
         AggregationAborted: SS-6001 when the round is below the floors, SS-6003 when the name is not in the roster.
@@ -85,22 +101,28 @@ class ClientRound:
         sign: Callable[[bytes], bytes],
         verify: Verify,
         floors: Floors,
-        persist: Callable[[bytes], None],
+        persist: Callable[[Answer], None],
+        noised: bool = False,
+        alike: bytes = b"",
+        worker: Worker | None = None,
         randomness: Callable[[int], bytes] = os.urandom,
     ) -> None:
         check_floors(config, name, floors)
         self.config, self.name, self.state = config, name, State.IDLE
         self.contribution: Words | None = None
         self.result: Aggregate | None = None
-        self._certificate, self._randomness = certificate_der, randomness
-        self._sign, self._verify, self._persist = sign, verify, persist
+        self._certificate, self._randomness, self._alike, self._worker = certificate_der, randomness, alike, worker
+        self._sign, self._verify, self._persist, self._noised = sign, verify, persist, noised
         self._secrets: RoundSecrets | None = None
         self._advert = b""
         self._peers = Peers((), b"")
+        self._holders: tuple[str, ...] = ()
         self._held: dict[str, Held] = {}
         self._members: tuple[str, ...] = ()
         self._survivors: tuple[str, ...] = ()
-        self._t2 = self._t3 = self._group = b""
+        self._t2 = self._t3 = self._group = self._said = b""
+        self._signatures: tuple[tuple[str, bytes], ...] = ()
+        self._code = ""
 
     def advertise(self) -> bytes:
         """The body of stage 0, with fresh keys.
@@ -116,7 +138,7 @@ class ClientRound:
         self._advert = self._signed(
             wire.Advertise, "advertise", self.config.digest, name=self.name, certificate=self._certificate,
             mask_key=raw_public(mask_private(secrets.seed, self.config.digest)),
-            share_key=raw_public(X25519PrivateKey.from_private_bytes(secrets.channel)),
+            share_key=secrets.channel.public,
             commit_self=commit("cb", secrets.self_mask), commit_group=commit("cg", secrets.group) if self.config.blind else b"",
         )  # fmt: skip
         self.state = State.ADVERTISED
@@ -144,16 +166,18 @@ class ClientRound:
                 "SS-6011", f"the update has shape {update.shape}, the round wants ({self.config.dim},)"
             )
         c = self.config
-        self.contribution, clipped = quantise(update, weight, scale=c.scale, clip=c.clip, w_max=c.w_max)
+        self.contribution, clipped = quantise(
+            update, weight, scale=c.scale, clip=c.clip, w_max=c.w_max, bits=c.ring_bits
+        )
         return clipped
 
-    def receive(self, stage: int, body: bytes, vector: Words | None = None) -> list[Outgoing]:
+    def receive(self, stage: int, body: bytes, vector: Vector | None = None) -> list[Outgoing]:
         """Take one message of the server and give what to send next; after stage 4, ``result`` is set.
 
         Args:
             stage: the message's stage.
             body: its body.
-            vector: (d + 1,) uint32 with stage 4, else None or empty.
+            vector: (d + 1,) words, or the frame of encrypted ones, with stage 4; else None or empty.
 
         Raises:
             RemoteProtocolError: the message is malformed, out of order or not of this round.
@@ -165,7 +189,8 @@ class ClientRound:
             raise LocalProtocolError("SS-6005", f"the round is over ({self.state.value})")
         try:
             return self._step(stage, body, vector)
-        except BaseException:
+        except BaseException as error:
+            self._code = error.code if isinstance(error, SecureSplitError) else "SS-6005"
             self._drop(State.ABORTED)
             raise
 
@@ -178,7 +203,20 @@ class ClientRound:
             wire.ABORT, wire.encode(wire.Abort(session=c.session_id, round=c.round, cfg=c.digest, code=known)), None
         )
 
-    def _step(self, stage: int, body: bytes, vector: Words | None) -> list[Outgoing]:
+    def record(self, made: int) -> RoundRecord:
+        """What may be shown of the round to whoever wants to verify it, under this client's seal; see record.py.
+
+        Args:
+            made: the time, seconds since 1970.
+        """
+        draft = record_round(
+            self.config, self._peers, role="client", maker=self.name, made=made, members=self._members,
+            survivors=self._survivors, signatures=self._signatures, alike=self._said,
+            sum_digest=vector_digest(self.result.ring_sum) if self.result is not None else b"", aborted=self._code,
+        )  # fmt: skip
+        return seal(draft, self._certificate, self._sign)
+
+    def _step(self, stage: int, body: bytes, vector: Vector | None) -> list[Outgoing]:
         if stage != wire.UNMASK and vector is not None and vector.size:
             raise RemoteProtocolError("SS-6014", f"a vector came with stage {stage}, which has none")
         match stage, self.state:
@@ -205,65 +243,82 @@ class ClientRound:
                 )
 
     def _share(self, body: bytes) -> Outgoing:
-        c = self.config
+        c, secrets = self.config, self._fresh()
         peers = self._peers = read_roster(c, body, name=self.name, own=self._advert, verify=self._verify)
-        own, sealed = seal_shares(c, self._fresh(), peers, self.name, randomness=self._randomness)
+        self._holders = choose_holders(c, peers.names, self.name, randomness=self._randomness)
+        own, sealed = seal_shares(c, secrets, peers, self.name, holders=self._holders, randomness=self._randomness)
         self._held[self.name] = own
+        answer = self._signed(wire.Shares, "shares", peers.t1, sealed=sealed)
         self.state = State.SHARED
-        return Outgoing(wire.SHARES, self._signed(wire.Shares, "shares", peers.t1, sealed=sealed), None)
+        return Outgoing(wire.SHARES, answer, None)
 
     def _mask(self, body: bytes) -> Outgoing:
         if self.contribution is None:
             raise LocalProtocolError("SS-6005", "no update was given before stage 2", hint="Call contribute() first.")
-        routed, secrets, peers = read(wire.Routed, body, self.config), self._fresh(), self._peers
+        c, secrets, peers = self.config, self._fresh(), self._peers
+        routed = read(wire.Routed, body, c)
         members = self._members = routed.members
-        check_set(self.config, self.name, members, within=peers.names)
-        if [name for name, _ in routed.sealed] != [name for name in members if name != self.name]:
-            raise AggregationAborted("SS-6008", "the boxes do not match the members", hint=HOSTILE)
+        check_set(c, self.name, members, within=peers.names)
+        check_senders(c, self.name, [sender for sender, _ in routed.sealed], members=members)
         for sender, box in routed.sealed:
-            self._held[sender] = open_shares(self.config, secrets, peers, self.name, sender=sender, box=box)
+            self._held[sender] = open_shares(c, secrets, peers, self.name, sender=sender, box=box)
         t2 = self._t2 = bind("ssa-1/u2", peers.t1, (name.encode() for name in members))
-        keys = mask_keys(self.config, secrets, peers, self.name, members=members, t2=t2)
+        partners = [n for n in members if n != self.name and (n in self._holders or self._shares_of(n))]
+        keys = mask_keys(c, secrets, peers, self.name, partners=partners, t2=t2)
         masked = self.contribution.copy()
         add_streams(masked, keys.plus, keys.minus)
-        if self.config.blind:
+        if c.blind:
             self._group = group_key((self._held[name].group for name in members), t2)
-            add_streams(masked, [blind_key(self._group, t2, self.name)])
+        hidden = hide(c, masked, name=self.name, group=self._group, t2=t2, worker=self._worker)
         self._secrets = None
         self.state = State.MASKED
-        digest = vector_digest(masked)
-        return Outgoing(wire.MASKED, self._signed(wire.Masked, "masked", t2, vector_digest=digest), masked)
+        digest = vector_digest(hidden.vector)
+        said = self._signed(wire.Masked, "masked", t2, vector_digest=digest, public=hidden.public)
+        return Outgoing(wire.MASKED, said, hidden.vector)
+
+    def _shares_of(self, name: str) -> bool:
+        return name in self._held and self._held[name].self_share != b""
 
     def _agree(self, body: bytes) -> Outgoing:
         told = read(wire.Survivors, body, self.config)
         check_survivors(self.config, self.name, told, members=self._members)
+        if self.config.degree:
+            owners = [n for n in told.survivors if n != self.name and self._shares_of(n)]
+            check_masked(self.config, self._peers, told.masked, owners=owners, t2=self._t2, verify=self._verify)
         self._survivors = told.survivors
         self._t3 = bind("ssa-1/u3", self._t2, (name.encode() for name in told.survivors))
         self.state = State.SIGNED
-        return Outgoing(wire.CONSISTENT, self._signed(wire.Consistent, "consistent", self._t3), None)
+        self._said = alike_tag(self._group, self._t2, self._alike) if self.config.blind else b""
+        answer = self._signed(wire.Consistent, "consistent", self._t3, secret=self._said)
+        return Outgoing(wire.CONSISTENT, answer, None)
 
     def _answer(self, body: bytes) -> Outgoing:
         signatures, c = read(wire.Bundle, body, self.config).signatures, self.config
         draft = wire.Consistent(session=c.session_id, round=c.round, cfg=c.digest, signature=bytes(8))
-        said = statement("consistent", self._t3, wire.unsigned(draft))
+        said = statement("consistent", self._t3, wire.unsigned(draft) + self._said)
+        self._signatures = signatures
         check_quorum(c, self._peers, signatures, survivors=self._survivors, said=said, verify=self._verify)
-        self._persist(record_of(c.session_id, c.round, self._t3))
-        b = tuple((name, self._held[name].self_share) for name in self._survivors)
-        s = tuple((name, self._held[name].seed_share) for name in self._members if name not in self._survivors)
+        self._persist(Answer(c.session_id, c.round, self._t3, self._start(), self._survivors))
+        b = tuple((n, self._held[n].self_share) for n in self._survivors if self._shares_of(n))
+        s = tuple(
+            (n, self._held[n].seed_share) for n in self._members if n not in self._survivors and self._shares_of(n)
+        )
         self._held.clear()
         self.state = State.UNMASKED
         answer = self._signed(wire.Unmask, "unmask", self._t3, self_shares=b, seed_shares=s)
         return Outgoing(wire.UNMASK, answer, None)
 
-    def _finish(self, body: bytes, vector: Words | None) -> list[Outgoing]:
+    def _start(self) -> bytes:
+        if self._noised:
+            return b""
+        c = self.config
+        return hashlib.sha256(f"{c.model}|{c.frozen}|{c.round}|".encode() + self._alike).digest()
+
+    def _finish(self, body: bytes, vector: Vector | None) -> list[Outgoing]:
         c = self.config
         if read(wire.Result, body, c).survivors != self._survivors:
             raise AggregationAborted("SS-6008", "the result is over other survivors than were signed", hint=HOSTILE)
-        if vector is None or vector.shape != (c.dim + 1,) or vector.dtype != np.uint32:
-            raise RemoteProtocolError("SS-6014", "the result's vector has a wrong type or length")
-        ring = vector.copy()
-        if c.blind:
-            add_streams(ring, minus=[blind_key(self._group, self._t2, name) for name in self._survivors])
+        ring = reveal(c, vector, group=self._group, t2=self._t2, survivors=self._survivors, worker=self._worker)
         self.result = open_ring(ring, self._survivors, scale=c.scale, clip=c.clip, w_max=c.w_max, silent=c.blind)
         self._drop(State.DONE)
         return []
@@ -272,12 +327,14 @@ class ClientRound:
         assert self._secrets is not None, "the states in which secrets are used all hold them"
         return self._secrets
 
-    def _signed(self, kind: type[wire.Body], label: str, transcript: bytes, **fields: object) -> bytes:
+    def _signed(
+        self, kind: type[wire.Body], label: str, transcript: bytes, *, secret: bytes = b"", **fields: object
+    ) -> bytes:
         c = self.config
         draft = kind.model_validate(
             {"session": c.session_id, "round": c.round, "cfg": c.digest, "signature": bytes(8), **fields}
         )
-        signature = self._sign(statement(label, transcript, wire.unsigned(draft)))
+        signature = self._sign(statement(label, transcript, wire.unsigned(draft) + secret))
         return wire.encode(draft.model_copy(update={"signature": signature}))
 
     def _drop(self, state: State) -> None:

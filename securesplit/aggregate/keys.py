@@ -29,7 +29,7 @@ from securesplit.aggregate.shamir import field_bytes
 from securesplit.errors import AggregationAborted
 
 __all__ = [
-    "RoundSecrets", "bind", "blind_key", "commit", "group_key", "mask_private", "open_box", "pair_key", "raw_public",
+    "Channel", "RoundSecrets", "alike_tag", "bind", "blind_key", "commit", "group_key", "he_secret", "mask_private", "open_box", "pair_key", "raw_public",
     "seal_box", "self_key", "share_key", "statement",
 ]  # fmt: skip
 
@@ -66,6 +66,35 @@ def commit(label: str, secret: bytes) -> bytes:
     return hashlib.sha256(b"ssa-1/" + label.encode() + b"|" + secret).digest()
 
 
+class Channel:
+    """A client's share channel for one round: its private key, and the secret agreed on with each peer, computed once.
+
+    Args:
+        private: 32 random bytes.
+    """
+
+    __slots__ = ("_agreed", "_private")
+
+    def __init__(self, private: bytes) -> None:
+        self._private = X25519PrivateKey.from_private_bytes(private)
+        self._agreed: dict[bytes, bytes] = {}
+
+    @property
+    def public(self) -> bytes:
+        """The 32-byte public key."""
+        return raw_public(self._private)
+
+    def agree(self, public: bytes, owner: str) -> bytes:
+        """The secret shared with the owner of a public key.
+
+        Raises:
+            AggregationAborted: SS-6003 for a public key of low order.
+        """
+        if public not in self._agreed:
+            self._agreed[public] = _exchange(self._private, public, owner)
+        return self._agreed[public]
+
+
 @dataclass(frozen=True, slots=True)
 class RoundSecrets:
     """What one client draws for one round and for no other.
@@ -73,19 +102,20 @@ class RoundSecrets:
     Attributes:
         seed: s, 32 bytes below p; the mask key pair follows from it. Shared out; opened only if the client drops.
         self_mask: b, 32 bytes below p. Shared out; opened only if the client's vector is in the sum.
-        channel: X25519 private key of the share channel; never shared.
+        channel: with an X25519 private key that is never shared.
         group: g, this client's part of the blind key; empty in rounds that are not blind.
     """
 
     seed: bytes = field(repr=False)
     self_mask: bytes = field(repr=False)
-    channel: bytes = field(repr=False)
+    channel: Channel = field(repr=False)
     group: bytes = field(repr=False)
 
     @classmethod
     def draw(cls, randomness: Randomness, *, blind: bool) -> RoundSecrets:
         """Fresh secrets from a CSPRNG."""
-        return cls(field_bytes(randomness), field_bytes(randomness), randomness(32), randomness(32) if blind else b"")
+        seed, self_mask, channel = field_bytes(randomness), field_bytes(randomness), Channel(randomness(32))
+        return cls(seed, self_mask, channel, randomness(32) if blind else b"")
 
 
 def mask_private(seed: bytes, cfg: bytes) -> X25519PrivateKey:
@@ -116,13 +146,13 @@ def pair_key(private: X25519PrivateKey, public: bytes, t2: bytes, mine: str, oth
     return _derive(_exchange(private, public, other), t2, "ssa-1/pair", *sorted((mine, other)))
 
 
-def share_key(private: X25519PrivateKey, public: bytes, t1: bytes, *, sender: str, receiver: str, other: str) -> bytes:
+def share_key(channel: Channel, public: bytes, t1: bytes, *, sender: str, receiver: str, other: str) -> bytes:
     """The key of the one box from sender to receiver; ``other`` is whichever of them owns ``public``.
 
     Raises:
         AggregationAborted: SS-6003 for a public key of low order.
     """
-    return _derive(_exchange(private, public, other), t1, "ssa-1/share", sender, receiver)
+    return _derive(channel.agree(public, other), t1, "ssa-1/share", sender, receiver)
 
 
 def self_key(self_mask: bytes, t2: bytes, name: str) -> bytes:
@@ -138,6 +168,19 @@ def group_key(parts: Iterable[bytes], t2: bytes) -> bytes:
 def blind_key(group: bytes, t2: bytes, name: str) -> bytes:
     """The key of a client's blind, which every client of U2 can derive and the server cannot."""
     return _derive(group, t2, "ssa-1/blind", name)
+
+
+def alike_tag(group: bytes, t2: bytes, alike: bytes) -> bytes:
+    """What stands for values that all clients must hold alike in the statement of stage 3; 32 bytes.
+
+    A key that the server does not have goes in, so that it cannot test guesses of the values against the signatures.
+    """
+    return _derive(group + alike, t2, "ssa-1/alike")
+
+
+def he_secret(group: bytes, t2: bytes) -> bytes:
+    """What a round's homomorphic keys follow from, at every client of U2 alike."""
+    return _derive(group, t2, "ssa-1/he")
 
 
 def _label_of_box(t1: bytes, sender: str, receiver: str) -> bytes:

@@ -1,43 +1,68 @@
-"""Masks: AES-256-CTR key streams added to, and taken from, a vector of 32-bit words in place.
+"""Masks: key streams added to, and taken from, a vector of ring words in place.
 
-Every key is used for one stream only (keys.py gives each use its own label), so the counter starts at zero. The words
-are little-endian. Work goes chunk by chunk over all streams: one chunk of the vector stays in the cache while every
-stream passes over it (256 KiB measured best; secure-aggregation.md 4.4).
+A stream is AES-256 in counter mode, or ChaCha20 (RFC 8439), as the round's configuration says; both start at counter 0
+with a zero nonce, because every key is used for one stream only (keys.py gives each use its own label). A stream is cut
+into words of the vector's size, little-endian on every host.
+
+Work goes chunk by chunk over all streams, so that one chunk of the vector stays in the cache while every stream passes
+over it. Measured on one core with AES instructions: 5.9 GB/s of AES stream added up, where the cipher alone gives 6 to
+7, the same for both word sizes and for chunks of 128 to 256 KiB; ChaCha20 5.0. Without AES instructions AES falls to
+0.4 GB/s and ChaCha20 keeps its 5.0 (1.5 without wide vector instructions), which is what it is there for.
 
 What this does not protect: a mask hides a vector only while its key is secret; masks give no integrity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 from securesplit.aggregate.fixedpoint import Words
 
-__all__ = ["add_streams"]
+__all__ = ["PRGS", "Prg", "add_streams"]
 
-_CHUNK = 256 * 1024
+Prg = Literal["aes256ctr", "chacha20"]
+
+_CHUNK = 128 * 1024  # Zeros, stream and vector stay together in 512 KiB of cache.
 _ZEROS = memoryview(bytes(_CHUNK))
-_FIRST_BLOCK = bytes(16)
+_START = bytes(16)
 
 
-def add_streams(vector: Words, plus: Sequence[bytes] = (), minus: Sequence[bytes] = ()) -> None:
-    """Add the streams of some keys to a vector and subtract those of others, mod 2^32, in place.
+def _aes(key: bytes) -> CipherContext:
+    return Cipher(algorithms.AES256(key), modes.CTR(_START)).encryptor()
+
+
+def _chacha(key: bytes) -> CipherContext:
+    # The counter has 32 bits: 256 GiB of stream, 128 times what the largest dimension of a round takes.
+    return Cipher(algorithms.ChaCha20(key, _START), mode=None).encryptor()
+
+
+_CIPHERS: Final[dict[Prg, Callable[[bytes], CipherContext]]] = {"aes256ctr": _aes, "chacha20": _chacha}
+
+PRGS: Final[tuple[Prg, ...]] = tuple(_CIPHERS)
+
+
+def add_streams(
+    vector: Words, plus: Sequence[bytes] = (), minus: Sequence[bytes] = (), *, prg: Prg = "aes256ctr"
+) -> None:
+    """Add the streams of some keys to a vector and subtract those of others, mod 2^32 or 2^64, in place.
 
     Args:
-        vector: (d,) uint32, contiguous, writable.
+        vector: (d,) uint32 or uint64, contiguous, writable; its word size is the ring's. Scratch space is 128 KiB.
         plus, minus: 32-byte keys; a key may be used for one vector position and round only.
+        prg: the stream cipher.
     """
-    add = [Cipher(algorithms.AES256(key), modes.CTR(_FIRST_BLOCK)).encryptor() for key in plus]
-    take = [Cipher(algorithms.AES256(key), modes.CTR(_FIRST_BLOCK)).encryptor() for key in minus]
+    add, take = ([_CIPHERS[prg](key) for key in keys] for keys in (plus, minus))
+    size = vector.itemsize
     # update_into asks for one block more than it writes.
     buffer = bytearray(_CHUNK + 15)
-    stream = np.frombuffer(buffer, dtype="<u4", count=_CHUNK // 4)
-    for start in range(0, vector.size, _CHUNK // 4):
-        part = vector[start : start + _CHUNK // 4]
-        words, zeros = stream[: part.size], _ZEROS[: part.size * 4]
+    stream = np.frombuffer(buffer, dtype=f"<u{size}", count=_CHUNK // size)
+    for start in range(0, vector.size, stream.size):
+        part = vector[start : start + stream.size]
+        words, zeros = stream[: part.size], _ZEROS[: part.nbytes]
         for encryptor in add:
             encryptor.update_into(zeros, buffer)
             np.add(part, words, out=part)

@@ -6,10 +6,10 @@ client that lies about a share is thereby found out, and other shares are used i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations, islice
 
 from securesplit.aggregate.config import RoundConfig
 from securesplit.aggregate.fixedpoint import Words
@@ -19,7 +19,7 @@ from securesplit.aggregate.roster import Peers
 from securesplit.aggregate.shamir import Share, combine, weights_at_zero
 from securesplit.errors import AggregationAborted
 
-__all__ = ["Opening", "unmask"]
+__all__ = ["Opening", "Pairs", "unmask"]
 
 _MAX_TRIES = 256
 
@@ -34,38 +34,60 @@ class Opening:
     shares: tuple[Share, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Which clients added a pair mask: in the complete graph all, in the sparse one those of whom one holds the other's shares.
+
+    Attributes:
+        holders: (owner, holder) for every box of shares; empty in the complete graph.
+    """
+
+    holders: frozenset[tuple[str, str]]
+
+    def joined(self, one: str, other: str) -> bool:
+        """Whether two members of U2 share a pair mask."""
+        return not self.holders or (one, other) in self.holders or (other, one) in self.holders
+
+
 def unmask(
     masked_sum: Words,
     config: RoundConfig,
     peers: Peers,
     *,
     t2: bytes,
+    pairs: Pairs,
     survivors: Sequence[Opening],
     dropped: Sequence[Opening],
 ) -> None:
     """Take all masks off the sum of the survivors' masked vectors, in place.
 
     Args:
-        masked_sum: (d + 1,) uint32.
+        masked_sum: (d + 1,) words; or zeros, to get what takes the masks off.
+        pairs: who shares a pair mask.
         config, peers, t2: the round so far.
         survivors: shares of b, one opening per client of U3.
         dropped: shares of s, one opening per client of U2 without U3.
 
     Raises:
-        AggregationAborted: SS-6012 when the shares of a client give no secret that fits its commitment or its key.
+        AggregationAborted: SS-6010 when too few of those who hold a client's shares have answered, SS-6012 when its shares
+            give no secret that fits its commitment or its key.
     """
     plus: list[bytes] = []
     minus: list[bytes] = []
     for opening in survivors:
         secret = _put_together(
-            opening, config.threshold, lambda b: commit("cb", b), peers.of(opening.owner).commit_self
+            opening, config.shares_needed, lambda b: commit("cb", b), peers.of(opening.owner).commit_self
         )
         minus.append(self_key(secret, t2, opening.owner))
     for opening in dropped:
         public = peers.of(opening.owner).mask_key
-        seed = _put_together(opening, config.threshold, lambda s: raw_public(mask_private(s, config.digest)), public)
+        seed = _put_together(
+            opening, config.shares_needed, lambda s: raw_public(mask_private(s, config.digest)), public
+        )
         private = mask_private(seed, config.digest)
         for other in survivors:
+            if not pairs.joined(opening.owner, other.owner):
+                continue
             key = pair_key(private, peers.of(other.owner).mask_key, t2, opening.owner, other.owner)
             # The survivor with the smaller name had added this stream, the one with the larger had subtracted it.
             (minus if other.owner < opening.owner else plus).append(key)
@@ -73,7 +95,13 @@ def unmask(
 
 
 def _put_together(opening: Opening, threshold: int, image: Callable[[bytes], bytes], want: bytes) -> bytes:
-    for chosen in islice(combinations(opening.shares, threshold), _MAX_TRIES):
+    if len(opening.shares) < threshold:
+        raise AggregationAborted(
+            "SS-6010",
+            f"{len(opening.shares)} of those who hold the shares of {opening.owner} are left; {threshold} are needed",
+            hint="Too many clients left; start a new round.",
+        )
+    for chosen in _choices(opening.shares, threshold):
         secret = combine(chosen, _weights(tuple(share.x for share in chosen)))
         if image(secret) == want:
             return secret
@@ -82,3 +110,12 @@ def _put_together(opening: Opening, threshold: int, image: Callable[[bytes], byt
         f"the shares of {opening.owner} give no secret that fits what it advertised",
         hint="It, or those who answered, gave wrong shares; start a new round.",
     )
+
+
+def _choices(shares: tuple[Share, ...], threshold: int) -> Iterator[tuple[Share, ...]]:
+    """Ways to take t shares: the first ones, then others at random, among which some soon miss a few liars."""
+    yield shares[:threshold]
+    if len(shares) > threshold:
+        coins = random.Random(0)  # noqa: S311 - which shares are tried next is no secret
+        for _ in range(_MAX_TRIES):
+            yield tuple(coins.sample(shares, threshold))

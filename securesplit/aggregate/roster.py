@@ -6,7 +6,7 @@ certificate authority can mint clients; pin the roster from the consortium.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from securesplit.aggregate.config import RoundConfig
@@ -32,6 +32,10 @@ class Peers:
 
     adverts: tuple[Advertise, ...] = field(repr=False)
     t1: bytes
+    _by_name: Mapping[str, Advertise] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_name", {advert.name: advert for advert in self.adverts})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -40,7 +44,7 @@ class Peers:
 
     def of(self, name: str) -> Advertise:
         """The advert of a client of U1."""
-        return next(advert for advert in self.adverts if advert.name == name)
+        return self._by_name[name]
 
 
 def check_signature(verify: Verify, advert: Advertise, said: bytes, signature: bytes) -> None:

@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from securesplit.aggregate import wire
 from securesplit.aggregate.config import RoundConfig
+from securesplit.aggregate.encryption import SumWorker
 from securesplit.aggregate.fixedpoint import Aggregate, Words, open_ring, vector_digest
 from securesplit.aggregate.keys import bind, statement
-from securesplit.aggregate.recover import Opening, unmask
+from securesplit.aggregate.record import RoundRecord, record_round
+from securesplit.aggregate.recover import Opening, Pairs, unmask
 from securesplit.aggregate.roster import Peers, Verify, check_signature, peers_of, read_advert
 from securesplit.aggregate.shamir import Share, is_field_element
-from securesplit.aggregate.wire import Delivery, read
-from securesplit.errors import AggregationAborted, LocalProtocolError, RemoteProtocolError
+from securesplit.aggregate.tally import Tally
+from securesplit.aggregate.wire import Delivery, Vector, read
+from securesplit.errors import AggregationAborted, RemoteProtocolError
 
 __all__ = ["ServerResult", "ServerRound"]
 
@@ -34,12 +38,13 @@ class ServerResult:
 
     Attributes:
         survivors: names whose updates are in the sum, sorted.
-        ring_sum: (d + 1,) uint32; in blind rounds still under the survivors' blinds, uniform to the server.
+        ring_sum: (d + 1,) words; in blind rounds still under the survivors' blinds, uniform to the server; with homomorphic
+            encryption the frame of the sum.
         aggregate: the opened sum, or None in blind rounds.
     """
 
     survivors: tuple[str, ...]
-    ring_sum: Words
+    ring_sum: Vector
     aggregate: Aggregate | None
 
 
@@ -49,18 +54,20 @@ class ServerRound:
     Args:
         config: the round.
         verify: checks a client's certificate and signature on every message, so that a fault is attributable beyond the
-            connection it came by; None relies on the mutually authenticated connection for ``name``.
+            connection it came by; None relies on the mutually authenticated connection for ``name``. Signatures of stage 3
+            are not checked in blind rounds: what they are over is known to clients alone.
+        worker: adds ciphertexts, in rounds with homomorphic encryption.
 
     Attributes:
         stage: the stage whose messages are awaited.
         finished: whether the round is over, with ``result`` or with the code ``aborted``.
     """
 
-    def __init__(self, config: RoundConfig, verify: Verify | None = None) -> None:
+    def __init__(self, config: RoundConfig, verify: Verify | None = None, *, worker: SumWorker | None = None) -> None:
         self.config, self.stage, self.finished = config, wire.ADVERTISE, False
         self.result: ServerResult | None = None
         self.aborted: str | None = None
-        self._verify = verify
+        self._verify, self._tally = verify, Tally(config, worker)
         self._expected: tuple[str, ...] = config.roster
         self._gone: set[str] = set()
         self._seen: dict[tuple[str, int], bytes] = {}
@@ -70,7 +77,10 @@ class ServerRound:
         self._members: tuple[str, ...] = ()
         self._survivors: tuple[str, ...] = ()
         self._t2 = self._t3 = b""
-        self._sum: Words | None = None
+        self._holders: frozenset[tuple[str, str]] = frozenset()
+        self._masked: dict[str, wire.Masked] = {}
+        self._signatures: tuple[tuple[str, bytes], ...] = ()
+        self._last: dict[str, Delivery] = {}
 
     @property
     def waiting_for(self) -> tuple[str, ...]:
@@ -79,17 +89,17 @@ class ServerRound:
             () if self.finished else tuple(n for n in self._expected if n not in self._gone and n not in self._answers)
         )
 
-    def receive(self, name: str, stage: int, body: bytes, vector: Words | None = None) -> list[Delivery]:
+    def receive(self, name: str, stage: int, body: bytes, vector: Vector | None = None) -> list[Delivery]:
         """Take one message of a client.
 
         Args:
             name: the sender, from its authenticated connection.
             stage, body: the message.
-            vector: (d + 1,) uint32 with stage 2, else None or empty.
+            vector: with stage 2, (d + 1,) words or the frame of encrypted ones; else None or empty.
 
         Returns:
-            What to send now, and to whom. A byte-identical repetition gives nothing; a client that was left behind gets
-            an abort with SS-6013.
+            What to send now, and to whom. A byte-identical repetition, as after a lost connection, gives once more what
+            followed it, if anything did; a client that was left behind gets an abort with SS-6013.
 
         Raises:
             RemoteProtocolError: the message is refused and the round stands as before; close that connection and call
@@ -102,7 +112,8 @@ class ServerRound:
             return self.leave(name)
         digest = hashlib.sha256(body).digest()
         if self._seen.get((name, stage)) == digest:
-            return []
+            last = self._last.get(name)
+            return [last] if last is not None and last.stage in {stage, wire.ABORT} else []
         if self.finished or name in self._gone or name not in self._expected:
             return [self._abort_for(name, self.aborted or "SS-6013")]
         if stage != self.stage or name in self._answers:
@@ -135,20 +146,33 @@ class ServerRound:
 
     def abort(self, code: str) -> list[Delivery]:
         """Give the round up: all that was collected is dropped and every client that is still there is told the code."""
-        there = [name for name in self._expected if name not in self._gone]
-        self.finished, self.aborted, self._sum = True, code, None
+        there = self._there()
+        self.finished, self.aborted = True, code
         self._answers.clear()
+        self._last.clear()
+        self._tally.drop()
         return [self._abort_for(name, code) for name in there]
 
-    def _take(self, name: str, body: bytes, vector: Words | None) -> None:
+    def record(self, made: int, *, maker: str) -> RoundRecord:
+        """What may be shown of the round to whoever wants to verify it; not sealed, and in blind rounds without the sum.
+
+        Args:
+            made: the time, seconds since 1970.
+            maker: this server's certificate name.
+        """
+        opened = self.result.aggregate if self.result is not None else None
+        return record_round(
+            self.config, self._peers, role="server", maker=maker, made=made, members=self._members,
+            survivors=self._survivors, signatures=self._signatures,
+            sum_digest=b"" if opened is None else vector_digest(opened.ring_sum), aborted=self.aborted,
+        )  # fmt: skip
+
+    def _take(self, name: str, body: bytes, vector: Vector | None) -> None:
         match self.stage:
             case wire.ADVERTISE:
                 self._take_advert(name, body)
             case wire.SHARES:
-                shares = read(wire.Shares, body, self.config)
-                if [to for to, _ in shares.sealed] != [n for n in self._peers.names if n != name]:
-                    raise RemoteProtocolError("SS-6008", f"the boxes of {name} are not one for every other client")
-                self._accept(name, shares, "shares", self._peers.t1, shares.signature)
+                self._take_boxes(name, read(wire.Shares, body, self.config))
             case wire.MASKED:
                 self._take_vector(name, read(wire.Masked, body, self.config), vector)
             case wire.CONSISTENT:
@@ -158,10 +182,13 @@ class ServerRound:
                 self._take_shares(name, read(wire.Unmask, body, self.config))
 
     def _accept(self, name: str, body: wire.Body, label: str, transcript: bytes, signature: bytes) -> None:
-        if self._verify is not None:
+        self._check(name, body, label, transcript, signature)
+        self._answers[name] = body
+
+    def _check(self, name: str, body: wire.Body, label: str, transcript: bytes, signature: bytes) -> None:
+        if self._verify is not None and not (label == "consistent" and self.config.blind):
             said = statement(label, transcript, wire.unsigned(body))
             check_signature(self._verify, self._peers.of(name), said, signature)
-        self._answers[name] = body
 
     def _take_advert(self, name: str, body: bytes) -> None:
         advert = read_advert(self.config, body)
@@ -178,25 +205,37 @@ class ServerRound:
         self._answers[name] = advert
         self._adverts[name] = body
 
-    def _take_vector(self, name: str, masked: wire.Masked, vector: Words | None) -> None:
-        if vector is None or vector.shape != (self.config.dim + 1,) or vector.dtype != np.uint32:
-            raise RemoteProtocolError("SS-6014", f"the masked vector of {name} has a wrong type or length")
+    def _take_boxes(self, name: str, shares: wire.Shares) -> None:
+        c, others = self.config, [n for n in self._peers.names if n != name]
+        receivers = [to for to, _ in shares.sealed]
+        holders = [to for to, box in shares.sealed if len(box) >= wire.SHARED_BOX]
+        wanted = min(c.degree, len(others)) if c.degree else len(others)
+        everyone = not c.degree or c.blind
+        if receivers != (others if everyone else sorted(set(receivers) & set(others))) or len(holders) != wanted:
+            raise RemoteProtocolError("SS-6008", f"the boxes of {name} are not for the clients that they should be for")
+        self._accept(name, shares, "shares", self._peers.t1, shares.signature)
+
+    def _take_vector(self, name: str, masked: wire.Masked, vector: Vector | None) -> None:
+        vector = self._tally.check(name, vector)
         if vector_digest(vector) != masked.vector_digest:
             raise RemoteProtocolError("SS-6002", f"the masked vector of {name} is not the one it signed")
-        self._accept(name, masked, "masked", self._t2, masked.signature)
-        if self._sum is None:
-            self._sum = np.zeros(self.config.dim + 1, dtype=np.uint32)
-        self._sum += vector
+        self._check(name, masked, "masked", self._t2, masked.signature)  # What was added cannot be taken out again.
+        self._tally.add(vector, masked.public)
+        self._answers[name] = masked
 
     def _take_shares(self, name: str, answer: wire.Unmask) -> None:
         if (
-            tuple(n for n, _ in answer.self_shares) != self._survivors
-            or tuple(n for n, _ in answer.seed_shares) != self._dropped
-        ):
+            tuple(n for n, _ in answer.self_shares) != self._held_by(name, self._survivors)
+            or tuple(n for n, _ in answer.seed_shares) != self._held_by(name, self._dropped)
+        ):  # fmt: skip
             raise RemoteProtocolError("SS-6008", f"the answer of {name} is not one share for every member")
         if not all(is_field_element(y) for _, y in (*answer.self_shares, *answer.seed_shares)):
             raise RemoteProtocolError("SS-6011", f"a share from {name} is not an element of the field")
         self._accept(name, answer, "unmask", self._t3, answer.signature)
+
+    def _held_by(self, holder: str, owners: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of these members whose shares this client has: everybody's in the complete graph, its own always."""
+        return tuple(n for n in owners if not self.config.degree or n == holder or (n, holder) in self._holders)
 
     @property
     def _dropped(self) -> tuple[str, ...]:
@@ -216,56 +255,84 @@ class ServerRound:
             case wire.SHARES:
                 return self._route(there, answers)
             case wire.MASKED:
-                self._survivors = there
-                self._t3 = bind("ssa-1/u3", self._t2, (name.encode() for name in there))
-                return self._to_all(stage, self._body(wire.Survivors, survivors=there, dropped=self._dropped))
+                self._masked = {name: a for name, a in answers.items() if isinstance(a, wire.Masked)}
+                return self._name_survivors(there)
             case wire.CONSISTENT:
-                signatures = tuple(
+                self._signatures = tuple(
                     (name, a.signature) for name, a in sorted(answers.items()) if isinstance(a, wire.Consistent)
                 )
-                return self._to_all(stage, self._body(wire.Bundle, signatures=signatures))
+                return self._to_all(stage, self._body(wire.Bundle, signatures=self._signatures))
             case _:
                 return self._open({name: a for name, a in answers.items() if isinstance(a, wire.Unmask)})
 
     def _route(self, members: tuple[str, ...], answers: dict[str, wire.Body]) -> list[Delivery]:
+        shares = {name: a for name, a in answers.items() if isinstance(a, wire.Shares)}
         self._members = members
         self._t2 = bind("ssa-1/u2", self._peers.t1, (name.encode() for name in members))
-        boxes = {name: dict(a.sealed) for name, a in answers.items() if isinstance(a, wire.Shares)}
+        boxes = {(sender, to): box for sender in members for to, box in shares[sender].sealed}
+        if self.config.degree:
+            self._holders = frozenset(pair for pair, box in boxes.items() if len(box) >= wire.SHARED_BOX)
         deliveries = []
         for to in members:
-            sealed = tuple((sender, boxes[sender][to]) for sender in members if sender != to)
-            deliveries.append(Delivery(to, wire.SHARES, self._body(wire.Routed, members=members, sealed=sealed), None))
+            sealed = tuple((sender, boxes[sender, to]) for sender in members if (sender, to) in boxes)
+            body = self._body(wire.Routed, members=members, sealed=sealed)
+            deliveries.append(self._deliver(to, wire.SHARES, body, None))
+        return deliveries
+
+    def _name_survivors(self, survivors: tuple[str, ...]) -> list[Delivery]:
+        self._survivors = survivors
+        self._t3 = bind("ssa-1/u3", self._t2, (name.encode() for name in survivors))
+        deliveries = []
+        for to in self._there():
+            proofs = tuple(
+                (n, wire.encode(self._masked[n]))
+                for n in (self._held_by(to, survivors) if self.config.degree else ())
+                if n != to
+            )
+            body = self._body(wire.Survivors, survivors=survivors, dropped=self._dropped, masked=proofs)
+            deliveries.append(self._deliver(to, wire.MASKED, body, None))
         return deliveries
 
     def _open(self, answers: dict[str, wire.Unmask]) -> list[Delivery]:
-        if self._sum is None:
-            raise LocalProtocolError("SS-6005", "stage 4 without a sum")
-        c, position = self.config, {name: self.config.position(name) for name in answers}
-        b = [
-            Opening(o, tuple(Share(position[n], dict(a.self_shares)[o]) for n, a in answers.items()))
-            for o in self._survivors
-        ]
-        s = [
-            Opening(o, tuple(Share(position[n], dict(a.seed_shares)[o]) for n, a in answers.items()))
-            for o in self._dropped
-        ]
+        c, opened = self.config, None
+        b = self._openings(self._survivors, {n: dict(a.self_shares) for n, a in answers.items()})
+        s = self._openings(self._dropped, {n: dict(a.seed_shares) for n, a in answers.items()})
+        pairs = Pairs(self._holders)
+
+        def off(words: Words) -> None:
+            unmask(words, c, self._peers, t2=self._t2, pairs=pairs, survivors=b, dropped=s)
+
         try:
-            unmask(self._sum, c, self._peers, t2=self._t2, survivors=b, dropped=s)
-            opened = (
-                None if c.blind else open_ring(self._sum, self._survivors, scale=c.scale, clip=c.clip, w_max=c.w_max)
-            )
+            ring = self._tally.unmasked(off)
+            if not c.blind:
+                opened = open_ring(cast("Words", ring), self._survivors, scale=c.scale, clip=c.clip, w_max=c.w_max)
         except AggregationAborted as error:
             return self.abort(error.code)
-        self.result = ServerResult(survivors=self._survivors, ring_sum=self._sum, aggregate=opened)
+        self.result = ServerResult(survivors=self._survivors, ring_sum=ring, aggregate=opened)
         self.finished = True
-        return self._to_all(wire.UNMASK, self._body(wire.Result, survivors=self._survivors), self._sum)
+        return self._to_all(wire.UNMASK, self._body(wire.Result, survivors=self._survivors), ring)
+
+    def _openings(self, owners: tuple[str, ...], told: dict[str, dict[str, bytes]]) -> list[Opening]:
+        position = {name: self.config.position(name) for name in told}
+        return [
+            Opening(o, tuple(Share(position[n], shares[o]) for n, shares in told.items() if o in shares))
+            for o in owners
+        ]
 
     def _body(self, kind: type[wire.Body], **fields: object) -> bytes:
         c = self.config
         return wire.encode(kind.model_validate({"session": c.session_id, "round": c.round, "cfg": c.digest, **fields}))
 
-    def _to_all(self, stage: int, body: bytes, vector: Words | None = None) -> list[Delivery]:
-        return [Delivery(name, stage, body, vector) for name in self._expected if name not in self._gone]
+    def _to_all(self, stage: int, body: bytes, vector: Vector | None = None) -> list[Delivery]:
+        return [self._deliver(name, stage, body, vector) for name in self._there()]
+
+    def _there(self) -> list[str]:
+        return [name for name in self._expected if name not in self._gone]
 
     def _abort_for(self, name: str, code: str) -> Delivery:
-        return Delivery(name, wire.ABORT, self._body(wire.Abort, code=code), None)
+        return self._deliver(name, wire.ABORT, self._body(wire.Abort, code=code), None)
+
+    def _deliver(self, to: str, stage: int, body: bytes, vector: Vector | None) -> Delivery:
+        """A delivery, remembered until the next one, for a client whose connection breaks on the way."""
+        self._last[to] = Delivery(to, stage, body, vector)
+        return self._last[to]

@@ -9,18 +9,25 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from securesplit.aggregate.client import ClientRound
-from securesplit.aggregate.config import MAX_CLIENTS, Floors, RoundConfig, largest_scale
+from securesplit.aggregate.config import Backend, Floors, RoundConfig
+from securesplit.aggregate.fit import Wishes, fit_round
 from securesplit.aggregate.fixedpoint import Floats, Words
+from securesplit.aggregate.graph import COMPLETE_UP_TO
 from securesplit.aggregate.server import ServerRound
-from securesplit.aggregate.wire import ABORT, ADVERTISE, MASKED, STAGES, Delivery
+from securesplit.aggregate.wire import ABORT, ADVERTISE, MASKED, STAGES, Delivery, Vector
 from securesplit.errors import InputError, RemoteProtocolError
+
+if TYPE_CHECKING:
+    from securesplit.aggregate.he_worker import HeWorker
 
 __all__ = ["Drop", "Simulation", "parse_drop", "simulate"]
 
@@ -49,6 +56,9 @@ class Simulation:
             drawing the data and the check are not.
         bytes_per_param_up: bytes sent by the clients that sent a masked vector, by client and coordinate.
         aborted: the code that ended the round without a sum, or None.
+        degree: how many clients hold each client's shares; all others in the complete graph.
+        share_threshold: how many shares give a secret.
+        colluders: how many clients may side with the server.
     """
 
     exact: bool
@@ -57,6 +67,9 @@ class Simulation:
     cpu_seconds: float
     bytes_per_param_up: float
     aborted: str | None
+    degree: int
+    share_threshold: int
+    colluders: int
 
 
 def parse_drop(text: str) -> Drop:
@@ -83,7 +96,7 @@ def _verify(name: str, certificate: bytes, signature: bytes, data: bytes) -> Non
 class _Cohort:
     """The simulated clients, their data, and which of them vanish before which stage."""
 
-    def __init__(self, config: RoundConfig, drops: tuple[Drop, ...]) -> None:
+    def __init__(self, config: RoundConfig, drops: tuple[Drop, ...], worker: HeWorker | None) -> None:
         self.config = config
         self._seed = int.from_bytes(os.urandom(8), "big")
         floors = Floors(
@@ -100,7 +113,8 @@ class _Cohort:
                 sign=identity.sign,
                 verify=_verify,
                 floors=floors,
-                persist=lambda _record: None,
+                persist=lambda _answer: None,
+                worker=worker,
             )
         # The last names of the roster vanish, each once.
         doomed = iter(reversed(config.roster))
@@ -136,7 +150,7 @@ class _Meter:
 def _run(server: ServerRound, cohort: _Cohort, meter: _Meter) -> None:
     queue: deque[Delivery] = deque()
 
-    def send(name: str, stage: int, body: bytes, vector: Words | None) -> None:
+    def send(name: str, stage: int, body: bytes, vector: Vector | None) -> None:
         if cohort.vanishing.get(name, len(STAGES)) > stage:
             meter.up[name] = meter.up.get(name, 0) + len(body) + (0 if vector is None else vector.nbytes)
             queue.extend(server.receive(name, stage, body, vector))
@@ -161,53 +175,71 @@ def _run(server: ServerRound, cohort: _Cohort, meter: _Meter) -> None:
 
 
 def simulate(
-    *, clients: int, threshold: int, dim: int, drops: tuple[Drop, ...] = (), blind: bool = False
+    *,
+    clients: int,
+    threshold: int,
+    dim: int,
+    drops: tuple[Drop, ...] = (),
+    blind: bool = False,
+    backend: Backend = "masks",
+    ring_bits: Literal[32, 64] = 32,
+    colluders: int | None = None,
 ) -> Simulation:
     """Run one round over simulated clients.
 
     Args:
-        clients: size of the roster.
-        threshold: t.
+        clients: size of the roster; above 32 the graph is sparse.
+        threshold: how many must agree.
         dim: d, coordinates of an update.
         drops: who vanishes when; the counts of several drops add up.
-        blind: whether the sum is hidden from the server.
+        blind: whether the sum is hidden from the server; always with homomorphic encryption.
+        backend: how sums are hidden.
+        ring_bits: 32 or 64.
+        colluders: how many clients may side with the server; by default one in five, if the threshold allows.
 
     Raises:
-        InputError: SS-1601 when the round cannot be set up, SS-1603 when more clients would vanish than there are.
+        InputError: SS-1601 when the round cannot be set up, SS-1603 when more clients would vanish than there are, or an
+            error of the worker.
     """
-    if clients > MAX_CLIENTS:
-        what = f"a roster of {clients}: at most {MAX_CLIENTS} clients until the sparse graph is built"
-        raise InputError("SS-1601", what, hint="Lower --clients.")
-    config = RoundConfig(
-        session_id=os.urandom(16), round=1, roster=tuple(f"client-{i:03d}" for i in range(clients)), threshold=threshold,
-        min_clients=max(3, threshold), dim=dim, scale=largest_scale(clients, _W_MAX), clip=_CLIP, w_max=_W_MAX,
-        model="0" * 64, frozen="0" * 64, blind=blind,
+    least = max(3, threshold if clients <= COMPLETE_UP_TO else clients // 4)
+    config = fit_round(
+        Wishes(
+            roster=tuple(f"client-{i:03d}" for i in range(clients)), threshold=threshold, min_clients=least, clip=_CLIP,
+            w_max=_W_MAX, blind=blind or backend != "masks", colluders=colluders, ring_bits=ring_bits, backend=backend,
+        ),
+        session_id=os.urandom(16), number=1, dim=dim, model="0" * 64, frozen="0" * 64,
     )  # fmt: skip
     if sum(drop.count for drop in drops) > clients:
         raise InputError("SS-1603", "more clients would vanish than there are", hint="Lower the counts of --drop.")
-    cohort, server, meter = _Cohort(config, drops), ServerRound(config, _verify), _Meter()
-    _run(server, cohort, meter)
+    with ExitStack() as stack:
+        worker = None
+        if backend != "masks":
+            from securesplit.aggregate.he_worker import HeWorker
+
+            worker = stack.enter_context(HeWorker())
+        cohort, server, meter = _Cohort(config, drops, worker), ServerRound(config, _verify, worker=worker), _Meter()
+        _run(server, cohort, meter)
+        meter.cpu += worker.cpu_seconds if worker is not None else 0.0
+    return _outcome(config, cohort, server, meter)
+
+
+def _outcome(config: RoundConfig, cohort: _Cohort, server: ServerRound, meter: _Meter) -> Simulation:
     senders = [name for name in config.roster if cohort.vanishing.get(name, len(STAGES)) > MASKED]
-    up = sum(meter.up.get(name, 0) for name in senders) / max(1, len(senders)) / dim
-    if server.result is None:
-        return Simulation(
-            exact=False, survivors=0, finished=0, cpu_seconds=meter.cpu, bytes_per_param_up=up, aborted=server.aborted
-        )
-    survivors = server.result.survivors
+    up = sum(meter.up.get(name, 0) for name in senders) / max(1, len(senders)) / config.dim
     opened = [r.result for r in cohort.rounds.values() if r.result is not None]
-    known = [*opened, server.result.aggregate] if server.result.aggregate is not None else opened
-    want = cohort.plain_sum(survivors)
-    exact = all(a.survivors == survivors and _centred(a.ring_sum) == want for a in known) and bool(opened)
+    exact, survivors = False, tuple[str, ...]()
+    if server.result is not None:
+        survivors = server.result.survivors
+        known = [*opened, server.result.aggregate] if server.result.aggregate is not None else opened
+        want = cohort.plain_sum(survivors)
+        exact = all(a.survivors == survivors and _centred(a.ring_sum) == want for a in known) and bool(opened)
     return Simulation(
-        exact=exact,
-        survivors=len(survivors),
-        finished=len(opened),
-        cpu_seconds=meter.cpu,
-        bytes_per_param_up=up,
-        aborted=None,
-    )
+        exact=exact, survivors=len(survivors), finished=len(opened), cpu_seconds=meter.cpu, bytes_per_param_up=up,
+        aborted=server.aborted if server.result is None else None, degree=config.degree or len(config.roster) - 1,
+        share_threshold=config.shares_needed, colluders=config.colluders,
+    )  # fmt: skip
 
 
 def _centred(ring: Words) -> list[int]:
-    wide = ring.astype(np.int64)
-    return np.where(wide < 1 << 31, wide, wide - (1 << 32)).tolist()  # type: ignore[no-any-return]
+    half, whole = 1 << (8 * ring.itemsize - 1), 1 << (8 * ring.itemsize)
+    return [word if word < half else word - whole for word in ring.tolist()]

@@ -19,6 +19,8 @@ from collections.abc import Iterable
 from typing import Annotated, NamedTuple, TypeVar
 
 import msgpack
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from securesplit.aggregate.config import MAX_CLIENTS, RoundConfig
@@ -26,14 +28,15 @@ from securesplit.aggregate.fixedpoint import Words
 from securesplit.errors import RemoteProtocolError
 
 __all__ = [
-    "ABORT", "ADVERTISE", "CONSISTENT", "MASKED", "MAX_BODY", "SHARES", "STAGES", "UNMASK", "Abort", "Advertise", "Body",
+    "ABORT", "ADVERTISE", "CONSISTENT", "MASKED", "MAX_BODY", "SHARED_BOX", "SHARES", "STAGES", "UNMASK", "Abort", "Advertise", "Body",
     "Bundle", "Consistent", "Delivery", "Masked", "Outgoing", "Result", "Roster", "Routed", "Shares", "Survivors",
-    "Unmask", "decode", "encode", "read", "unsigned",
+    "Unmask", "Vector", "decode", "encode", "read", "unsigned",
 ]  # fmt: skip
 
 ADVERTISE, SHARES, MASKED, CONSISTENT, UNMASK, ABORT = 0, 1, 2, 3, 4, 15
 STAGES = ("advertise", "shares", "masked", "consistent", "unmask")
-MAX_BODY = 1 << 20
+MAX_BODY = 1 << 22
+SHARED_BOX = 16 + 64  # A sealed box with two shares in it; one without has at most a part of the blind key.
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Key = Annotated[bytes, Field(min_length=32, max_length=32)]
@@ -41,7 +44,7 @@ Signature = Annotated[bytes, Field(min_length=8, max_length=1024)]
 Names = Annotated[tuple[Name, ...], Field(max_length=MAX_CLIENTS)]
 Keyed = Annotated[tuple[tuple[Name, Key], ...], Field(max_length=MAX_CLIENTS)]
 Sealed = Annotated[
-    tuple[tuple[Name, Annotated[bytes, Field(min_length=80, max_length=112)]], ...], Field(max_length=MAX_CLIENTS)
+    tuple[tuple[Name, Annotated[bytes, Field(min_length=48, max_length=112)]], ...], Field(max_length=MAX_CLIENTS)
 ]
 
 
@@ -82,7 +85,7 @@ class Roster(Body):
 
 
 class Shares(Body):
-    """Stage 1, C->S: one sealed box for every other client of U1, by receiver."""
+    """Stage 1, C->S: by receiver, one sealed box for each that holds shares, and in blind rounds for all others too."""
 
     sealed: Sealed
     signature: Signature
@@ -96,21 +99,35 @@ class Routed(Body):
 
 
 class Masked(Body):
-    """Stage 2, C->S: SHA-256 of the masked vector that travels beside the body."""
+    """Stage 2, C->S: what is said of the masked vector that travels beside the body.
+
+    Attributes:
+        vector_digest: SHA-256 of the vector, or of its encryption.
+        public: the public part of the round's key, in rounds with homomorphic encryption; else empty.
+    """
 
     vector_digest: Key
     signature: Signature
+    public: Annotated[bytes, Field(max_length=64)] = b""
 
 
 class Survivors(Body):
-    """Stage 2, S->C: U3 and U2 without U3."""
+    """Stage 2, S->C: U3, U2 without U3, and in the sparse graph proof of what the survivors masked under.
+
+    Attributes:
+        masked: what each survivor whose shares the receiver holds has said in stage 2, by name: its body as it came. Without it a server could let a client mask under another U2, with nobody who holds its
+            shares in it, and have its shares opened under this one.
+    """
 
     survivors: Names
     dropped: Names
+    masked: Annotated[
+        tuple[tuple[Name, Annotated[bytes, Field(max_length=2048)]], ...], Field(max_length=MAX_CLIENTS)
+    ] = ()
 
 
 class Consistent(Body):
-    """Stage 3, C->S: the client's signature over U3 and all that led to it."""
+    """Stage 3, C->S: the client's signature over U3, all that led to it and, in blind rounds, what all hold alike."""
 
     signature: Signature
 
@@ -144,12 +161,16 @@ class Abort(Body):
     code: Annotated[str, Field(pattern=r"^SS-60\d{2}$")]
 
 
+Vector = Words | npt.NDArray[np.uint8]
+"""Words of the ring, or a frame of encrypted ones."""
+
+
 class Outgoing(NamedTuple):
     """What a client sends next: stage, body, and a vector where the stage has one."""
 
     stage: int
     body: bytes
-    vector: Words | None
+    vector: Vector | None
 
 
 class Delivery(NamedTuple):
@@ -158,7 +179,7 @@ class Delivery(NamedTuple):
     to: str
     stage: int
     body: bytes
-    vector: Words | None
+    vector: Vector | None
 
 
 B = TypeVar("B", bound=Body)

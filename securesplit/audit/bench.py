@@ -27,10 +27,10 @@ from securesplit.client.rounds import secure_sum
 from securesplit.policy.schema import Channel, Gaussian, Policy
 from securesplit.privacy.clipped_sum import ClippedSum
 from securesplit.privacy.gate import Gate
-from securesplit.privacy.lattice import step_for
+from securesplit.privacy.lattice import discrete_gaussian, step_for
 from securesplit.privacy.ledger import Charge, Ledger
 from securesplit.privacy.plan import At, enforced_mu, rows_moved
-from securesplit.privacy.released import Codec, Released
+from securesplit.privacy.released import Codec, Released, ReleasedUpdate
 from securesplit.protocol.codec import Caps
 
 Floats = npt.NDArray[np.float64]
@@ -173,24 +173,31 @@ class Bench:
         assert self.gate.plan is not None
         channel = self.gate.plan.channel("update")
         assert channel is not None
-        return ClippedSum(dim, channel.clip, step_for(channel.sigma))
+        return ClippedSum(dim, channel.clip, step_for(channel.part))
 
     def release(self, total: ClippedSum) -> Floats:
-        """Release a sum; the noised one, (d,)."""
-        return self.gate.release_update(total).vector
+        """Release a sum; the noised one, (d,), as far as it can be told apart from the sum of all."""
+        return self._with_others(self.gate.release_update(total))
 
     def apply(self, total: ClippedSum) -> Floats:
         """Release a sum and let the site's state change by it; the noised one, (d,)."""
         released = self.gate.release_update(total)
         self._state += "+"
         self.gate.moved(released)
-        return released.vector
+        return self._with_others(released)
+
+    @staticmethod
+    def _with_others(released: ReleasedUpdate) -> Floats:
+        """What the server and all colluders can make of a secure sum: this site's part and the other honest ones' noise."""
+        others = sum(discrete_gaussian(released.vector.shape).astype(np.float64) for _ in range(released.honest - 1))
+        return released.vector + others * released.step
 
     def send_sum(self, total: ClippedSum) -> tuple[Floats, Floats]:
         """Release a sum and put it through a secure one.
 
         Returns:
-            What a peer that opens it reads, (d,), and what the gate released, (d,).
+            What a peer that opens it reads of this site's part, (d,), and what the gate released, (d,). Where the policy
+            shares noise, both with the noise of as many honest peers as it counts on.
         """
         self.cohort.invite()
         released = self.gate.release_update(total)
@@ -200,9 +207,12 @@ class Bench:
             self.cohort.link, folder, self.policy, released, weight=1, number=next(self._rounds), frozen="0" * 64,
             answers=self._answers,
         )  # fmt: skip
-        sums = self.cohort.job.sums
-        signed = self.cohort.words()[:-1].view(np.int32).astype(np.float64)
-        return signed * sums.clip / largest_scale(len(sums.roster), WEIGHT_CAP), released.vector
+        job, step = self.cohort.job, released.step
+        if not step:
+            step = job.sums.clip / largest_scale(len(job.sums.roster), WEIGHT_CAP)
+        read = self.cohort.words()[:-1].view(np.int32) * step
+        others = self._with_others(released) - released.vector
+        return read + others, released.vector + others
 
     def _gate(self) -> Gate:
         job = self.cohort.job

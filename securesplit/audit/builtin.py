@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from securesplit.policy.schema import Aggregation, Channel, Gaussian, Limits, Policy, Transport
+from securesplit.policy.schema import Aggregation, Channel, Gaussian, Limits, Policy, Transport, Updates
 
 
 def builtin_policy() -> Policy:
@@ -14,7 +14,7 @@ def builtin_policy() -> Policy:
         privacy=Gaussian(
             mechanism="gaussian", unit="sequence", relation="replace-one", epsilon=32.0, delta=1e-5, regime="round",
             activations=Channel(clip=8.0, share=0.3, releases=3), gradients=Channel(clip=1.0, share=0.25, releases=2),
-            updates=Channel(clip=0.05, share=0.2, releases=2), generation=Channel(clip=2.0, share=0.25, releases=12),
+            updates=Updates(clip=0.05, share=0.2, releases=2), generation=Channel(clip=2.0, share=0.25, releases=12),
         ),
         aggregation=Aggregation(min_clients=3, min_threshold=2, blind=True, max_update=1.0),
         limits=Limits(

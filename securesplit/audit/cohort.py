@@ -6,17 +6,18 @@ is deleted with it. The ledger's anchors lie in the same folder, so that an audi
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from securesplit.admit import round_config
+from securesplit.admit import floors_of, round_config
 from securesplit.aggregate.client import ClientRound
 from securesplit.aggregate.fixedpoint import Words
 from securesplit.aggregate.wire import ADVERTISE, Outgoing
 from securesplit.client.link import Link, greet
-from securesplit.client.rounds import floors_of
 from securesplit.errors import ConnectionFailed
 from securesplit.pki.authority import Authority
 from securesplit.pki.certificate import verify_signature
@@ -25,8 +26,9 @@ from securesplit.policy.schema import Gaussian, Policy
 from securesplit.privacy.ledger import Ledger
 from securesplit.protocol.codec import Caps, decode
 from securesplit.protocol.job import Adapters, Cut, Job, Optimiser, Schedule, Sums, Task
-from securesplit.protocol.messages import Blob, Message, RoundBegin, RoundReady, Secagg
+from securesplit.protocol.messages import Message, RoundBegin, RoundReady, Secagg
 from securesplit.protocol.session import Party
+from securesplit.protocol.words import vector_of, words_blob
 from securesplit.transport.actions import Core
 from securesplit.transport.memory import MemoryServer
 from securesplit.transport.pipe import Pipe
@@ -34,7 +36,7 @@ from securesplit.transport.pipe import Pipe
 SITE = "site"
 SERVER = "server"
 MODEL = "0" * 64
-LARGEST = 64  # Secure sums are complete graphs up to this many clients.
+LARGEST = 64  # More clients would show nothing more and take long.
 _ANY = Caps(message_bytes=1 << 40)
 
 
@@ -217,27 +219,30 @@ class Peer:
         ready, name = self._ready, self.link.name
         assert ready is not None
         config = round_config(
-            self.link.job, model=self.link.model, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen
-        )
+            self.link.job, model=self.link.model, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen,
+            step=ready.step,
+        )  # fmt: skip
+
+        floors = floors_of(self._policy)
+        if ready.step:  # The ring's clip follows from the shared noise, not from the policy's largest update.
+            floors = replace(floors, max_update=math.inf)
 
         def verify(_: str, certificate: bytes, signature: bytes, data: bytes) -> None:
             self._folder.verify_peer(certificate, "client")
             verify_signature(certificate, signature, data)
 
         self.party = ClientRound(
-            config, name, self._folder.cert_der, sign=self._folder.sign, verify=verify, floors=floors_of(self._policy),
-            persist=lambda _record: None,
+            config, name, self._folder.cert_der, sign=self._folder.sign, verify=verify,
+            floors=floors, persist=lambda _answer: None,
         )  # fmt: skip
         self.party.contribute(np.zeros(ready.dim), 1)
         self._tell(ready.round, Outgoing(ADVERTISE, self.party.advertise(), None))
 
     def _answer(self, message: Secagg) -> None:
         assert self.party is not None
-        vector = np.frombuffer(message.vector.data, dtype="<u4") if message.vector.shape != (0,) else None
-        for outgoing in self.party.receive(message.stage, message.body, vector):
+        for outgoing in self.party.receive(message.stage, message.body, vector_of(message.vector)):
             self._tell(message.round, outgoing)
 
     def _tell(self, number: int, outgoing: Outgoing) -> None:
-        vector = outgoing.vector if outgoing.vector is not None else np.zeros(0, dtype=np.uint32)
-        blob = Blob(dtype="u32", shape=(len(vector),), data=vector.astype("<u4").tobytes())
-        self.link.tell(Secagg(round=number, stage=outgoing.stage, body=outgoing.body, vector=blob))
+        vector = words_blob(outgoing.vector)
+        self.link.tell(Secagg(round=number, stage=outgoing.stage, body=outgoing.body, vector=vector))

@@ -32,7 +32,7 @@ from securesplit.protocol.messages import (
     Secagg,
 )
 from securesplit.protocol.session import Party, Session
-from securesplit.server.sums import Outbound, Sums
+from securesplit.server.sums import Outbound, Patience, Sums
 from securesplit.transport.actions import Action, Close, Send
 from securesplit.transport.tensors import tensor_of
 
@@ -54,12 +54,14 @@ class Receiver:
         self._job, self._model, self._caps = job, model, caps
         self._sessions: dict[int, tuple[str, Session]] = {}
 
-        def config_of(run: bytes, number: int, dim: int, frozen: str) -> RoundConfig:
-            return round_config(job, model=model, run=run, number=number, dim=dim, frozen=frozen)
+        def config_of(run: bytes, ready: RoundReady) -> RoundConfig:
+            return round_config(
+                job, model=model, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen, step=ready.step
+            )
 
         self._sums = Sums(
-            roster=job.sums.roster, quorum=job.sums.min_clients, stage_seconds=60.0, gather_seconds=60.0,
-            config_of=config_of, randomness=os.urandom,
+            roster=job.sums.roster, quorum=job.sums.min_clients, patience=Patience(60.0, 60.0, 60.0), config_of=config_of,
+            randomness=os.urandom,
         )  # fmt: skip
 
     def connect(self, name: str, party: Party) -> int:

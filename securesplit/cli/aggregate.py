@@ -1,17 +1,23 @@
-"""``securesplit aggregate``: secure sums without a network."""
+"""``securesplit aggregate``: secure sums without a network, and a check of recorded ones."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Secure aggregation of updates.")
+from securesplit.cli.aggregate_verify import verify
 
-_BACKENDS = ("masks",)
+if TYPE_CHECKING:
+    from securesplit.aggregate.config import Backend
+
+app = typer.Typer(no_args_is_help=True, help="Secure aggregation of updates.")
+app.command("verify")(verify)
+
+_BACKENDS = ("masks", "bfv", "ckks")
 
 
 class Output(Enum):
@@ -39,7 +45,13 @@ def simulate(
             help="COUNT clients vanish instead of sending advertise, shares, masked, consistent or unmask. May be repeated.",
         ),
     ] = None,
-    backend: Annotated[str, typer.Option(help="How sums are hidden.")] = "masks",
+    backend: Annotated[
+        str, typer.Option(help="How sums are hidden: masks; or bfv or ckks, which encrypt the masked words once more.")
+    ] = "masks",
+    ring: Annotated[int, typer.Option(help="Bits of a word of the sum: 32 or 64.")] = 32,
+    colluders: Annotated[
+        int | None, typer.Option(help="Clients that may side with the server; one in five, if the threshold allows.")
+    ] = None,
     blind: Annotated[bool, typer.Option("--blind", help="Hide the sum from the server too.")] = False,
     output: Annotated[Output, typer.Option(help="What to print.")] = Output.TEXT,
 ) -> None:
@@ -48,22 +60,25 @@ def simulate(
     from securesplit.aggregate.simulate import simulate as run
     from securesplit.errors import AggregationAborted, CheckFailed, InputError
 
-    if backend not in _BACKENDS:
-        raise InputError(
-            "SS-1602",
-            f"there is no backend {backend!r}",
-            hint=f"This release has: {', '.join(_BACKENDS)}. Homomorphic backends are not built yet.",
-        )
+    if backend not in _BACKENDS or ring not in (32, 64):
+        what = f"there is no backend {backend!r}" if backend not in _BACKENDS else f"there is no ring of {ring} bits"
+        raise InputError("SS-1602", what, hint=f"Backends: {', '.join(_BACKENDS)}. Rings: 32 and 64 bits.")
     done = run(
-        clients=clients, threshold=threshold, dim=dim, drops=tuple(parse_drop(text) for text in drop or ()), blind=blind
-    )
+        clients=clients, threshold=threshold, dim=dim, drops=tuple(parse_drop(text) for text in drop or ()), blind=blind,
+        backend=cast("Backend", backend), ring_bits=64 if ring == 64 else 32, colluders=colluders,
+    )  # fmt: skip
     if output is Output.JSON:
         typer.echo(json.dumps(asdict(done)))
     elif done.aborted is None:
         typer.echo(
             f"sum over {done.survivors} of {clients} clients, {dim} coordinates: {'exact, bit for bit' if done.exact else 'WRONG'}"
         )
-        typer.echo(f"opened by {done.finished} clients; {'hidden from' if blind else 'visible to'} the server")
+        hidden = blind or backend != "masks"
+        typer.echo(f"opened by {done.finished} clients; {'hidden from' if hidden else 'visible to'} the server")
+        typer.echo(
+            f"each client's secrets are shared among {done.degree} others, of whom {done.share_threshold} open them; "
+            f"{done.colluders} may side with the server"
+        )
         typer.echo(
             f"{done.cpu_seconds:.2f} s of processor time for all parties; {done.bytes_per_param_up:.2f} bytes up per coordinate and client"
         )

@@ -15,14 +15,15 @@ from securesplit.client.answers import answered
 from securesplit.client.generate import Generated, Sampling, generate
 from securesplit.client.link import Link
 from securesplit.client.middle import Observer, RememberingMiddle, RemoteMiddle
+from securesplit.client.sharing import alike_digest, frozen_digest
 from securesplit.client.step import cross, forward, step
 from securesplit.data.batches import Batch
 from securesplit.errors import InputError
 from securesplit.model.code import CutCode, refuse_other_code
 from securesplit.model.coded import code_back, code_front
 from securesplit.model.lora import (
-    Factor,
     Layout,
+    Learned,
     adapter_layout,
     adapter_parameters,
     add_adapters,
@@ -86,7 +87,10 @@ class Client:
         self.coded_front, self.coded_back = code_front(front, code), code_back(back, code)
         self.policy, self.link, self.ledger, self.job = policy, link, ledger, job
         for part in (front, back):
-            add_adapters(part, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed)
+            add_adapters(
+                part, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed,
+                core=job.adapters.sharing == "core",
+            )  # fmt: skip
         self._fresh = tuple((part, read_adapters(part, adapter_layout(part))) for part in (front, back))
         # The same rows through another code are another release.
         version = model if code is None else f"{model}:{code.digest}"
@@ -163,8 +167,8 @@ class Client:
         """The parts on this side whose adapters learn; in regime ``frozen`` C alone, or releases would leak training."""
         return (self.back,) if self.regime == "frozen" else (self.front, self.back)
 
-    def train(self, factor: Factor | None) -> None:
-        """Choose which LoRA factor learns on this side, and whether B is to learn; None for evaluation."""
+    def train(self, factor: Learned | None) -> None:
+        """Choose which LoRA factors learn on this side, and whether B is to learn; None for evaluation."""
         for part in (self.front, self.back):
             set_trainable_factor(part, factor if part in self.trained else None)
         self.remote.learn = factor is not None and self.regime != "frozen"
@@ -173,17 +177,17 @@ class Client:
         """What an optimiser on this side may change now."""
         return [p for part in self.trained for p in adapter_parameters(part)]
 
-    def layouts(self, factor: Factor | None = None) -> tuple[Layout, ...]:
+    def layouts(self, factor: Learned | None = None) -> tuple[Layout, ...]:
         """The adapters that take part in the secure sums, part by part."""
         return tuple(adapter_layout(part, factor) for part in self.trained)
 
-    def read(self, factor: Factor | None = None) -> npt.NDArray[np.float32]:
+    def read(self, factor: Learned | None = None) -> npt.NDArray[np.float32]:
         """Values of those adapters, one vector."""
         return np.concatenate(
             [read_adapters(p, layout) for p, layout in zip(self.trained, self.layouts(factor), strict=True)]
         )
 
-    def write(self, values: npt.NDArray[np.float32], factor: Factor | None = None) -> None:
+    def write(self, values: npt.NDArray[np.float32], factor: Learned | None = None) -> None:
         """Set those adapters from one vector."""
         start = 0
         for part, layout in zip(self.trained, self.layouts(factor), strict=True):
@@ -206,19 +210,32 @@ class Client:
             digest.update(read_adapters(part, adapter_layout(part)).tobytes())
         return digest.hexdigest()
 
-    def frozen_digest(self, number: int, factor: Factor) -> str:
-        """SHA-256 of what must be alike at all clients before a sum; the server reads it.
+    def frozen_digest(self, number: int, factor: Learned) -> str:
+        """SHA-256 of what must be alike at all clients before a sum, in hex; the server reads it.
 
-        It covers round, layouts, the seed of the start and the policy, so that no two policies meet in one sum: each
-        client's claim counts on what its peers may generate. Adapter values are covered only where they are no secret: in
-        regime ``frozen`` they come from updates without noise, and a digest of them would let the server test guesses.
+        It covers round, layouts, the seed of the start, the mode of sharing and the policy, so that no two policies meet in
+        one sum: each client's claim counts on what its peers may generate. Adapter values are covered only where they are
+        no secret: in regime ``frozen`` what learns comes from updates without noise, and a digest of it would let the server
+        test guesses; a factor that never moves from its public start is covered there too. Never a site's own B.
+
+        Args:
+            number: the round, from 0.
+            factor: what the sum carries.
         """
-        digest = hashlib.sha256(f"{number}|{factor}|{self.job.adapters.seed}|{self.policy.digest}".encode())
-        for layout in (*self.layouts(factor), *self.layouts()):
-            digest.update(layout.digest.encode())
-        if self.regime != "frozen":
-            digest.update(self.read().astype("<f4").tobytes())
-        return digest.hexdigest()
+        return frozen_digest(self, number, factor)
+
+    def alike_digest(self, number: int, factor: Learned) -> bytes:
+        """SHA-256, 32 bytes, over the values of all that must be equal at all clients before a sum, in every regime.
+
+        Take it before the local work of the round: it covers the common start of what is summed, and what stands still, in
+        A and C, without a site's own B under ``share-a``. In regime ``frozen`` it must stay hidden from the server, who
+        could test guesses of C against it.
+
+        Args:
+            number: the round, from 0.
+            factor: what the sum carries.
+        """
+        return alike_digest(self, number, factor)
 
     def step(self, batch: Batch) -> float:
         """Forward and backward of one batch; see securesplit/client/step.py. Gradients stay in the adapters."""

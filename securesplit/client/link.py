@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -64,6 +66,7 @@ class Link:
         tls_version: as negotiated, or ``memory``.
         folder: this client's keys, when the link was dialled; its ledger lies there too.
         step: number of the last step that was sent.
+        redial: opens a session like this one anew; None where there is no way to.
     """
 
     def __init__(self, pipe: Pipe, session: Session, policy: Policy, *, name: str, patience: float = 600.0) -> None:
@@ -77,6 +80,8 @@ class Link:
         self.bytes_up = 0
         self.bytes_down = 0
         self.folder: KeyFolder | None = None
+        self.redial: Callable[[], Link] | None = None
+        self._widths: tuple[int, int | None] | None = None
         self.tls_version = str(getattr(pipe, "tls_version", "memory"))
 
     @property
@@ -93,7 +98,39 @@ class Link:
 
     def narrow(self, width: int, code_width: int | None = None) -> None:
         """Accept only hidden states of this width from now on, and gradients at B's input of the code's, if there is one."""
+        self._widths = (width, code_width)
         self._session.narrow(width, code_width)
+
+    def reconnect(self, lost: ConnectionFailed, *, within: float) -> None:
+        """Open a fresh session in the place of one that broke. What was on its way is lost; the caller sends it again.
+
+        Args:
+            lost: how the session broke; raised when there is no coming back.
+            within: seconds to try for.
+
+        Raises:
+            ConnectionFailed: ``lost``.
+            RemoteProtocolError: SS-4023 when the server came back with another job or model.
+        """
+        if self.redial is None:
+            raise lost
+        self._pipe.close()
+        deadline, pause = time.monotonic() + within, 0.1
+        while True:
+            try:
+                fresh = self.redial()
+                break
+            except ConnectionFailed:
+                if time.monotonic() + pause > deadline:
+                    raise lost from None
+                time.sleep(pause)
+                pause = min(2 * pause, 2.0)
+        if (fresh.job.digest, fresh.model) != (self.job.digest, self.model):
+            fresh.close()
+            raise RemoteProtocolError("SS-4023", "the server came back with another job or model", hint="Start anew.")
+        self._pipe, self._session = fresh._pipe, fresh._session  # noqa: SLF001 - another object of this class
+        if self._widths is not None:
+            self._session.narrow(*self._widths)
 
     def forward(self, released: Released, *, learn: bool, cache: int = 0) -> Tensor:
         """Send released rows (B,T,D), or (B,T,k) under a code, get B's output (B,T,D), float32."""
@@ -134,9 +171,9 @@ class Link:
         """Let the server forget a decoding cache."""
         self.tell(DropCache(cache=cache))
 
-    def ready(self, number: int, *, dim: int, frozen: str) -> bytes:
+    def ready(self, number: int, *, dim: int, frozen: str, step: float = 0.0) -> bytes:
         """Local work of a round is done; waits until the sum begins and returns its name, 16 bytes."""
-        self.tell(RoundReady(round=number, dim=dim, frozen=frozen))
+        self.tell(RoundReady(round=number, dim=dim, frozen=frozen, step=step))
         begin = self.expect(RoundBegin)
         if begin.round != number:
             raise RemoteProtocolError("SS-4018", "the server began another round than the one that is ready")
@@ -258,6 +295,7 @@ def dial(url: str, *, keys: str | Path, policy: Policy, patience: float = 600.0)
         pipe.close()
         raise
     link.folder = folder
+    link.redial = lambda: dial(url, keys=keys, policy=policy, patience=patience)
     return link
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from securesplit.client.link import Link
+from securesplit.client.plausible import Witness
 from securesplit.data.batches import Batch
 from securesplit.privacy.gate import Gate, Released, Responded
 
@@ -31,11 +32,13 @@ class RemoteMiddle:
     Attributes:
         learn: whether B and A get gradients from the next calls.
         batch: what the next call is about, by :meth:`about`; its records are charged for the gradient.
+        witness: keeps how every answer of the server looked.
     """
 
     def __init__(self, link: Link, gate: Gate, *, observe: Observer | None = None) -> None:
         self.learn = False
         self.batch: Batch | None = None
+        self.witness = Witness()
         self._responded: Responded | None = None
         self._link = link
         self._gate = gate
@@ -57,6 +60,7 @@ class RemoteMiddle:
     def forward(self, private: Released) -> Tensor:
         """One request without a graph."""
         mixed = self._link.forward(private, learn=self.learn)
+        self.witness.answered(private, mixed)
         if self._observe is not None and self.batch is not None:
             self._observe(self._link.step, self.batch)
         return mixed
@@ -66,9 +70,10 @@ class RemoteMiddle:
         records = None if self.batch is None else self.batch.records
         # Taken, not kept: the next gradient of the same records may come from other labels.
         responded, self._responded = self._responded, None
-        return self._link.backward(
-            self._gate.release(gradient, at="gradient", records=records, memoise=False, responded=responded)
-        )
+        released = self._gate.release(gradient, at="gradient", records=records, memoise=False, responded=responded)
+        received = self._link.backward(released)
+        self.witness.taught(released, received)
+        return received
 
 
 class RememberingMiddle:

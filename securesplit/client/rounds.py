@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-import numpy as np
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from securesplit.admit import WEIGHT_CAP, round_config
+from securesplit.admit import floors_of, round_config, weight_cap
 from securesplit.aggregate.answered import AnswerLog
 from securesplit.aggregate.client import ClientRound
-from securesplit.aggregate.config import Floors
+from securesplit.aggregate.config import RoundConfig
 from securesplit.aggregate.fixedpoint import Aggregate, Words
-from securesplit.aggregate.wire import Outgoing
+from securesplit.aggregate.record import encode_record, record_name
+from securesplit.aggregate.roster import Verify
+from securesplit.aggregate.wire import ADVERTISE, Outgoing
 from securesplit.client.link import Link
 from securesplit.errors import ConnectionFailed, SecureSplitError
 from securesplit.pki.certificate import verify_signature
+from securesplit.pki.files import write_atomically
 from securesplit.pki.store import KeyFolder
 from securesplit.policy.schema import Policy
 from securesplit.privacy.gate import ReleasedUpdate
-from securesplit.protocol.messages import Blob, Secagg
+from securesplit.protocol.messages import Secagg
+from securesplit.protocol.words import vector_of, words_blob
+
+RECONNECT_SECONDS = 10.0
+"""How long a client whose connection broke inside a round tries to come back, unless the job says otherwise."""
+
+RECONNECTS = 20
+"""How often, in one round."""
 
 
-def floors_of(policy: Policy) -> Floors:
-    """What this client insists on."""
-    rules = policy.aggregation
-    return Floors(
-        min_clients=rules.min_clients, min_threshold=rules.min_threshold, max_update=rules.max_update, blind=rules.blind
-    )
+@dataclass(frozen=True, slots=True, eq=False)
+class Opened:
+    """What a secure sum gave this client.
+
+    Attributes:
+        aggregate: the opened sum.
+        contribution: this client's own quantised part of it, for checks on this site.
+    """
+
+    aggregate: Aggregate = field(repr=False)
+    contribution: Words = field(repr=False)
 
 
 def secure_sum(
@@ -37,28 +55,56 @@ def secure_sum(
     number: int,
     frozen: str,
     answers: AnswerLog,
-) -> tuple[Aggregate, Words]:
-    """Take part in one round.
+    alike: bytes = b"",
+    records: Path | None = None,
+) -> Opened:
+    """Take part in one round. A connection that breaks on the way is made anew, and what was said last is said again.
 
     Args:
         link: an open session.
         folder: signs for this client and verifies the others.
         policy: gives the floors.
         update: (d,), from the gate.
-        weight: number of records behind it; capped at 255.
+        weight: number of records behind it; capped at 255, or at 1 where every update counts once.
         number: the round.
         frozen: digest of what all clients must hold alike.
         answers: remembers on disk which rounds were answered.
+        alike: digest of what all clients must hold alike and the server must not learn.
+        records: directory for the round's record, which ``securesplit aggregate verify`` reads; None for none.
 
     Returns:
-        The opened sum, and this client's own quantised part of it, for checks on this site.
+        The opened sum, and this client's part of it.
 
     Raises:
         AggregationAborted: SS-60xx; no partial sum is returned.
     """
-    dim = len(update.vector)
-    run = link.ready(number, dim=dim, frozen=frozen)
-    config = round_config(link.job, model=link.model, run=run, number=number, dim=dim, frozen=frozen)
+    dim, line = len(update.vector), _Line(link)
+    run = line.ready(number, dim=dim, frozen=frozen, step=update.step)
+    config = round_config(link.job, model=link.model, run=run, number=number, dim=dim, frozen=frozen, step=update.step)
+    with ExitStack() as stack:
+        worker = None
+        if config.backend != "masks":
+            from securesplit.aggregate.he_worker import HeWorker
+
+            worker = stack.enter_context(HeWorker())
+        party = ClientRound(
+            config, link.name, folder.cert_der, sign=folder.sign, verify=verifier(folder), floors=floors_of(policy, honest=update.honest),
+            persist=answers, noised=update.noised, alike=alike, worker=worker,
+        )  # fmt: skip
+        party.contribute(update.vector, min(max(weight, 1), weight_cap(link.job, update.step)))
+        assert party.contribution is not None
+        try:
+            _run(line, config, party)
+        finally:  # Of a round that was given up too: it may show who is to blame.
+            if records is not None:
+                record = encode_record(party.record(int(time.time())))
+                write_atomically(records / record_name(config), record, mode=0o600)
+    assert party.result is not None
+    return Opened(party.result, party.contribution)
+
+
+def verifier(folder: KeyFolder) -> Verify:
+    """Checks another client's certificate, its name and its signature by this client's own authority."""
 
     def verify(name: str, certificate: bytes, signature: bytes, data: bytes) -> None:
         identity = folder.verify_peer(certificate, "client")
@@ -66,27 +112,65 @@ def secure_sum(
             raise ConnectionFailed("SS-3213", "a certificate in the round belongs to another client")
         verify_signature(certificate, signature, data)
 
-    party = ClientRound(
-        config, link.name, folder.cert_der, sign=folder.sign, verify=verify, floors=floors_of(policy), persist=answers
-    )
-    party.contribute(update.vector, min(max(weight, 1), WEIGHT_CAP))
-    assert party.contribution is not None
-    _send(link, number, Outgoing(0, party.advertise(), None))
+    return verify
+
+
+class _Line:
+    """A link that is made anew when it breaks; what was said last is then said again, byte for byte."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._left = RECONNECTS
+
+    def ready(self, number: int, *, dim: int, frozen: str, step: float) -> bytes:
+        """Wait until the round begins; its name."""
+        while True:
+            try:
+                return self._link.ready(number, dim=dim, frozen=frozen, step=step)
+            except ConnectionFailed as lost:
+                self._again(lost)
+
+    def say(self, message: Secagg) -> None:
+        """Send."""
+        while True:
+            try:
+                return self._link.tell(message)
+            except ConnectionFailed as lost:
+                self._again(lost)
+
+    def hear(self, last: Secagg) -> Secagg:
+        """Receive what follows ``last``."""
+        while True:
+            try:
+                return self._link.secagg()
+            except ConnectionFailed as lost:
+                self._again(lost)
+                self.say(last)
+
+    def _again(self, lost: ConnectionFailed) -> None:
+        self._left -= 1
+        if self._left < 0:  # A server that lets a client in and drops it at once must not keep it for ever.
+            raise lost
+        self._link.reconnect(lost, within=self._link.job.sums.reconnect_seconds or RECONNECT_SECONDS)
+
+
+def _run(line: _Line, config: RoundConfig, party: ClientRound) -> None:
+    last = _message(config, Outgoing(ADVERTISE, party.advertise(), None))
+    line.say(last)
     while party.result is None:
-        message = link.secagg()
-        vector = np.frombuffer(message.vector.data, dtype="<u4") if message.vector.shape != (0,) else None
+        message = line.hear(last)
         try:
-            answers_due = party.receive(message.stage, message.body, vector)
+            due = party.receive(message.stage, message.body, vector_of(message.vector))
         except SecureSplitError as error:
             if error.code.startswith("SS-60"):  # Nobody should wait for this client until the stage times out.
-                _send(link, number, party.abort(error.code))
+                with suppress(ConnectionFailed):
+                    line.say(_message(config, party.abort(error.code)))
             raise
-        for outgoing in answers_due:
-            _send(link, number, outgoing)
-    return party.result, party.contribution
+        for outgoing in due:
+            last = _message(config, outgoing)
+            line.say(last)
 
 
-def _send(link: Link, number: int, outgoing: Outgoing) -> None:
-    vector = outgoing.vector if outgoing.vector is not None else np.zeros(0, dtype=np.uint32)
-    blob = Blob(dtype="u32", shape=(len(vector),), data=vector.astype("<u4").tobytes())
-    link.tell(Secagg(round=number, stage=outgoing.stage, body=outgoing.body, vector=blob))
+def _message(config: RoundConfig, outgoing: Outgoing) -> Secagg:
+    vector = words_blob(outgoing.vector)
+    return Secagg(round=config.round, stage=outgoing.stage, body=outgoing.body, vector=vector)

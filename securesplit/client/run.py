@@ -67,6 +67,10 @@ class RunRecord(BaseModel):
         loss, initial_loss: held-out, nats per token, after and before.
         curve: held-out loss before the first round and after each.
         alone: the same for the client-only model, or None.
+        sharing: what of the adapters the job's sums carried.
+        exact: whether each sum gave the mean of the clients' updates; not under sharing ``naive``.
+        residuals: there, for each round, how much of the mean product was missed by averaging A and B apart, Frobenius norms;
+            ``residuals_clipped`` has the share of weight for which it may be more (securesplit/model/sketch.py).
         accuracy: share of held-out records whose class was named after training; None for a job without a task.
         epsilon, mu: of the record that has spent most, all jobs of this site together; by the policy's unit,
             relation replace-one, at ``delta``. None under UnsafeNoPrivacy.
@@ -83,6 +87,10 @@ class RunRecord(BaseModel):
     initial_loss: float
     curve: tuple[float, ...]
     alone: tuple[float, ...] | None
+    sharing: str = "alternating"
+    exact: bool = True
+    residuals: tuple[float, ...] = ()
+    residuals_clipped: tuple[float, ...] = ()
     accuracy: float | None = None
     epsilon: float | None
     mu: float | None
@@ -189,7 +197,7 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
             records, run.policy, client.job, client.tokenizer, identify, held_out=run.held_out, max_tokens=run.max_tokens
         )  # fmt: skip
         answers = files.enter_context(closing(AnswerLog(run.keys / "answered.log")))
-        trained = Trainer(client, batches, held_out, answers=answers, progress=progress).run()
+        trained = Trainer(client, batches, held_out, answers=answers, progress=progress, records=run.out).run()
         _save(run, client, trained)
         accuracy = client.accuracy(held_out)
         alone = train_alone(client, batches, held_out, progress) if run.alone else None
@@ -227,8 +235,10 @@ def _record(
             ChannelSpent(channel=s.channel, releases=s.releases, mu=s.mu, epsilon=enforced_epsilon(s.mu, delta))
             for s in ledger.summary()
         )
+    residuals = tuple(r.residual for r in trained.rounds if r.residual is not None)
     return RunRecord(
-        client=client.link.name, policy=client.policy.name, policy_digest=client.policy.digest, job=client.job.digest,
+        sharing=client.job.adapters.sharing, exact=not client.job.adapters.inexact, residuals=tuple(r.relative for r in residuals),
+        residuals_clipped=tuple(r.clipped for r in residuals), client=client.link.name, policy=client.policy.name, policy_digest=client.policy.digest, job=client.job.digest,
         regime=client.regime, steps=trained.steps, loss=trained.curve[-1], initial_loss=trained.curve[0], curve=trained.curve, alone=alone,
         accuracy=accuracy, epsilon=None if mu is None or delta is None else enforced_epsilon(mu, delta), mu=mu, delta=delta,
         unit=privacy.unit if isinstance(privacy, Gaussian) else "sequence", channels=channels,

@@ -10,8 +10,9 @@ Four regimes, chosen by the policy and by nobody else (the study behind them: do
   released from a new state, and paid again. What enters the secure sum is the path from noised step to noised step.
 * ``open``: policy UnsafeNoPrivacy. A, B and C learn at every step, as in SplitFed; nothing is protected.
 
-One LoRA factor learns per round and the other stands still, in turns, so that the mean of updates is the update of the
-mean model, exactly.
+What of the adapters learns in a round, and what of it is summed, is the job's choice: securesplit/client/sharing.py. By
+default one LoRA factor learns per round and the other stands still, in turns, so that the mean of updates is the update of
+the mean model, exactly.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +30,14 @@ from torch import Tensor
 from securesplit.aggregate.answered import AnswerLog
 from securesplit.aggregate.fixedpoint import Words
 from securesplit.client.client import Client
+from securesplit.client.plausible import require_plausible
 from securesplit.client.rounds import secure_sum
+from securesplit.client.sharing import to_share, turn_of, what_was_shared
 from securesplit.data.batches import Batch
 from securesplit.errors import LocalProtocolError
-from securesplit.model.lora import Factor
+from securesplit.model.lora import Learned
 from securesplit.model.persample import per_sample
+from securesplit.model.sketch import Residual
 from securesplit.privacy.clipped_sum import ClippedSum
 from securesplit.privacy.gate import ReleasedUpdate
 from securesplit.privacy.lattice import step_for
@@ -52,6 +57,7 @@ class RoundRecord:
         total_weight: sum of their weights.
         contribution: this client's quantised part of the ring sum.
         ring_sum: the opened sum.
+        residual: what averaging two factors apart got wrong; None where the sum is exact.
     """
 
     number: int
@@ -60,6 +66,7 @@ class RoundRecord:
     total_weight: int
     contribution: Words
     ring_sum: Words
+    residual: Residual | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,7 @@ class Trainer:
         held_out: evaluation data; each of its records is released, and charged, like any other.
         answers: remembers which sums were answered.
         progress: told of every step.
+        records: directory for what can be verified of each secure sum, or None.
     """
 
     def __init__(
@@ -96,7 +104,9 @@ class Trainer:
         *,
         answers: AnswerLog,
         progress: Progress,
+        records: Path | None = None,
     ) -> None:
+        self._records = records
         self._client = client
         self._batches = batches
         self._held_out = held_out
@@ -122,10 +132,11 @@ class Trainer:
 
     def _round(self, number: int) -> RoundRecord:
         client = self._client
-        factor: Factor = "B" if number % 2 == 0 else "A"  # B starts at zero, so A has no gradient before B has moved.
-        frozen = client.frozen_digest(number, factor)
-        client.train(factor)
-        start = client.read(factor)
+        turn = turn_of(client.job.adapters.sharing, number)
+        factor = turn.summed
+        frozen, alike = client.frozen_digest(number, factor), client.alike_digest(number, factor)
+        client.train(turn.learned)
+        start, before = client.read(factor), client.read()
         match client.regime:
             case "round":
                 update, losses = self._record_gradients(number)
@@ -134,10 +145,11 @@ class Trainer:
             case _:
                 update, losses = self._local_steps(number, factor, start)
         client.train(None)
+        require_plausible(client, factor, start, before)
         weight = 1 if client.regime == "round" else sum(len(batch.records) for batch in self._batches)
         assert client.link.folder is not None
         self._progress(f"round {number + 1}: secure sum, waits for the roster", 0, 1, None)
-        opened, contribution = secure_sum(
+        summed = secure_sum(
             client.link,
             client.link.folder,
             client.policy,
@@ -146,19 +158,25 @@ class Trainer:
             number=number,
             frozen=frozen,
             answers=self._answers,
+            alike=alike,
+            records=self._records,
         )
+        opened, contribution = summed.aggregate, summed.contribution
+        mean, residual = what_was_shared(start, opened.mean, client, number)
         if client.regime == "round":
-            self._common_step(opened.mean, factor)
+            self._common_step(mean, factor)
         else:
-            client.write((start.astype(np.float64) + opened.mean).astype(np.float32), factor)
+            client.write((start.astype(np.float64) + mean).astype(np.float32), factor)
         client.gate.moved(update)
+        if residual is not None:
+            self._progress(f"round {number + 1}: {residual.told}", 1, 1, None)
         return RoundRecord(
             number=number, losses=tuple(losses), survivors=opened.survivors, total_weight=opened.total_weight,
-            contribution=contribution, ring_sum=opened.ring_sum,
+            contribution=contribution, ring_sum=opened.ring_sum, residual=residual,
         )  # fmt: skip
 
     def _local_steps(
-        self, number: int, factor: Factor, start: npt.NDArray[np.float32]
+        self, number: int, factor: Learned, start: npt.NDArray[np.float32]
     ) -> tuple[ReleasedUpdate, list[float]]:
         """Plain steps, in regimes ``open`` and ``frozen``."""
         client, optimiser = self._client, self._optimiser()
@@ -168,10 +186,11 @@ class Trainer:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             self._told(number, losses)
-        return client.gate.release_update(client.read(factor).astype(np.float64) - start), losses
+        moved = client.read(factor).astype(np.float64) - start
+        return client.gate.release_update(to_share(moved, client, number)), losses
 
     def _noised_steps(
-        self, number: int, factor: Factor, start: npt.NDArray[np.float32]
+        self, number: int, factor: Learned, start: npt.NDArray[np.float32]
     ) -> tuple[ReleasedUpdate, list[float]]:
         """DP-SGD: A and C meet a batch's gradients only as a sum that was clipped by unit, noised and charged.
 
@@ -219,9 +238,9 @@ class Trainer:
         assert plan is not None
         assert plan.update is not None, "the policy's rules: regimes 'round' and 'step' have a channel for updates"
         size = sum(parameter.numel() for parameter in self._client.parameters())
-        return ClippedSum(size, plan.update.clip, step_for(plan.update.sigma))
+        return ClippedSum(size, plan.update.clip, step_for(plan.update.part))
 
-    def _common_step(self, mean: npt.NDArray[np.float64], factor: Factor) -> None:
+    def _common_step(self, mean: npt.NDArray[np.float64], factor: Learned) -> None:
         """The same AdamW step at every client, on the same noised gradient: post-processing, free of charge."""
         self._client.train(factor)
         self._descend(self._optimiser(), mean)

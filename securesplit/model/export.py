@@ -1,7 +1,8 @@
 """From the parts' adapters to one standard PEFT adapter for the whole model.
 
 Each party saves its own part's adapters; whoever may hold them all joins them. A directory that this writes is read by
-``PeftModel.from_pretrained(base, directory)``, whose logits are those of the split model.
+``PeftModel.from_pretrained(base, directory)``, whose logits are those of the split model: the same floats, or, for adapters
+with a core, which the export multiplies into factor B, the same up to rounding.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 
 from securesplit.errors import InputError
 from securesplit.model.architectures import ARCHITECTURES, Architecture
+from securesplit.model.core import folded
 from securesplit.model.lora import adapter_layout, read_adapters
 from securesplit.model.parts import Part
 from securesplit.model.plan import Role
@@ -203,9 +205,9 @@ def export_adapter(
         raise InputError(
             "SS-1415", "the adapters come from different models or jobs", hint="Take all files from one run."
         )
-    values = {t.name: t.value for p in parts for t in p.tensors}
-    if len(values) != sum(len(p.tensors) for p in parts):
+    if len({t.name for p in parts for t in p.tensors}) != sum(len(p.tensors) for p in parts):
         raise InputError("SS-1415", "two files hold adapters for the same layer", hint="Take all files from one cut.")
+    values = {t.name: t.value for p in parts for t in _standard(p.tensors)}
     adapted = sorted({t.layer for p in parts for t in p.tensors})
     untouched = tuple(sorted(set(range(first.layers)) - set(adapted)))
     architecture = _architecture(first)
@@ -232,6 +234,17 @@ def export_adapter(
     config.save_pretrained(directory)
     _tidy(directory / "adapter_config.json")
     return Exported(directory, tuple(adapted), untouched)
+
+
+def _standard(tensors: tuple[NamedTensor, ...]) -> tuple[NamedTensor, ...]:
+    """A and B of each layer, as PEFT has them; a core is multiplied into its B."""
+    ending = ".lora_core.weight"
+    cores = {t.name.removesuffix(ending) + ".lora_B.weight": t.value for t in tensors if t.name.endswith(ending)}
+    return tuple(
+        NamedTensor(t.name, t.layer, folded(t.value, cores[t.name])) if t.name in cores else t
+        for t in tensors
+        if not t.name.endswith(ending)
+    )
 
 
 def _tidy(path: Path) -> None:

@@ -2,8 +2,9 @@
 
 Each layer's factor A is drawn from (seed, the module's name in the whole model), so that two parts of any cut, and the
 unsplit model, start from the same adapters; factor B starts at zero. The flat vector is what clients sum under secure
-aggregation. Only one factor may be trained per round ("A" or "B"): the mean of clients' updates to one factor is the
-update of the mean model, which is not true of the mean of two factors that are then multiplied.
+aggregation. The mean of clients' updates to one factor is the update of the mean model while the other stands still,
+which is not true of the mean of two factors that are then multiplied. What a job's clients train and sum is said in
+securesplit/client/sharing.py. With a core (securesplit/model/core.py) A and B are constants, and R between them learns.
 
 What this does not do: an adapter trained on private text carries that text's traces. Nothing here clips or noises.
 """
@@ -25,12 +26,14 @@ from torch import nn
 
 from securesplit.errors import InputError
 from securesplit.model.architectures import Architecture, architecture_of
+from securesplit.model.core import CORE, OUTER, insert_cores, orthonormal
 from securesplit.model.parts import Part
 
 __all__ = [
     "AdapterTensor",
     "Factor",
     "Layout",
+    "Learned",
     "adapter_layout",
     "adapter_parameters",
     "add_adapters",
@@ -39,8 +42,18 @@ __all__ = [
     "write_adapters",
 ]
 
-Factor = Literal["A", "B"]
+Factor = Literal["A", "B", "core"]
+Learned = Factor | Literal["both"]
+"""One factor, or A and B together."""
+
 _ADAPTER = "default"
+_NAMES = {
+    f"lora_A.{_ADAPTER}.weight": "lora_A.weight",
+    f"lora_B.{_ADAPTER}.weight": "lora_B.weight",
+    f"lora_B.{_ADAPTER}.{OUTER}.weight": "lora_B.weight",
+    f"lora_B.{_ADAPTER}.{CORE}.weight": "lora_core.weight",
+}
+_SUFFIX = re.compile(rf"\.({'|'.join(map(re.escape, _NAMES))})$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +63,7 @@ class AdapterTensor:
     Attributes:
         name: as in a PEFT file, without its prefix, e.g. ``model.layers.5.self_attn.q_proj.lora_A.weight``.
         layer: global number of the decoder layer.
-        shape: (rank, in) for A, (out, rank) for B.
+        shape: (rank, in) for A, (out, rank) for B, (rank, rank) for a core.
     """
 
     name: str
@@ -76,7 +89,9 @@ class Layout:
         return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
-def add_adapters(model: Part | Any, rank: int, alpha: float, targets: tuple[str, ...] = (), *, seed: int) -> Layout:
+def add_adapters(
+    model: Part | Any, rank: int, alpha: float, targets: tuple[str, ...] = (), *, seed: int, core: bool = False
+) -> Layout:
     """Put fresh LoRA adapters on a part, or on an unsplit model, and freeze everything else.
 
     Args:
@@ -84,9 +99,10 @@ def add_adapters(model: Part | Any, rank: int, alpha: float, targets: tuple[str,
         rank, alpha: the update of a weight is ``alpha / rank * B @ A``.
         targets: endings of the names of linear layers inside decoder layers; empty means the attention projections.
         seed: public; 0 to 2**63 - 1.
+        core: put a square matrix R of zeros between the factors, which then are constants: ``alpha / rank * B @ R @ A``.
 
     Returns:
-        The layout of both factors. Adapters are float32, whatever the part's own data type, and trainable.
+        The layout of all factors. Adapters are float32, whatever the part's own data type, and trainable.
 
     Raises:
         InputError: SS-1410 for targets that name no linear layer, SS-1411 when there are adapters already.
@@ -119,15 +135,17 @@ def add_adapters(model: Part | Any, rank: int, alpha: float, targets: tuple[str,
         fan_in_fan_out=architecture.transposed,
     )
     inject_adapter_in_model(config, inner, adapter_name=_ADAPTER)
+    if core:
+        insert_cores(inner, _ADAPTER)
     for tensor, parameter in _factors(model):
-        values = _initial(tensor, seed)
+        values = _initial(tensor, seed, core=core)
         parameter.data = torch.from_numpy(values).to(parameter.device)
-        parameter.requires_grad_(True)  # noqa: FBT003 - torch's own signature
+    set_trainable_factor(model, "both")
     return adapter_layout(model)
 
 
-def adapter_layout(model: Part | Any, factor: Factor | None = None) -> Layout:
-    """The layout of a part's adapters, or of one factor of each; empty when there are none."""
+def adapter_layout(model: Part | Any, factor: Learned | None = None) -> Layout:
+    """The layout of a part's adapters, or of one factor of each, or of A and B; empty when there are none."""
     return Layout(tuple(tensor for tensor, _ in _factors(model) if factor is None or _is(tensor, factor)))
 
 
@@ -175,9 +193,15 @@ def write_adapters(model: Part | Any, layout: Layout, flat: NDArray[np.float32])
             start += parameter.numel()
 
 
-def set_trainable_factor(model: Part | Any, factor: Factor | Literal["both"] | None) -> None:
-    """Choose which factors are trained; the others are frozen and hold their values. None freezes both."""
-    for tensor, parameter in _factors(model):
+def set_trainable_factor(model: Part | Any, factor: Learned | None) -> None:
+    """Choose which factors are trained; the others are frozen and hold their values. None freezes all.
+
+    ``both`` is all that may learn: A and B, or the core of an adapter that has one.
+    """
+    held = _factors(model)
+    if factor == "both" and any(_is(tensor, "core") for tensor, _ in held):
+        factor = "core"
+    for tensor, parameter in held:
         parameter.requires_grad_(factor == "both" or (factor is not None and _is(tensor, factor)))
         if not parameter.requires_grad:
             parameter.grad = None
@@ -189,8 +213,9 @@ def _inner(model: Part | Any) -> tuple[Any, Architecture]:
     return model, architecture_of(model.config)
 
 
-def _is(tensor: AdapterTensor, factor: str) -> bool:
-    return tensor.name.endswith(f".lora_{factor}.weight")
+def _is(tensor: AdapterTensor, factor: Learned) -> bool:
+    endings = ("A", "B") if factor == "both" else (factor,)
+    return tensor.name.endswith(tuple(f".lora_{ending}.weight" for ending in endings))
 
 
 def _global(model: Part | Any, local: str) -> str:
@@ -213,11 +238,10 @@ def _factors(model: Part | Any) -> list[tuple[AdapterTensor, nn.Parameter]]:
     """Every factor with its parameter, in layout order."""
     inner, architecture = _inner(model)
     pattern = re.compile(rf"^{re.escape(architecture.prefix)}\.{re.escape(architecture.layers)}\.(\d+)\.")
-    suffix = re.compile(rf"\.(lora_[AB])\.{_ADAPTER}\.weight$")
     found = []
     for local, parameter in inner.named_parameters():
-        if suffix.search(local):
-            name = _global(model, suffix.sub(r".\1.weight", local))
+        if ending := _SUFFIX.search(local):
+            name = _global(model, f"{local[: ending.start()]}.{_NAMES[ending[1]]}")
             layer = pattern.match(name)
             assert layer is not None, "adapters stand in decoder layers only"
             rows, columns = parameter.shape
@@ -234,15 +258,18 @@ def _select(model: Part | Any, layout: Layout) -> list[nn.Parameter]:
     return [held[tensor] for tensor in layout.tensors]
 
 
-def _initial(tensor: AdapterTensor, seed: int) -> NDArray[np.float32]:
+def _initial(tensor: AdapterTensor, seed: int, *, core: bool) -> NDArray[np.float32]:
     """Zeros for B; for A uniform in ±1/sqrt(in), which is what Kaiming's rule with a = sqrt(5) gives, as in PEFT.
 
-    The generator is keyed by the seed and the name: it is for equal starts, not for secrets.
+    With a core, that one is zeros and B has orthonormal columns. The generator is keyed by the seed and the name: it is for
+    equal starts, not for secrets.
     """
-    if _is(tensor, "B"):
+    if _is(tensor, "core" if core else "B"):
         return np.zeros(tensor.shape, dtype=np.float32)
     key = hashlib.sha256(f"securesplit.lora.v1|{seed}|{tensor.name}".encode()).digest()
     uniform = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little"))).random(
         tensor.shape, dtype=np.float32
     )
+    if _is(tensor, "B"):
+        return orthonormal(uniform * 2 - 1)
     return ((uniform * 2 - 1) / np.float32(math.sqrt(tensor.shape[1]))).astype(np.float32)

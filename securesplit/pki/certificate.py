@@ -172,7 +172,7 @@ def verify_chain(
     identity = identity_of(leaf_der)
     leaf = read_certificate(leaf_der)
     root = _root(ca_pem)
-    if identity.role != role or _usages(leaf) != [USAGE[role]]:
+    if identity.role != role or usages(leaf) != [USAGE[role]]:
         raise ConnectionFailed(
             "SS-3210",
             f"{whose} is for the role {identity.role!r}, and a {role}'s is needed here",
@@ -190,7 +190,7 @@ def verify_chain(
             f"{whose} is not valid before {_instant(leaf.not_valid_before_utc)}",
             hint="Set this machine's clock: it is behind the authority's.",
         )
-    _require_issued_by(leaf, root, role, now, whose)
+    require_issued_by(leaf, root, role, now, whose)
     if identity.domain != domain_of(root):
         raise ConnectionFailed(
             "SS-3211", f"{whose} belongs to another trust domain than its authority", hint="Issue it anew."
@@ -226,7 +226,7 @@ def require_fresh_crl(crl_pem: bytes, root: x509.Certificate, now: datetime) -> 
     return crl
 
 
-def _require_issued_by(leaf: x509.Certificate, root: x509.Certificate, role: Role, now: datetime, whose: str) -> None:
+def require_issued_by(leaf: x509.Certificate, root: x509.Certificate, role: Role, now: datetime, whose: str) -> None:
     builder = PolicyBuilder().store(Store([root])).time(now)
     try:
         leaf.verify_directly_issued_by(root)
@@ -265,7 +265,7 @@ def _root(ca_pem: bytes) -> x509.Certificate:
     return roots[0]
 
 
-def _usages(leaf: x509.Certificate) -> list[x509.ObjectIdentifier]:
+def usages(leaf: x509.Certificate) -> list[x509.ObjectIdentifier]:
     try:
         return list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
     except (ValueError, x509.ExtensionNotFound):

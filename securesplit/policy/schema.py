@@ -17,10 +17,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
-__all__ = ["Aggregation", "Channel", "Gaussian", "Labels", "Limits", "Policy", "Transport", "UnsafeNoPrivacy"]
+__all__ = ["Aggregation", "Channel", "Gaussian", "Labels", "Limits", "Plausible", "Policy", "Transport", "UnsafeNoPrivacy", "Updates"]
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -88,6 +88,25 @@ class Channel(BaseModel):
     releases: Annotated[int, Field(ge=1, le=1_000_000)]
 
 
+class Updates(Channel):
+    """The channel of O5, which may share its noise with other clients.
+
+    Attributes:
+        honest: how many honest clients the noise of a sum may count on. Absent, a client counts on nobody: it adds all of
+            the noise itself, and the sum of n clients carries n times what is needed. With ``honest = h`` each adds an h-th
+            of the variance in the ring of the secure sum, and takes part in no sum that fewer than h honest clients could
+            be in, after the worst dropout that opens it and with all the colluders that it must withstand.
+    """
+
+    # A policy without the key is the policy that it was before the key existed, digest included.
+    honest: Annotated[int | None, Field(ge=2, le=256, exclude_if=lambda value: value is None)] = None
+
+
+def _as_updates(value: object) -> object:
+    """A plain channel is a channel of updates that counts on nobody."""
+    return Updates(**value.model_dump()) if type(value) is Channel else value
+
+
 class Labels(BaseModel):
     """Randomised response on class labels, once per record; then O3 needs no noise of its own.
 
@@ -129,7 +148,7 @@ class Gaussian(_Table):
     activations: Channel
     gradients: Channel | None = None
     labels: Labels | None = None
-    updates: Channel | None = None
+    updates: Annotated[Updates | None, BeforeValidator(_as_updates)] = None
     generation: Channel | None = None
 
     @staticmethod
@@ -141,6 +160,8 @@ class Gaussian(_Table):
             yield f"the channels' shares add up to {total:.4f}; a budget can be spent once, so at most 1"
         gradients, labels, updates = (_at(table, name) is not None for name in ("gradients", "labels", "updates"))
         regime = _at(table, "regime")
+        if regime == "step" and _at(table, "updates", "honest") is not None:
+            yield "regime 'step' releases from every local step, which needs noise of one's own: remove updates.honest"
         if regime == "frozen" and (gradients or labels):
             yield "regime 'frozen' sends no gradients: remove [privacy.gradients] and [privacy.labels]"
         if regime in ("round", "step") and gradients == labels:
@@ -156,6 +177,30 @@ class UnsafeNoPrivacy(BaseModel):
     mechanism: Literal["UnsafeNoPrivacy"]
 
 
+class Plausible(_Table):
+    """What the server may answer before this client abstains from the round's sum; why: docs/threat-model.md, section 6.
+
+    Attributes:
+        output: least and largest norm of B's output over that of what was sent and multiplied by its public gain.
+        gradient: the same of the gradient at B's input over that at B's output, for the same gain.
+        spread: least part of a batch's directions that is not common to all rows, over that of what was sent.
+        steadiness: how far a step's ratio may lie from the round's median, either way, as a factor.
+    """
+
+    output: Annotated[tuple[Positive, Positive], Field(strict=False)]
+    gradient: Annotated[tuple[Positive, Positive], Field(strict=False)]
+    spread: Annotated[float, Field(ge=0, lt=1)]
+    steadiness: Annotated[float, Field(ge=1)]
+
+    @staticmethod
+    def rules(table: object) -> Iterator[str]:
+        """Ranges rise."""
+        for name in ("output", "gradient"):
+            ends = _at(table, name)
+            if isinstance(ends, list | tuple) and [type(e) for e in ends] == [float, float] and ends[0] >= ends[1]:
+                yield f"{name}: the first number must be below the second"
+
+
 class Aggregation(BaseModel):
     """Floors for secure aggregation that no server can lower.
 
@@ -164,6 +209,9 @@ class Aggregation(BaseModel):
         min_threshold: fewest clients that must agree before a sum is opened; always more than half of the roster.
         blind: the sum is hidden from the server too; only clients can open it.
         max_update: largest absolute value of one coordinate of an update; larger ones are clipped.
+        min_update: least root mean square of A's part and of C's part of an update. Absent, a part must have moved by a
+            twentieth of a learning rate under UnsafeNoPrivacy, and may have stood still elsewhere.
+        plausible: absent, the client keeps the floors of securesplit/client/plausible.py.
     """
 
     model_config = _STRICT
@@ -171,6 +219,9 @@ class Aggregation(BaseModel):
     min_threshold: Annotated[int, Field(ge=2, le=1000)]
     blind: bool
     max_update: Positive
+    # A policy without these keys is the policy that it was before they existed, digest included.
+    min_update: Annotated[Positive | None, Field(exclude_if=lambda value: value is None)] = None
+    plausible: Annotated[Plausible | None, Field(exclude_if=lambda value: value is None)] = None
 
 
 class Limits(_Table):
@@ -231,6 +282,9 @@ class Policy(_Table):
             yield "UnsafeNoPrivacy is allowed on loopback only: set transport.loopback_only = true"
         frozen = mechanism == "gaussian" and _at(table, "privacy", "regime") == "frozen"
         plain = _at(table, "privacy", "updates") is None
+        honest, least = _at(table, "privacy", "updates", "honest"), _at(table, "aggregation", "min_clients")
+        if type(honest) is int and type(least) is int and honest > least:
+            yield f"updates.honest is {honest}, and aggregation.min_clients lets a sum of {least} be opened"
         if frozen and plain and _at(table, "aggregation", "blind") is False:
             yield "regime 'frozen' without [privacy.updates] adds no noise to updates, so the sum must be hidden from the server: set aggregation.blind = true"
 

@@ -240,8 +240,10 @@ class Gate:
         """Make an adapter update fit for a secure sum, or for a local step after which A and C are used again.
 
         Args:
-            update: a :class:`ClippedSum` in regimes ``round`` and ``step``: charged to each of its records and noised here
-                with the full sigma of the channel ``update``, so that the claim needs no honest peer. In regime
+            update: a :class:`ClippedSum` in regimes ``round`` and ``step``: charged to each of its records and noised here,
+                with the full sigma of the channel ``update``, so that the claim needs no honest peer; or, where the policy
+                says ``honest``, with this client's part of it, and then the claim is about the *sum* and holds only
+                inside a secure sum with as many honest clients (the round refuses others). In regime
                 ``frozen`` the plain difference of C's adapters. With a channel ``update`` it is clipped as a whole,
                 noised and charged to all records, which bounds what the other clients learn. Without one it is neither,
                 because the policy's blind sum keeps it from the server altogether; what the peers learn from the sum is
@@ -265,7 +267,7 @@ class Gate:
             return ReleasedUpdate(vector=update, noised=True, mint=_MINT)
         if privacy.regime == "frozen" and privacy.updates is not None:
             channel = self._open("update")
-            whole = ClippedSum(update.size, channel.clip, step_for(channel.sigma))
+            whole = ClippedSum(update.size, channel.clip, step_for(channel.part))
             whole.add(torch.from_numpy(update), ALL)
             return self._release_sum(whole)
         if privacy.regime != "frozen" or not self.policy.aggregation.blind:
@@ -315,7 +317,7 @@ class Gate:
         assert self.plan is not None, "without a private policy nothing is clipped"
         assert self._ledger is not None
         channel = self._open("update")
-        if update.bound > channel.clip or update.step != step_for(channel.sigma):
+        if update.bound > channel.clip or update.step != step_for(channel.part):
             raise PolicyDenied(
                 "SS-2010",
                 "a sum was clipped or rounded otherwise than the policy says",
@@ -324,9 +326,12 @@ class Gate:
         noised = update.steps + discrete_gaussian(update.steps.shape)
         vector = noised.astype(np.float64) * update.step
         payload = vector.tobytes()  # Once: a sum over a thousand records must not take a thousand times its size.
-        charges = [self._priced(record, "update", channel, payload=payload) for record in update.records]
+        shared = channel.honest > 1
+        version = f"shared:{channel.honest}" if shared else ""
+        charges = [self._priced(r, "update", channel, payload=payload, version=version) for r in update.records]
         self._ledger.charge(charges, budget=self.plan.budget, caps=[self._cap("update", channel)] * len(charges))
-        return ReleasedUpdate(vector=vector, noised=True, mint=_MINT)
+        step = update.step if shared else 0.0
+        return ReleasedUpdate(vector=vector, noised=True, honest=channel.honest, step=step, mint=_MINT)
 
     def _payloads(
         self, rows: Tensor, at: At, channel: ChannelPlan, keys: list[str], contents: list[str], *, memoise: bool
@@ -404,7 +409,7 @@ class Gate:
     ) -> Charge:
         return Charge(
             record=record, channel=at, units=channel.units if units is None else units, clip=channel.clip,
-            sigma=channel.sigma, step=step_for(channel.sigma), version=version, payload=payload, policy=self._digest, unit=self._unit,
+            sigma=channel.sigma, step=step_for(channel.part), version=version, payload=payload, policy=self._digest, unit=self._unit,
         )  # fmt: skip
 
     def _plain(self, rows: Tensor) -> Released:

@@ -11,12 +11,12 @@ Renyi curve converts to epsilon, and the mu whose Gaussian trade-off function do
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
 from securesplit.errors import InputError
-from securesplit.policy.schema import Channel, Gaussian, Labels
+from securesplit.policy.schema import Channel, Gaussian, Labels, Updates
 from securesplit.privacy.calibrate import epsilon_for, epsilon_rdp_for, mu_for, mu_rdp_for
 
 UNITS = 1 << 40
@@ -45,6 +45,7 @@ class ChannelPlan:
         releases: how many releases a unit of privacy has on this channel, over its life.
         sensitivity: L2 distance between neighbours; 2C, or 2C sqrt(rows) where one token moves several clipped rows.
         per_row: whether rows are clipped one by one.
+        honest: how many clients share this noise in a secure sum; 1 where the release carries all of it.
     """
 
     clip: float
@@ -53,6 +54,16 @@ class ChannelPlan:
     releases: int
     sensitivity: float
     per_row: bool = False
+    honest: int = 1
+
+    @property
+    def part(self) -> float:
+        """Standard deviation of one client's part of the noise; the parts of ``honest`` clients together have ``sigma``.
+
+        Each part is a discrete Gaussian, and so is their sum but for a factor within ``1 +- exp(-10^12)``
+        (securesplit/privacy/skellam.py has the comparison), with the variances added.
+        """
+        return self.sigma if self.honest == 1 else self.sigma / math.sqrt(self.honest) * (1 + 2.0**-50)
 
     @property
     def mu(self) -> float:
@@ -186,9 +197,13 @@ def plan_for(privacy: Gaussian, *, rows: int | None = None) -> Plan:
         cut=cut,
         gradient=channel(privacy.gradients),
         decode=channel(privacy.generation),
-        update=channel(privacy.updates),
+        update=_shared(channel(privacy.updates), privacy.updates),
         labels=None if privacy.labels is None else _label_plan(privacy.labels, units_of(privacy.labels, 1)),
     )
+
+
+def _shared(plan: ChannelPlan | None, stated: Updates | None) -> ChannelPlan | None:
+    return plan if plan is None or stated is None else replace(plan, honest=stated.honest or 1)
 
 
 def _label_plan(stated: Labels, units: int) -> LabelPlan:

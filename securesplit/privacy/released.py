@@ -51,11 +51,17 @@ class ReleasedUpdate:
         vector: (d,) float64.
         noised: whether DP noise of this client's own is in it. Without it the update is protected by the masks alone:
             from the server entirely in blind mode, from the other clients only as far as a sum of all hides one part.
+        honest: how many honest clients a sum must hold for its noise to be enough; 1 where the noise is all this client's
+            own, or where there is none.
+        step: with ``honest`` above 1, the lattice step that the ring of the sum must have; every coordinate of ``vector`` is
+            a multiple of it. Else 0.
     """
 
     vector: npt.NDArray[np.float64] = field(repr=False)
     noised: bool
     mint: InitVar[object]
+    honest: int = 1
+    step: float = 0.0
 
     def __post_init__(self, mint: object) -> None:
         if mint is not _MINT:

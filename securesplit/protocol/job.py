@@ -9,15 +9,16 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from securesplit.errors import InputError, RemoteProtocolError
 
-__all__ = ["Adapters", "Code", "Cut", "Job", "Optimiser", "Schedule", "Task", "load_job", "parse_job"]
+__all__ = ["Adapters", "Code", "Cut", "Job", "Optimiser", "Schedule", "Sharing", "Task", "load_job", "parse_job"]
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+Sharing = Literal["alternating", "frozen-a", "share-a", "core", "naive"]
 _LABEL_BYTES = 1 << 15  # Of the 64 KiB that a Welcome gives its job.
 
 
@@ -36,6 +37,10 @@ class Adapters(BaseModel):
         rank, alpha: as in the LoRA paper; the update is (alpha / rank) B A.
         targets: names of the linear layers that get an adapter; empty means the architecture's attention projections.
         seed: public; each layer's factor A is drawn from it and the layer's global number, so that any cut starts alike.
+        sharing: what the clients learn between secure sums and what the sums carry (docs/adr/0007-lora-that-sums.md):
+            ``alternating`` B and A in turns; ``frozen-a`` B alone; ``share-a`` A, while each client keeps a B of its own;
+            ``core`` a square matrix between two constant factors; ``naive`` both at once, whose mean is no model's.
+        inexact: must be true for ``naive`` and for nothing else.
     """
 
     model_config = _STRICT
@@ -43,6 +48,20 @@ class Adapters(BaseModel):
     alpha: Annotated[float, Field(gt=0, le=4096)]
     targets: Annotated[tuple[str, ...], Field(strict=False)] = ()
     seed: Annotated[int, Field(ge=0, lt=1 << 63)]
+    # What is not said is not in the canonical text: jobs from before these keys keep their digests.
+    sharing: Annotated[Sharing, Field(exclude_if=lambda value: value == "alternating")] = "alternating"
+    inexact: Annotated[bool, Field(exclude_if=lambda value: value is False)] = False
+
+    @model_validator(mode="after")
+    def _inexact_on_purpose(self) -> Self:
+        if self.sharing == "naive" and not self.inexact:
+            raise ValueError(
+                "sharing 'naive' averages A and B apart, and the product of means is not the mean of products: add "
+                "inexact = true if that is wanted; every run then reports by how much it was wrong"
+            )
+        if self.inexact and self.sharing != "naive":
+            raise ValueError(f"inexact = true belongs to sharing 'naive' alone; sharing '{self.sharing}' is exact")
+        return self
 
 
 class Optimiser(BaseModel):
@@ -78,6 +97,12 @@ class Sums(BaseModel):
         clip: largest absolute value of one coordinate of an update.
         blind: whether the sum is hidden from the server too.
         stage_seconds: how long the server waits for each stage of a round before it goes on without the missing ones.
+        reconnect_seconds: how long a client whose connection broke may take to come back; 10 when absent.
+        colluders: how many clients may side with the server without another's update being opened; absent: one in five, or
+            as many as the threshold allows.
+        ring_bits: 32, when absent, or 64: words that a sum is made of.
+        backend: ``masks``, when absent; ``bfv`` or ``ckks`` encrypt the masked words once more.
+        weights: ``records``, when absent: an update counts by its number of records, at most 255; ``uniform``: each once.
     """
 
     model_config = _STRICT
@@ -87,6 +112,19 @@ class Sums(BaseModel):
     clip: Annotated[float, Field(gt=0)]
     blind: bool
     stage_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    reconnect_seconds: Annotated[float | None, Field(gt=0, le=3600)] = None
+    colluders: Annotated[int | None, Field(ge=0, le=256)] = None
+    ring_bits: Literal[32, 64] | None = None
+    backend: Literal["masks", "bfv", "ckks"] | None = None
+    weights: Literal["records", "uniform"] | None = None
+
+    @model_validator(mode="after")
+    def _encryption(self) -> Sums:
+        if self.backend in ("bfv", "ckks") and (not self.blind or self.ring_bits == 64):
+            raise ValueError(
+                f"backend {self.backend} encrypts 32-bit words and hides the sum: set blind = true, ring_bits = 32"
+            )
+        return self
 
 
 class Code(BaseModel):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = [
     "MESSAGES",
@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 VERSION = 1
-ITEM_BYTES = {"f32": 4, "bf16": 2, "u32": 4}
+ITEM_BYTES = {"f32": 4, "bf16": 2, "u8": 1, "u32": 4, "u64": 8}
+_RINGS = ("u8", "u32", "u64")
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -51,13 +52,13 @@ class Blob(BaseModel):
     """A tensor as bytes: little-endian, C order.
 
     Attributes:
-        dtype: ``f32``, ``bf16`` or ``u32``.
+        dtype: ``f32`` or ``bf16`` for rows; ``u32`` or ``u64`` for words of a ring, ``u8`` for encrypted ones.
         shape: each at least 0, at most 2^31 - 1; one to three of them.
         data: exactly ``prod(shape)`` items.
     """
 
     model_config = _STRICT
-    dtype: Literal["f32", "bf16", "u32"]
+    dtype: Literal["f32", "bf16", "u8", "u32", "u64"]
     shape: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...], Field(min_length=1, max_length=3)]
     data: Annotated[bytes, Field(repr=False)]
 
@@ -70,17 +71,25 @@ class Blob(BaseModel):
 
 
 def _rows(blob: Blob) -> Blob:
-    if len(blob.shape) != 2 or blob.dtype == "u32":
+    if len(blob.shape) != 2 or blob.dtype in _RINGS:
         msg = "not a two-dimensional float tensor"
         raise ValueError(msg)
     return blob
 
 
 def _ring(blob: Blob) -> Blob:
-    if len(blob.shape) != 1 or blob.dtype != "u32":
-        msg = "not a vector of u32"
+    if len(blob.shape) != 1 or blob.dtype not in _RINGS:
+        msg = "not a vector of words"
         raise ValueError(msg)
     return blob
+
+
+def _one_spelling(value: object) -> object:
+    """A double that is not minus zero: an integer, and minus zero, would be other bytes for an equal value."""
+    if type(value) is not float or math.copysign(1, value) < 0:
+        msg = "not a double, or one below zero"
+        raise ValueError(msg)
+    return value
 
 
 Rows = Annotated[Blob, AfterValidator(_rows)]
@@ -195,12 +204,15 @@ class RoundReady(Message):
         round: its number.
         dim: number of coordinates of the update.
         frozen: digest of what must be equal at all clients: names, shapes and order, and the frozen factors.
+        step: the ring's step in model units where the clients' policy shares the noise of the sum, so that every client's
+            noise is made of the ring's own steps; 0 where the job's clip decides.
     """
 
     KIND = 9
     round: Round
     dim: Annotated[int, Field(ge=1, lt=1 << 28)]
     frozen: Digest
+    step: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_one_spelling)] = 0.0
 
 
 class KeepAnchor(Message):
@@ -224,7 +236,7 @@ class Secagg(Message):
     Attributes:
         stage: 0 advertise/roster, 1 shares, 2 masked/survivors, 3 consistent, 4 unmask/result, 15 abort.
         body: the stage's own signed encoding (securesplit/aggregate/wire.py).
-        vector: the masked vector or the sum, u32, (d,); an empty one where the stage has none.
+        vector: the masked vector or the sum, (d + 1,) words of the ring, or a frame of encrypted ones; an empty one where the stage has none.
     """
 
     KIND = 10

@@ -52,6 +52,13 @@ class _Answer:
     reply: Message
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a step of a secure sum gave, for whoever it is for."""
+
+    outbound: list[Outbound]
+
+
 @dataclass(slots=True)
 class _Connection:
     name: str
@@ -120,6 +127,8 @@ class ServerCore:
 
     def complete(self, connection: int, result: object) -> list[Action]:
         """See :class:`Core`."""
+        if isinstance(result, _Told):
+            return self._deliver(result.outbound)
         peer = self._connections.get(connection)
         if peer is None:
             # It went while its request was computed; what the computation kept for it is dropped.
@@ -141,9 +150,9 @@ class ServerCore:
         peer = self._connections.pop(connection, None)
         if peer is None:
             return []
-        others = any(c.name == peer.name and c.session.state is State.OPEN for c in self._connections.values())
-        left = [] if others else self._deliver(self.sums.leave(peer.name, self._now))
-        return [self._forget(connection), *self._next_turn(self._turns.forget(connection, self._now)), *left]
+        if not any(c.name == peer.name and c.session.state is State.OPEN for c in self._connections.values()):
+            self.sums.leave(peer.name, self._now)
+        return [self._forget(connection), *self._next_turn(self._turns.forget(connection, self._now))]
 
     def tick(self, now: float) -> list[Action]:
         """See :class:`Core`."""
@@ -175,13 +184,14 @@ class ServerCore:
             case KeepAnchor(blob=blob):
                 return [Work(connection, lambda: self._keep(peer.certificate, blob))]
             case RoundReady():
-                return self._deliver(self.sums.ready(peer.name, message, self._now))
+                return [Work(connection, lambda: _Told(self.sums.ready(peer.name, message, self._now)))]
             case Secagg():
-                return self._deliver(self.sums.receive(peer.name, message, self._now))
+                return [Work(connection, lambda: _Told(self.sums.receive(peer.name, message, self._now)))]
             case Bye() | Failure():
                 return [Close(connection)]
             case Confirm():
                 _log.info("connection %d: %s admitted the job", connection, peer.name)
+                self.sums.join(peer.name)
                 return []
             case _:
                 raise RemoteProtocolError("SS-4010", "a client may not send this")

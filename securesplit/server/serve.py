@@ -8,12 +8,15 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
 from securesplit.admit import round_config
 from securesplit.aggregate.config import RoundConfig
+from securesplit.aggregate.encryption import SumWorker
+from securesplit.aggregate.server import ServerRound
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.model.code import CutCode, read_code, refuse_other_code, save_code
 from securesplit.model.export import collect_adapters, save_part_adapters
@@ -23,12 +26,16 @@ from securesplit.model.parts import Middle
 from securesplit.model.plan import CutPlan
 from securesplit.model.resolve import resolve_model
 from securesplit.model.store import load_middle
+from securesplit.pki.certificate import verify_signature
+from securesplit.pki.store import KeyFolder
 from securesplit.policy.schema import Policy
 from securesplit.protocol.job import Job
+from securesplit.protocol.messages import RoundReady
 from securesplit.server.anchors import KeptAnchors
 from securesplit.server.core import ServerCore
 from securesplit.server.engine import Engine
-from securesplit.server.sums import Sums
+from securesplit.server.rounds import RoundRecords
+from securesplit.server.sums import RECONNECT_SECONDS, Patience, Sums
 from securesplit.transport.refusal import Refusal
 from securesplit.transport.server import Listen, Shell
 from securesplit.transport.tls import ContextHolder
@@ -67,6 +74,9 @@ def build_core(
     model: str,
     code: CutCode | None = None,
     kept: KeptAnchors | None = None,
+    *,
+    worker: SumWorker | None = None,
+    records: RoundRecords | None = None,
 ) -> ServerCore:
     """The server's core, without a network.
 
@@ -77,6 +87,8 @@ def build_core(
         model: digest of the model's manifest.
         code: what the job's ``code`` names.
         kept: what clients asked to keep; in memory alone when absent.
+        worker: adds ciphertexts, for jobs with homomorphic encryption.
+        records: keeps what can be verified of each secure sum.
 
     Raises:
         InputError: SS-1431 when the job names another code, or none.
@@ -86,12 +98,16 @@ def build_core(
     add_adapters(middle, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed)
     engine = Engine(middle, learning_rate=job.optimiser.server_lr, code=code)
 
-    def config_of(run: bytes, number: int, dim: int, frozen: str) -> RoundConfig:
-        return round_config(job, model=model, run=run, number=number, dim=dim, frozen=frozen)
+    def config_of(run: bytes, ready: RoundReady) -> RoundConfig:
+        return round_config(
+            job, model=model, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen, step=ready.step
+        )
 
+    wait = job.sums.stage_seconds
     sums = Sums(
-        roster=job.sums.roster, quorum=max(job.sums.min_clients, job.sums.threshold), stage_seconds=job.sums.stage_seconds,
-        gather_seconds=10 * job.sums.stage_seconds, config_of=config_of, randomness=os.urandom,
+        roster=job.sums.roster, quorum=max(job.sums.min_clients, job.sums.threshold), config_of=config_of,
+        patience=Patience(stage=wait, gather=10 * wait, reconnect=job.sums.reconnect_seconds or RECONNECT_SECONDS),
+        randomness=os.urandom, worker=worker, verify=_signed, keep=records or _forget,
     )  # fmt: skip
     return ServerCore(job, policy, model=model, engine=engine, sums=sums, randomness=os.urandom, kept=kept)
 
@@ -138,17 +154,36 @@ def serve(
     )
     digest = read_manifest(directory).digest
     middle = load_middle(directory)
-    core = build_core(job, policy, middle, digest, known, KeptAnchors(Path(keys) / "anchors"))
+    files = ExitStack()
+    worker = None
+    if job.sums.backend in {"bfv", "ckks"}:
+        from securesplit.aggregate.he_worker import HeWorker
+
+        worker = files.enter_context(HeWorker())
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    records = None if out is None else RoundRecords(KeyFolder.open(Path(keys), "server"), out)
+    anchors = KeptAnchors(Path(keys) / "anchors")
+    core = build_core(job, policy, middle, digest, known, anchors, worker=worker, records=records)
     if record is not None:
         _write_public(record, job, policy, digest)
         if known is not None:
             save_code(known, record / "code.safetensors")
     shell = Shell(core, tls, Listen(host, port, policy.limits.max_message_bytes, record=record))
-    asyncio.run(_until_signal(shell, lambda found: ready(host, found)))
+    with files:
+        asyncio.run(_until_signal(shell, lambda found: ready(host, found)))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         save_part_adapters(collect_adapters(middle, model=digest), out / "adapter-middle.safetensors")
     return Served(sums=core.sums.finished, aborted=core.sums.aborted)
+
+
+def _signed(_name: str, certificate: bytes, signature: bytes, data: bytes) -> None:
+    """Whose certificate it is the clients check; here a fault is to be found before it spoils the sum."""
+    verify_signature(certificate, signature, data)
+
+
+def _forget(_ended: ServerRound) -> None:
+    """Without a directory for records none is kept."""
 
 
 async def _until_signal(shell: Shell, ready: Callable[[int], None]) -> None:

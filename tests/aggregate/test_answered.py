@@ -1,14 +1,22 @@
-"""The durable memory of answered rounds."""
+"""The durable memory of answered rounds, and the two rules that it keeps."""
 
 import stat
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from securesplit.aggregate.answered import RECORD_BYTES, AnswerLog, record_of
+from securesplit.aggregate.answered import Answer, AnswerLog
 from securesplit.errors import AggregationAborted, InputError
 
-FIRST = record_of(b"s" * 16, 1, b"t" * 32)
-OTHER_SET = record_of(b"s" * 16, 1, b"u" * 32)
+NAMES = ("amir", "bea", "chloe", "dan")
+
+
+def answer(session=b"s", number=1, t3=b"t", start=b"", survivors=NAMES):
+    return Answer(session * 16, number, t3 * 32, start, survivors)
+
+
+FIRST, OTHER_SET = answer(), answer(t3=b"u", survivors=NAMES[:3])
 
 
 def test_a_round_is_answered_once_also_after_a_restart(tmp_path):
@@ -21,24 +29,54 @@ def test_a_round_is_answered_once_also_after_a_restart(tmp_path):
         assert error.value.code == "SS-6015"
         log.close()
         log = AnswerLog(path)
-    log(record_of(b"s" * 16, 2, b"t" * 32))
-    log(record_of(b"z" * 16, 1, b"t" * 32))
+    log(answer(number=2))
+    log(answer(session=b"z"))
     log.close()
-    assert path.stat().st_size == 3 * RECORD_BYTES
+    assert path.read_bytes() == FIRST.line() + answer(number=2).line() + answer(session=b"z").line()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_torn_record_does_not_shift_the_later_ones(tmp_path):
+@pytest.mark.parametrize("cut", [1, 11, 60, len(OTHER_SET.line()) - 1])
+def test_a_torn_line_does_not_spoil_the_later_ones(tmp_path, cut):
     path = tmp_path / "answered"
-    path.write_bytes(FIRST + OTHER_SET[:11])
+    path.write_bytes(FIRST.line() + answer(number=7).line()[:cut])
     log = AnswerLog(path)
-    log(record_of(b"s" * 16, 2, b"t" * 32))
+    log(answer(number=2))
     log.close()
     log = AnswerLog(path)
     for number in (1, 2):
         with pytest.raises(AggregationAborted):
-            log(record_of(b"s" * 16, number, b"v" * 32))
+            log(answer(number=number, t3=b"v"))
+    log(answer(number=7))  # It had not been answered.
     log.close()
+
+
+def test_two_sums_over_one_update_do_not_differ_by_one_client(tmp_path):
+    log = AnswerLog(tmp_path / "answered")
+    log(answer(start=b"x"))
+    for number, survivors in enumerate((NAMES[:3], NAMES[1:], (*NAMES, "eve")), 2):
+        with pytest.raises(AggregationAborted) as error:
+            log(answer(number=number, start=b"x", survivors=survivors))
+        assert error.value.code == "SS-6030"
+        log.close()
+        log = AnswerLog(tmp_path / "answered")
+    log(answer(number=5, start=b"x"))  # The same clients: the same sum once more.
+    log(answer(number=6, start=b"x", survivors=("amir", "eve", "chloe", "dan")))  # Two: one left, one joined.
+    log(answer(number=7, start=b"y", survivors=NAMES[:3]))  # Another update.
+    log(answer(number=8, survivors=NAMES[:3]))  # Noise of its own.
+    log.close()
+
+
+@given(st.lists(st.text(max_size=12), max_size=5), st.binary(max_size=32), st.integers(0, 1 << 60))
+def test_a_line_is_read_as_it_was_written(names, start, number):
+    made = Answer(b"s" * 16, number, b"t" * 32, start, tuple(names))
+    assert Answer.read(made.line()[:-1]) == made
+    assert made.line().count(b"\n") == 1
+
+
+@given(st.binary(max_size=80))
+def test_garbage_is_no_answer(line):
+    assert Answer.read(line) is None
 
 
 def test_what_cannot_be_recorded_is_not_answered(tmp_path):

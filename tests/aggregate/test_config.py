@@ -5,14 +5,16 @@ import pytest
 from securesplit.aggregate.config import MAX_CLIENTS, RoundConfig, largest_scale
 from securesplit.errors import InputError
 
-ROSTER_65 = tuple(f"c{i:02d}" for i in range(MAX_CLIENTS + 1))
+MANY = tuple(f"c{i:03d}" for i in range(MAX_CLIENTS + 1))
+
+SPARSE = {"roster": MANY[:40], "threshold": 27, "min_clients": 10, "colluders": 4, "scale": 100}
 
 
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
         ({"roster": ("a", "b"), "threshold": 2}, "fewer than 3"),
-        ({"roster": ROSTER_65, "threshold": 40, "min_clients": 40}, "sparse graph"),
+        ({"roster": MANY, "threshold": 200, "min_clients": 40, "scale": 1}, "at most 256"),
         ({"roster": ("b", "a", "c")}, "sorted"),
         ({"roster": ("a", "a", "c")}, "twice"),
         ({"roster": ("", "a", "c")}, "empty"),
@@ -29,6 +31,17 @@ ROSTER_65 = tuple(f"c{i:02d}" for i in range(MAX_CLIENTS + 1))
         ({"clip": float("nan")}, "clip"),
         ({"clip": float("inf")}, "clip"),
         ({"scale": 0}, "2^31"),
+        ({"scale": 1 << 41, "ring_bits": 64}, "2^63"),
+        ({"ring_bits": 48}, "32 or 64"),
+        ({"colluders": 1}, "colluders"),
+        ({"colluders": -1}, "colluders"),
+        ({"threshold": 5, "colluders": 2}, "fewer than 2"),
+        ({"backend": "rot13"}, "backend"),
+        ({"backend": "bfv"}, "set blind"),
+        ({"backend": "ckks", "blind": True, "ring_bits": 64}, "32-bit"),
+        ({"degree": 2, "share_threshold": 2}, "2^-40"),
+        ({**SPARSE, "degree": 8, "share_threshold": 5}, "2^-40"),
+        ({**SPARSE, "colluders": 3, "degree": 24, "share_threshold": 12}, "withstand"),
         ({"model": "x"}, "SHA-256"),
         ({"frozen": "A" * 64}, "SHA-256"),
     ],
@@ -71,9 +84,12 @@ def test_every_field_is_bound_by_the_digest(config_of):
         config_of(session_id=bytes(16)), config_of(round=2), config_of(roster=("amir", "bea", "chloe", "dan", "fay")),
         config_of(threshold=4), config_of(min_clients=4), config_of(dim=8), config_of(scale=999), config_of(clip=0.25),
         config_of(w_max=9), config_of(model="0" * 64), config_of(frozen="0" * 64), config_of(blind=True),
+        config_of(threshold=4, colluders=1), config_of(ring_bits=64), config_of(backend="bfv", blind=True),
     ]  # fmt: skip
-    assert len(others) == len(RoundConfig.__slots__)
-    assert len({c.digest for c in (base, *others)}) == len(others) + 1
+    assert len(others) == len(RoundConfig.__slots__) - 2
+    many = {"roster": MANY[:40], "threshold": 27, "min_clients": 10, "colluders": 4, "scale": 100}
+    graphs = [config_of(**many, degree=k, share_threshold=t) for k, t in ((0, 0), (24, 12), (25, 12), (24, 13))]
+    assert len({c.digest for c in (base, *others, *graphs)}) == len(others) + 5
     assert base.digest == config_of().digest
 
 

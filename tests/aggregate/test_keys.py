@@ -10,6 +10,7 @@ from securesplit.aggregate import keys
 from securesplit.errors import AggregationAborted
 
 A, B = (X25519PrivateKey.from_private_bytes(bytes([i]) * 32) for i in (1, 2))
+CHANNEL_A, CHANNEL_B = (keys.Channel(bytes([i]) * 32) for i in (1, 2))
 T = bytes(range(32))
 
 
@@ -27,11 +28,11 @@ def test_every_derivation_is_hkdf_with_its_own_label():
         == hkdf(ab, T, "ssa-1/pair", "amir", "bea")
         == keys.pair_key(B, a, T, "amir", "bea")
     )
-    forth = keys.share_key(A, b, T, sender="amir", receiver="bea", other="bea")
+    forth = keys.share_key(CHANNEL_A, b, T, sender="amir", receiver="bea", other="bea")
     assert (
         forth
         == hkdf(ab, T, "ssa-1/share", "amir", "bea")
-        == keys.share_key(B, a, T, sender="amir", receiver="bea", other="amir")
+        == keys.share_key(CHANNEL_B, a, T, sender="amir", receiver="bea", other="amir")
     )
     assert keys.self_key(b"b" * 32, T, "amir") == hkdf(b"b" * 32, T, "ssa-1/self", "amir")
     assert keys.group_key([b"g" * 32, b"h" * 32], T) == hkdf(b"g" * 32 + b"h" * 32, T, "ssa-1/group")
@@ -48,7 +49,7 @@ def test_no_two_uses_share_a_key():
     b, other = keys.raw_public(B), bytes(32)
     found = [
         keys.pair_key(A, b, T, "amir", "bea"), keys.pair_key(A, b, other, "amir", "bea"), keys.pair_key(A, b, T, "amir", "bob"),
-        keys.share_key(A, b, T, sender="amir", receiver="bea", other="bea"), keys.share_key(A, b, T, sender="bea", receiver="amir", other="bea"),
+        keys.share_key(CHANNEL_A, b, T, sender="amir", receiver="bea", other="bea"), keys.share_key(CHANNEL_A, b, T, sender="bea", receiver="amir", other="bea"),
         keys.self_key(T, T, "amir"), keys.self_key(T, T, "bea"), keys.self_key(T, other, "amir"), keys.blind_key(T, T, "amir"),
         keys.group_key([T], T),
     ]  # fmt: skip

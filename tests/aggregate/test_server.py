@@ -176,6 +176,7 @@ def test_shares_of_dropped_clients_are_checked_against_their_public_key(cohort_o
     opening = recover.Opening("eve", tuple(recover.Share(i, bytes(32)) for i in (1, 2, 3)))
     with pytest.raises(AggregationAborted) as error:
         recover.unmask(
-            np.zeros(8, dtype=np.uint32), c.config, c.server._peers, t2=c.server._t2, survivors=[], dropped=[opening]
-        )
+            np.zeros(8, dtype=np.uint32), c.config, c.server._peers, t2=c.server._t2, pairs=recover.Pairs(frozenset()),
+            survivors=[], dropped=[opening],
+        )  # fmt: skip
     assert error.value.code == "SS-6012"

@@ -19,8 +19,9 @@ def run(*arguments: str):
 
 @pytest.mark.parametrize(
     "extra",
-    [[], ["--blind"], ["--backend", "masks"], ["--drop", "masked:1"], ["--drop", "unmask:1", "--drop", "shares:1"]],
-)
+    [[], ["--blind"], ["--backend", "masks"], ["--drop", "masked:1"], ["--drop", "unmask:1", "--drop", "shares:1"],
+     ["--ring", "64"], ["--backend", "bfv", "--drop", "masked:1"], ["--backend", "ckks"], ["--colluders", "1"]],
+)  # fmt: skip
 def test_one_json_object_with_the_promised_keys(extra):
     result = run("--clients", "6", "--threshold", "4", "--dim", "50", "--output", "json", *extra)
     assert result.exit_code == 0
@@ -48,8 +49,8 @@ def test_an_aborted_round_prints_its_code_and_exits_5(stage):
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (["--backend", "bfv"], "SS-1602"), (["--backend", "ckks"], "SS-1602"), (["--drop", "masked"], "SS-1603"),
-        (["--drop", "masked:9"], "SS-1603"), (["--clients", "65", "--threshold", "40"], "SS-1601"),
+        (["--backend", "paillier"], "SS-1602"), (["--ring", "48"], "SS-1602"), (["--backend", "bfv", "--ring", "64"], "SS-1601"), (["--drop", "masked"], "SS-1603"),
+        (["--drop", "masked:9"], "SS-1603"), (["--clients", "257", "--threshold", "180"], "SS-1601"),
         (["--clients", "2", "--threshold", "2"], "SS-1601"), (["--threshold", "2"], "SS-1601"), (["--threshold", "6"], "SS-1601"),
         (["--dim", "0"], "SS-1601"), (["--clients", "0"], "SS-1601"), (["--clients", "-3"], "SS-1601"),
     ],

@@ -44,7 +44,8 @@ def run(house, open_ledger, tmp_path, monkeypatch):
     def alone(*arguments, weight, **_):
         update = arguments[3]
         none = np.zeros(1, dtype=np.uint32)
-        return SimpleNamespace(mean=update.vector, survivors=(), total_weight=weight, ring_sum=none), none
+        opened = SimpleNamespace(mean=update.vector, survivors=(), total_weight=weight, ring_sum=none)
+        return SimpleNamespace(aggregate=opened, contribution=none)
 
     monkeypatch.setattr(training, "secure_sum", alone)
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import securesplit.client.train as train_module
-from securesplit.aggregate.fixedpoint import Aggregate
+from securesplit.aggregate.fixedpoint import Aggregate, quantise
+from securesplit.client.rounds import Opened
 from securesplit.client.train import Trainer
 from securesplit.data.batches import encode_records, make_batches
 from securesplit.errors import PolicyDenied
@@ -55,8 +56,9 @@ def alone(monkeypatch):
 
     def one(link, folder, policy, update, **_):
         given.append(update)
-        words = np.zeros(1, dtype=np.uint32)
-        return Aggregate(mean=update.vector, total_weight=1, survivors=(link.name,), ring_sum=words), words
+        scale = 1 << 40  # Fine enough that what comes back is what was given, for the digits that are looked at.
+        words, _ = quantise(update.vector, 1, scale=scale, clip=64.0, w_max=1, bits=64)
+        return Opened(Aggregate(words, (link.name,), scale, 64.0), words)
 
     monkeypatch.setattr(train_module, "secure_sum", one)
     return given

@@ -21,17 +21,17 @@ import numpy as np
 import securesplit.client.rounds as rounds
 from securesplit.aggregate.client import ClientRound
 from securesplit.cli.main import main
-send, contribute, given = rounds._send, ClientRound.contribute, {}
+send, contribute, given = rounds._Line.say, ClientRound.contribute, {}
 def keep(self, update, weight):
     clipped = contribute(self, update, weight)
     given[self.config.round] = self.contribution.copy()
     return clipped
-def vanish(link, number, outgoing):
-    send(link, number, outgoing)
-    if number == 1 and outgoing.stage == 2:
+def vanish(line, message):
+    send(line, message)
+    if message.round == 1 and message.stage == 2:
         np.savez("carol.given.npz", last=given[1])
         os.kill(os.getpid(), signal.SIGKILL)
-ClientRound.contribute, rounds._send = keep, vanish
+ClientRound.contribute, rounds._Line.say = keep, vanish
 main()
 """
 

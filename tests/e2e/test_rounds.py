@@ -248,7 +248,7 @@ def test_the_step_regime_pays_for_every_state_and_shares_noised_paths_alone(hous
 
 def test_a_client_that_vanishes_after_its_masked_vector_stays_in_the_sum(house, monkeypatch):
     """The other two finish with the exact sum of three; the lost one's masks are taken out of it."""
-    given, send, contribute = {}, rounds_module._send, ClientRound.contribute
+    given, send, contribute = {}, rounds_module._Line.say, ClientRound.contribute
 
     def keep(self, update, weight):
         clipped = contribute(self, update, weight)
@@ -258,14 +258,14 @@ def test_a_client_that_vanishes_after_its_masked_vector_stays_in_the_sum(house, 
     class Vanished(Exception):
         pass
 
-    def vanish(link, number, outgoing):
-        send(link, number, outgoing)
-        if link.name == "carol" and outgoing.stage == wire.MASKED:
-            link._pipe._socket.socket.shutdown(2)
+    def vanish(line, message):
+        send(line, message)
+        if line._link.name == "carol" and message.stage == wire.MASKED:
+            line._link._pipe._socket.socket.shutdown(2)
             raise Vanished
 
     monkeypatch.setattr(ClientRound, "contribute", keep)
-    monkeypatch.setattr(rounds_module, "_send", vanish)
+    monkeypatch.setattr(rounds_module._Line, "say", vanish)
     core = house.core(house.job(rounds=1), policy_of())
     outcome = train_all(house, core, policy_of())
     assert set(outcome.errors) == {"carol"}
@@ -280,17 +280,17 @@ def test_a_client_that_vanishes_after_its_masked_vector_stays_in_the_sum(house, 
 
 def test_with_too_few_clients_every_one_is_told_and_nobody_gets_a_sum(house, monkeypatch):
     """Carol goes before her vector: two of three are below the floor."""
-    send = rounds_module._send
+    send = rounds_module._Line.say
 
     class Vanished(Exception):
         pass
 
-    def vanish(link, number, outgoing):
-        if link.name == "carol" and outgoing.stage == wire.MASKED:
+    def vanish(line, message):
+        if line._link.name == "carol" and message.stage == wire.MASKED:
             raise Vanished
-        send(link, number, outgoing)
+        send(line, message)
 
-    monkeypatch.setattr(rounds_module, "_send", vanish)
+    monkeypatch.setattr(rounds_module._Line, "say", vanish)
     core = house.core(house.job(rounds=1), policy_of())
     outcome = train_all(house, core, policy_of())
     assert set(outcome.errors) == set(CLIENTS)

@@ -66,7 +66,7 @@ def test_any_change_changes_the_digest():
     for code in (coded["code"], {"digest": "1" * 64, "width": 64}, {"digest": "0" * 64, "width": 63}):
         digests.add(Job.model_validate({**coded, "code": code}).digest)
     for table in ("cut", "adapters", "optimiser", "schedule", "sums"):
-        for key, value in job.model_dump(mode="json")[table].items():
+        for key, value in job.model_dump(mode="json", exclude_none=True)[table].items():
             raw = job.model_dump(mode="json")
             raw[table][key] = (
                 (not value)
@@ -79,8 +79,12 @@ def test_any_change_changes_the_digest():
             )
             digests.add(Job.model_validate(raw).digest)
     assert len(digests) == 1 + 3 + sum(
-        len(job.model_dump()[t]) for t in ("cut", "adapters", "optimiser", "schedule", "sums")
+        len(job.model_dump(exclude_none=True)[t]) for t in ("cut", "adapters", "optimiser", "schedule", "sums")
     )
+    base = job.model_dump(mode="json", exclude_none=True)
+    further = {"reconnect_seconds": 5.0, "colluders": 1, "ring_bits": 64, "backend": "bfv", "weights": "uniform"}
+    others = {Job.model_validate({**base, "sums": {**base["sums"], k: v}}).digest for k, v in further.items()}
+    assert len(others | digests) == len(digests) + len(further)
 
 
 def test_a_code_is_named_or_absent_and_nothing_between():
@@ -121,3 +125,38 @@ def test_the_examples_commented_tables_are_right(tmp_path):
     table = TEXT.partition("# [task]")[2]
     path.write_text(TEXT + "\n[task]\n" + table.partition("\n# ")[2].partition("#")[0])
     assert load_job(path).task.labels == ("yes", "no")
+
+
+def test_sharing_is_absent_or_one_of_the_known_and_naive_is_said_twice():
+    plain = load_job(EXAMPLE)
+    raw = plain.model_dump(mode="json")
+    assert not {"sharing", "inexact"} & set(json.loads(plain.canonical())["adapters"]), "as before there were modes"
+
+    def with_adapters(**changes):
+        return Job.model_validate({**raw, "adapters": {**raw["adapters"], **changes}})
+
+    assert with_adapters(sharing="alternating", inexact=False).digest == plain.digest
+    assert plain.adapters.sharing == "alternating"
+    jobs = [with_adapters(sharing=mode) for mode in ("frozen-a", "share-a", "core")]
+    jobs.append(with_adapters(sharing="naive", inexact=True))
+    assert len({job.digest for job in (plain, *jobs)}) == 5
+    for job in jobs:
+        assert parse_job(job.canonical()) == job
+    for wrong in (
+        {"sharing": "naive"}, {"sharing": "naive", "inexact": False}, {"sharing": "core", "inexact": True}, {"inexact": True},
+        {"sharing": "flora"}, {"sharing": None}, {"inexact": None}, {"inexact": 1},
+    ):  # fmt: skip
+        with pytest.raises(RemoteProtocolError, match="SS-4006"):
+            parse_job(json.dumps({**raw, "adapters": {**raw["adapters"], **wrong}}))
+
+
+def test_the_error_says_how_to_get_naive_averaging(tmp_path):
+    path = tmp_path / "job.toml"
+    path.write_text(TEXT.replace("seed = 7", 'sharing = "naive"\nseed = 7'))
+    with pytest.raises(InputError, match="SS-1111") as caught:
+        load_job(path)
+    (detail,) = caught.value.details
+    assert detail.startswith("adapters:")
+    assert "inexact = true" in detail
+    path.write_text(TEXT.replace("seed = 7", 'sharing = "naive"\ninexact = true\nseed = 7'))
+    assert load_job(path).adapters.inexact

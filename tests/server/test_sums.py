@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from securesplit.admit import round_config
@@ -11,10 +12,12 @@ from securesplit.aggregate.config import Floors
 from securesplit.errors import RemoteProtocolError
 from securesplit.pki.certificate import verify_signature
 from securesplit.protocol.messages import Blob, Failure, RoundBegin, RoundReady, Secagg
-from securesplit.server.sums import Sums
+from securesplit.protocol.words import vector_of, words_blob
+from securesplit.server.sums import Patience, Sums
 from tests.e2e.house import CLIENTS
 
 DIM, FROZEN = 5, "1" * 64
+PATIENCE = Patience(stage=3.0, gather=30.0, reconnect=1.0)
 EMPTY = Blob(dtype="u32", shape=(0,), data=b"")
 
 
@@ -36,12 +39,10 @@ def job(house):
 
 @pytest.fixture
 def sums(job):
-    def config_of(run, number, dim, frozen):
-        return round_config(job, model="0" * 64, run=run, number=number, dim=dim, frozen=frozen)
+    def config_of(run, ready):
+        return round_config(job, model="0" * 64, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen)
 
-    return Sums(
-        roster=CLIENTS, quorum=2, stage_seconds=3.0, gather_seconds=30.0, config_of=config_of, randomness=Counter()
-    )
+    return Sums(roster=CLIENTS, quorum=2, patience=PATIENCE, config_of=config_of, randomness=Counter())
 
 
 def ready(number=0, dim=DIM, frozen=FROZEN):
@@ -67,7 +68,6 @@ def test_who_does_not_belong_or_says_something_else_is_refused(sums):
     sums.ready("alice", ready(), 0.0)
     for name, message, code in (
         ("mallory", ready(), "SS-6003"),
-        ("alice", ready(), "SS-6005"),
         ("bob", ready(number=1), "SS-6004"),
         ("bob", ready(dim=DIM + 1), "SS-6004"),
         ("bob", ready(frozen="2" * 64), "SS-6004"),
@@ -101,15 +101,14 @@ def test_without_a_quorum_those_who_wait_are_told_and_let_go(sums):
     assert len(gather(sums, 1e6)) == 3
 
 
-def test_one_that_leaves_while_others_gather_does_not_shorten_the_wait(sums):
+def test_one_that_leaves_while_others_gather_does_not_shorten_the_wait_for_those_who_never_came(sums):
     sums.ready("alice", ready(), 0.0)
     sums.leave("alice", 1.0)
     assert sums.tick(40.0) == []
     assert sums.aborted == 0, "nobody was waiting, so nothing was given up"
+    sums.ready("alice", ready(), 99.0)
     sums.ready("bob", ready(), 100.0)
-    assert sums.tick(101.0) == []
-    sums.ready("carol", ready(), 102.0)
-    assert sums.tick(129.0) == []
+    assert sums.tick(128.9) == [], "carol may come yet"
     assert [item.message.round for item in sums.tick(131.0) if isinstance(item.message, RoundBegin)] == [0, 0]
 
 
@@ -125,21 +124,17 @@ def test_a_stage_that_runs_out_ends_the_round_for_all_and_another_may_begin(sums
 
 
 def test_numbers_that_make_no_round_are_given_up(job):
-    def impossible(run, number, dim, frozen):
+    def impossible(run, ready):
         from securesplit.errors import InputError
 
         raise InputError("SS-1601", "no")
 
-    sums = Sums(
-        roster=CLIENTS, quorum=2, stage_seconds=3.0, gather_seconds=30.0, config_of=impossible, randomness=Counter()
-    )
+    sums = Sums(roster=CLIENTS, quorum=2, patience=PATIENCE, config_of=impossible, randomness=Counter())
     assert {item.message for item in gather(sums)} == {Failure(code="SS-6001")}
 
 
 def test_a_whole_round_ends_with_the_plain_sum(sums, house, job):
     """Real clients, real certificates; the oracle is integer arithmetic on what they put in."""
-    import numpy as np
-
     begun = gather(sums)
     run = begun[0].message.run
     parties = {}
@@ -168,5 +163,94 @@ def test_a_whole_round_ends_with_the_plain_sum(sums, house, job):
     assert all(np.array_equal(p.result.ring_sum, total) for p in parties.values())
     assert (sums.finished, sums.aborted) == (1, 0)
     assert np.array_equal(sums.last.ring_sum, total)
-    with pytest.raises(RemoteProtocolError, match="SS-6006"):
-        sums.receive("alice", Secagg(round=0, stage=0, body=b"", vector=EMPTY), 0.0)
+    late = sums.receive("alice", Secagg(round=0, stage=0, body=b"", vector=EMPTY), 0.0)
+    assert [(item.to, item.message.stage) for item in late] == [("alice", wire.ABORT)]
+
+
+def masked(sums, house, job):
+    """A round until its first vectors are due."""
+    run, parties = gather(sums)[0].message.run, {}
+    for name in CLIENTS:
+        folder = house.folder(name)
+        config = round_config(job, model="0" * 64, run=run, number=0, dim=DIM, frozen=FROZEN)
+        parties[name] = ClientRound(
+            config, name, folder.cert_der, sign=folder.sign, verify=lambda *_: None, floors=Floors(3, 2, 1.0, blind=False),
+            persist=lambda _answer: None,
+        )  # fmt: skip
+        parties[name].contribute(np.full(DIM, 0.1), 1)
+    return parties
+
+
+def say(sums, name, stage, body, vector=None, now=0.0):
+    return sums.receive(name, Secagg(round=0, stage=stage, body=body, vector=words_blob(vector)), now)
+
+
+def test_who_comes_back_inside_a_stage_is_not_left_behind(sums, house, job):
+    parties = masked(sums, house, job)
+    adverts = {name: party.advertise() for name, party in parties.items()}
+    assert say(sums, "alice", 0, adverts["alice"]) == []
+    sums.leave("alice", 1.0)
+    assert sums.tick(1.9) == []
+    sums.join("alice")
+    assert sums.tick(2.5) == []
+    assert say(sums, "alice", 0, adverts["alice"]) == [], "the stage is open, so nothing is due to it"
+    say(sums, "bob", 0, adverts["bob"])
+    rosters = say(sums, "carol", 0, adverts["carol"])
+    assert {item.to for item in rosters} == set(CLIENTS)
+    sums.leave("bob", 2.6)
+    sums.join("bob")
+    again = say(sums, "bob", 0, adverts["bob"])
+    assert again == [item for item in rosters if item.to == "bob"], "what it missed comes once more"
+
+
+def test_who_stays_away_is_left_behind_and_no_stage_has_to_run_out(sums, house, job):
+    parties = masked(sums, house, job)
+    for name in ("alice", "bob"):
+        say(sums, name, 0, parties[name].advertise())
+    sums.leave("carol", 0.5)
+    assert sums.tick(1.4) == []
+    # Two of three: fewer than min_clients, so the round is given up for those who are there.
+    assert {item.to for item in sums.tick(1.6)} == {"alice", "bob"}
+    assert sums.aborted == 1
+
+
+def test_who_lost_the_beginning_is_told_it_again_and_who_lost_the_end_its_result(sums, house, job):
+    parties = masked(sums, house, job)
+    begin = sums.ready("bob", ready(), 0.0)
+    assert [type(item.message) for item in begin] == [RoundBegin]
+    pending = [(name, 0, party.advertise(), None) for name, party in parties.items()]
+    last = {}
+    while pending:
+        name, *out = pending.pop(0)
+        if out[0] == wire.UNMASK:
+            last[name] = out
+        for item in say(sums, name, *out):
+            if item.message.stage == wire.UNMASK and item.to == "carol":
+                lost = item
+                continue
+            due = parties[item.to].receive(item.message.stage, item.message.body, vector_of(item.message.vector))
+            pending += [(item.to, *o) for o in due]
+    assert (sums.finished, parties["carol"].result) == (1, None)
+    assert say(sums, "carol", *last["carol"]) == [lost]
+    assert sums.finished == 1
+    late = sums.ready
+    with pytest.raises(RemoteProtocolError, match="SS-6003"):
+        late("mallory", ready(), 0.0)
+
+
+def test_a_vector_that_is_being_added_does_not_hold_the_clock_up(sums):
+    gather(sums)
+    with sums._lock:
+        assert sums.tick(1e9) == []
+        sums.leave("alice", 0.0)
+        sums.join("alice")
+    assert sums.tick(1e9) != []
+
+
+def test_nobody_waits_for_those_who_were_here_and_are_lost(sums):
+    sums.join("carol")
+    sums.ready("alice", ready(), 0.0)
+    sums.ready("bob", ready(), 0.0)
+    sums.leave("carol", 1.0)
+    assert sums.tick(1.9) == []
+    assert any(isinstance(item.message, RoundBegin) for item in sums.tick(2.1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from securesplit.aggregate.config import Floors, RoundConfig, largest_scale
-from securesplit.aggregate.fit import Wishes, fit_round
+from securesplit.aggregate.fit import Wishes, default_colluders, fit_round
 from securesplit.errors import PolicyDenied
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.protocol.job import Job
@@ -49,7 +49,7 @@ def breaches(policy: Policy, job: Job) -> tuple[str, ...]:
         (sums.blind and not job.sums.blind, "the server would see the sum of updates; aggregation.blind is true"),
     )
     stated = tuple(sentence for broken, sentence in checks if broken)
-    return (*stated, *label_breaches(policy, job), *sharing_breaches(policy, job))
+    return (*stated, *label_breaches(policy, job), *sharing_breaches(policy, job), *noise_breaches(policy, job))
 
 
 def label_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
@@ -83,6 +83,39 @@ def sharing_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
             "sharing 'naive' reports what it gets wrong, and this policy's noise on updates would drown that figure",
         )
     return ()
+
+
+def noise_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
+    """What is wrong between noise that a policy shares with other clients and the job's sums, in at most two sentences.
+
+    Shared noise counts on the honest clients that the smallest sum of the job holds, its colluders left out; and the ring
+    must have room for it, because it is made of the ring's own steps: 12 standard deviations, beyond which a coordinate
+    lies once in 10^31.
+    """
+    if (
+        not isinstance(policy.privacy, Gaussian)
+        or policy.privacy.updates is None
+        or policy.privacy.updates.honest is None
+    ):
+        return ()
+    # Both load torch, which those who only read policies need not wait for.
+    from securesplit.privacy.lattice import SIGMA, step_for
+    from securesplit.privacy.plan import plan_for, rows_moved
+
+    sums, honest = job.sums, policy.privacy.updates.honest
+    n, least = len(sums.roster), max(sums.threshold, sums.min_clients)
+    colluders = default_colluders(n, sums.threshold, sums.min_clients) if sums.colluders is None else sums.colluders
+    found = []
+    if least - colluders < honest:
+        found.append(
+            f"a sum may hold {least - colluders} honest clients; updates.honest is {honest}, and the noise is sized for that"
+        )
+    plan = plan_for(policy.privacy, rows=rows_moved(job.cut.front, policy.limits.buckets)).update
+    assert plan is not None, "the policy has a channel for updates"
+    bits = sums.ring_bits or 32
+    if plan.clip / step_for(plan.part) + 12 * SIGMA > largest_scale(n, 1, bits):
+        found.append(f"a ring of {bits} bits has no room for {n} clients with this noise; ask for sums.ring_bits = 64")
+    return tuple(found)
 
 
 def admit(policy: Policy, job: Job, *, peer: str) -> None:

@@ -14,8 +14,6 @@ import hashlib
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
-
 from securesplit.aggregate import wire
 from securesplit.aggregate.config import RoundConfig
 from securesplit.aggregate.encryption import SumWorker

@@ -18,10 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from securesplit.admit import WEIGHT_CAP
 from securesplit.aggregate.answered import AnswerLog
-from securesplit.aggregate.config import largest_scale
-from securesplit.audit.cohort import MODEL, Cohort, job_for
+from securesplit.audit.cohort import MODEL, Cohort, job_for, ring_of
 from securesplit.audit.receiver import Receiver, as_rows
 from securesplit.client.rounds import secure_sum
 from securesplit.policy.schema import Channel, Gaussian, Policy
@@ -189,8 +187,7 @@ class Bench:
     @staticmethod
     def _with_others(released: ReleasedUpdate) -> Floats:
         """What the server and all colluders can make of a secure sum: this site's part and the other honest ones' noise."""
-        others = sum(discrete_gaussian(released.vector.shape).astype(np.float64) for _ in range(released.honest - 1))
-        return released.vector + others * released.step
+        return _joined(np.rint(released.vector / released.step), released) if released.step else released.vector
 
     def send_sum(self, total: ClippedSum) -> tuple[Floats, Floats]:
         """Release a sum and put it through a secure one.
@@ -207,12 +204,13 @@ class Bench:
             self.cohort.link, folder, self.policy, released, weight=1, number=next(self._rounds), frozen="0" * 64,
             answers=self._answers,
         )  # fmt: skip
-        job, step = self.cohort.job, released.step
-        if not step:
-            step = job.sums.clip / largest_scale(len(job.sums.roster), WEIGHT_CAP)
-        read = self.cohort.words()[:-1].view(np.int32) * step
-        others = self._with_others(released) - released.vector
-        return read + others, released.vector + others
+        words = self.cohort.words()[:-1].view(np.int32).astype(np.float64)
+        if released.step:
+            mine = np.rint(released.vector / released.step)
+            joined = _joined(mine, released)
+            return joined + (words - mine) * released.step, joined
+        ring = ring_of(self.cohort.job, 0.0)
+        return words * ring.clip / ring.scale, released.vector
 
     def _gate(self) -> Gate:
         job = self.cohort.job
@@ -235,3 +233,10 @@ class Bench:
                 self._receiver.take()
             self.cohort.link.backward(released)
         return as_rows(self._receiver.take(), (batch, length, width))
+
+
+def _joined(steps: Floats, released: ReleasedUpdate) -> Floats:
+    """A site's part, in lattice steps, with as many honest peers' as its noise counts on; in model units."""
+    others = (discrete_gaussian(steps.shape).astype(np.float64) for _ in range(released.honest - 1))
+    whole: Floats = sum(others, steps) * released.step
+    return whole

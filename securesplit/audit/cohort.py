@@ -15,6 +15,7 @@ import numpy as np
 
 from securesplit.admit import floors_of, round_config
 from securesplit.aggregate.client import ClientRound
+from securesplit.aggregate.config import RoundConfig
 from securesplit.aggregate.fixedpoint import Words
 from securesplit.aggregate.wire import ADVERTISE, Outgoing
 from securesplit.client.link import Link, greet
@@ -67,6 +68,11 @@ def job_for(policy: Policy, *, codec: str = "f32") -> Job:
     )  # fmt: skip
 
 
+def ring_of(job: Job, step: float) -> RoundConfig:
+    """A round of this job, for its numbers: scale, clip and largest weight; ``step`` as in :class:`RoundReady`."""
+    return round_config(job, model=MODEL, run=bytes(16), number=0, dim=1, frozen="0" * 64, step=step)
+
+
 class Tap:
     """A pipe that keeps every byte that leaves, and lets the peers act after each message.
 
@@ -110,6 +116,7 @@ class Cohort:
 
     Attributes:
         link, tap: the site's session, and what left through it.
+        alike: what the site says that all clients hold alike; its peers say the same.
     """
 
     def __init__(self, folder: Path, policy: Policy, job: Job, core: Core) -> None:
@@ -120,6 +127,7 @@ class Cohort:
         self._authority, self._server = authority, MemoryServer(core)
         self._keys = KeyFolder.open(folder / "keys" / SERVER, "server")
         self._peers: tuple[Peer, ...] = ()
+        self.alike = b""
         mine = self._folder(SITE)
         self.tap = Tap(self._pipe(mine), self)
         self.link = self._greet(self.tap, mine)
@@ -146,7 +154,7 @@ class Cohort:
     def mirror(self, ready: RoundReady) -> None:
         """Let the peers be ready for the same sum as the site."""
         for peer in self._peers:
-            peer.ready(ready)
+            peer.ready(ready, self.alike)
 
     def act(self) -> None:
         """Let every peer answer what has arrived, until nothing is left."""
@@ -196,10 +204,11 @@ class Peer:
         self.party: ClientRound | None = None
         self._folder, self._policy = folder, policy
         self._ready: RoundReady | None = None
+        self._alike = b""
 
-    def ready(self, message: RoundReady) -> None:
-        """Be ready for a sum."""
-        self._ready = message
+    def ready(self, message: RoundReady, alike: bytes) -> None:
+        """Be ready for a sum, holding what the site holds."""
+        self._ready, self._alike = message, alike
         self.link.tell(message)
 
     def act(self) -> bool:
@@ -234,6 +243,7 @@ class Peer:
         self.party = ClientRound(
             config, name, self._folder.cert_der, sign=self._folder.sign, verify=verify,
             floors=floors, persist=lambda _answer: None,
+            alike=self._alike,
         )  # fmt: skip
         self.party.contribute(np.zeros(ready.dim), 1)
         self._tell(ready.round, Outgoing(ADVERTISE, self.party.advertise(), None))

@@ -20,12 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from securesplit.admit import WEIGHT_CAP
-from securesplit.aggregate.config import largest_scale
 from securesplit.aggregate.fixedpoint import quantise
 from securesplit.audit.bench import Floats, claims_of
 from securesplit.audit.bounds import chi_square_z, quantile
 from securesplit.audit.charges import Watch, undercharged
+from securesplit.audit.cohort import ring_of
 from securesplit.audit.loop import audit_loop
 from securesplit.audit.tiny import TinySite
 from securesplit.errors import BudgetExhausted, PolicyDenied, SecureSplitError
@@ -169,8 +168,8 @@ def _check_sums(site: TinySite, watch: Watch) -> tuple[int, int]:
     assert isinstance(privacy, Gaussian)
     update = watch.updates[-1]
     words = site.cohort.words()
-    scale = largest_scale(len(sums.roster), WEIGHT_CAP)
-    same, _ = quantise(update.vector, int(words[-1]), scale=scale, clip=sums.clip, w_max=WEIGHT_CAP)
+    ring = ring_of(site.job, update.step)
+    same, _ = quantise(update.vector, int(words[-1]), scale=ring.scale, clip=ring.clip, w_max=ring.w_max)
     noised = site.ledger.knows(_digest(update.vector.tobytes())) is not None
     # In regime `step` what enters is a difference of states that noised sums made, which were charged one by one.
     steps = (
@@ -187,9 +186,9 @@ def _learnt(site: TinySite, watch: Watch, start: Floats) -> bool:
     """Whether C and A are where noised vectors alone take them: what clean gradients added would be left over here."""
     client, job = site.client, site.job
     words = site.cohort.words()
-    scale = largest_scale(len(job.sums.roster), WEIGHT_CAP)
+    ring = ring_of(job, watch.updates[-1].step)
     total = int(words[-1]) + len(job.sums.roster) - 1  # Each peer's zeros count once.
-    mean = words[:-1].view(np.int32).astype(np.float64) * (job.sums.clip / scale / total)
+    mean = words[:-1].view(np.int32).astype(np.float64) * (ring.clip / ring.scale / total)
     after = client.read("B").astype(np.float64)
     rate = job.optimiser.client_lr
     if client.regime == "round":

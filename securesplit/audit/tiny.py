@@ -19,6 +19,7 @@ from securesplit.audit.cohort import MODEL, Cohort, job_for
 from securesplit.client.client import Client
 from securesplit.client.train import Trainer
 from securesplit.data.batches import Batch
+from securesplit.model.lora import Learned
 from securesplit.model.plan import CutPlan
 from securesplit.model.split import Split, split_model
 from securesplit.policy.schema import Channel, Gaussian, Policy
@@ -113,9 +114,11 @@ class TinySite:
 
     def _client(self, ledger: Ledger) -> Client:
         parts = self._parts()
-        return Client(
+        made = _Leading(
             parts.front, parts.back, Letters(), model=MODEL, policy=self.policy, link=self.cohort.link, ledger=ledger
         )
+        made.cohort = self.cohort
+        return made
 
     def _parts(self) -> Split:
         cut = CutPlan(front=self.job.cut.front, back=self.job.cut.back)
@@ -149,3 +152,14 @@ class TinySite:
         classes, choices = len(self.job.task.labels), torch.arange(len(self.job.task.labels)) % _VOCABULARY
         named = replace(batch, choices=tuple(choices.tolist()), labelled=batch.contents)
         return named.with_classes(torch.randint(classes, (rows,), generator=generator))
+
+
+class _Leading(Client):
+    """A client whose peers have no model and say of what all hold alike whatever it says."""
+
+    cohort: Cohort
+
+    def alike_digest(self, number: int, factor: Learned) -> bytes:
+        """See :class:`Client`."""
+        self.cohort.alike = super().alike_digest(number, factor)
+        return self.cohort.alike

@@ -55,9 +55,12 @@ def train(
     epsilon = (
         "none: UNSAFE"
         if record.epsilon is None
-        else f"{record.epsilon:.3f} at delta {record.delta:g}, unit sequence, replace-one"
+        else f"{record.epsilon:.3f} at delta {record.delta:g}, unit {record.unit}, replace-one"
     )
     named = "" if record.accuracy is None else f", accuracy {record.accuracy:.3f}"
+    if not record.exact:
+        missed = max(record.residuals, default=0.0)
+        named += f"; INEXACT sums, which missed up to {missed:.1%} of the mean of the adapters' products"
     text = (
         f"{record.steps} steps, held-out loss {record.initial_loss:.3f} -> {record.loss:.3f}{named}; epsilon {epsilon}"
     )

@@ -50,6 +50,10 @@ from securesplit.transport.tensors import tensor_of
 
 M = TypeVar("M", bound=Message)
 
+_OPENING = 20.0
+"""Seconds for each step of opening a session: the connection, and the server's greeting, which it gives without computing."""
+_SHORTEST = 1.0
+
 
 class Link:
     """An open session.
@@ -66,7 +70,7 @@ class Link:
         tls_version: as negotiated, or ``memory``.
         folder: this client's keys, when the link was dialled; its ledger lies there too.
         step: number of the last step that was sent.
-        redial: opens a session like this one anew; None where there is no way to.
+        redial: opens a session like this one anew, within so many seconds; None where there is no way to.
     """
 
     def __init__(self, pipe: Pipe, session: Session, policy: Policy, *, name: str, patience: float = 600.0) -> None:
@@ -80,7 +84,8 @@ class Link:
         self.bytes_up = 0
         self.bytes_down = 0
         self.folder: KeyFolder | None = None
-        self.redial: Callable[[], Link] | None = None
+        self.redial: Callable[[float], Link] | None = None
+        self._begin: RoundBegin | None = None
         self._widths: tuple[int, int | None] | None = None
         self.tls_version = str(getattr(pipe, "tls_version", "memory"))
 
@@ -118,7 +123,7 @@ class Link:
         deadline, pause = time.monotonic() + within, 0.1
         while True:
             try:
-                fresh = self.redial()
+                fresh = self.redial(max(deadline - time.monotonic(), _SHORTEST))
                 break
             except ConnectionFailed:
                 if time.monotonic() + pause > deadline:
@@ -172,12 +177,17 @@ class Link:
         self.tell(DropCache(cache=cache))
 
     def ready(self, number: int, *, dim: int, frozen: str, step: float = 0.0) -> bytes:
-        """Local work of a round is done; waits until the sum begins and returns its name, 16 bytes."""
+        """Local work of a round is done; waits until the sum begins and returns its name, 16 bytes.
+
+        What comes before that belongs to an earlier round, which this client is not in any more.
+        """
         self.tell(RoundReady(round=number, dim=dim, frozen=frozen, step=step))
-        begin = self.expect(RoundBegin)
-        if begin.round != number:
+        while isinstance(begin := self.next(), Secagg):
+            continue
+        self._begin = self._of(RoundBegin, begin)
+        if self._begin.round != number:
             raise RemoteProtocolError("SS-4018", "the server began another round than the one that is ready")
-        return begin.run
+        return self._begin.run
 
     def tell(self, message: Message) -> None:
         """Send one message."""
@@ -188,7 +198,10 @@ class Link:
 
     def expect(self, kind: type[M]) -> M:
         """Wait for the next message, which must be of this kind."""
-        message = self.next()
+        return self._of(kind, self.next())
+
+    @staticmethod
+    def _of(kind: type[M], message: Message) -> M:
         if not isinstance(message, kind):
             raise RemoteProtocolError(
                 "SS-4010", f"the server sent {type(message).__name__} where {kind.__name__} is due"
@@ -217,8 +230,10 @@ class Link:
         return message
 
     def secagg(self) -> Secagg:
-        """Wait for the next message of a secure sum."""
-        return self.expect(Secagg)
+        """Wait for the next message of a secure sum. Its beginning may be told twice to one who lost a connection."""
+        while (message := self.next()) == self._begin:
+            continue
+        return self._of(Secagg, message)
 
     def close(self) -> None:
         """Say goodbye and close."""
@@ -247,7 +262,9 @@ def _finite(rows: Tensor) -> Tensor:
     return rows.float()
 
 
-def greet(pipe: Pipe, party: Party, policy: Policy, *, name: str, server: str, patience: float = 600.0) -> Link:
+def greet(
+    pipe: Pipe, party: Party, policy: Policy, *, name: str, server: str, patience: float = 600.0, opening: float = _OPENING
+) -> Link:  # fmt: skip
     """Run the handshake over an open pipe and admit the job.
 
     Args:
@@ -255,13 +272,15 @@ def greet(pipe: Pipe, party: Party, policy: Policy, *, name: str, server: str, p
         party: both certificates and the signing key.
         policy: the client's own.
         name, server: certificate names of both ends.
+        patience: seconds to wait for any answer once the session is open.
+        opening: seconds for the server's greeting.
 
     Raises:
         PolicyDenied: SS-20xx with every breach of the policy by the job.
         RemoteProtocolError, ConnectionFailed: as in :meth:`Link.next`.
     """
     session = Session("client", party, Caps(message_bytes=policy.limits.max_message_bytes))
-    link = Link(pipe, session, policy, name=name, patience=patience)
+    link = Link(pipe, session, policy, name=name, patience=opening)
     session.hail(nonce=os.urandom(32), policy=policy.digest)
     for data in session.data_to_send():
         pipe.send(data)
@@ -270,32 +289,36 @@ def greet(pipe: Pipe, party: Party, policy: Policy, *, name: str, server: str, p
     session.confirm()
     for data in session.data_to_send():
         pipe.send(data)
+    link._patience = patience
     return link
 
 
-def dial(url: str, *, keys: str | Path, policy: Policy, patience: float = 600.0) -> Link:
+def dial(url: str, *, keys: str | Path, policy: Policy, patience: float = 600.0, opening: float = _OPENING) -> Link:
     """Connect to a server.
 
     Args:
         url: ``wss://host:port``.
         keys: the client's key folder, such as ``keys/alice``.
         policy: the client's own policy.
-        patience: seconds to wait for any answer.
+        patience: seconds to wait for any answer once the session is open.
+        opening: seconds for the connection, and again for the server's greeting.
 
     Raises:
         ConnectionFailed: SS-30xx with the cause, PolicyDenied: SS-20xx, RemoteProtocolError: SS-40xx.
     """
     refuse_remote(url, policy)
     folder = KeyFolder.open(Path(keys), "client")
-    pipe = open_pipe(url, folder, max_message=policy.limits.max_message_bytes)
+    pipe = open_pipe(url, folder, max_message=policy.limits.max_message_bytes, timeout=opening)
     try:
         party = Party(folder.cert_der, pipe.peer, folder.sign, verify_signature)
-        link = greet(pipe, party, policy, name=folder.identity.name, server=pipe.identity.name, patience=patience)
+        link = greet(
+            pipe, party, policy, name=folder.identity.name, server=pipe.identity.name, patience=patience, opening=opening
+        )  # fmt: skip
     except BaseException:
         pipe.close()
         raise
     link.folder = folder
-    link.redial = lambda: dial(url, keys=keys, policy=policy, patience=patience)
+    link.redial = lambda within: dial(url, keys=keys, policy=policy, patience=patience, opening=within)
     return link
 
 

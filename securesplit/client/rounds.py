@@ -121,6 +121,7 @@ class _Line:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._left = RECONNECTS
+        self._heard: tuple[int, bytes] | None = None
 
     def ready(self, number: int, *, dim: int, frozen: str, step: float) -> bytes:
         """Wait until the round begins; its name."""
@@ -139,13 +140,26 @@ class _Line:
                 self._again(lost)
 
     def hear(self, last: Secagg) -> Secagg:
-        """Receive what follows ``last``."""
+        """Receive what follows ``last``.
+
+        Whoever is back before the others have spoken gets what follows once when they have, and once more because it
+        repeats itself: the second time is passed over.
+        """
         while True:
             try:
-                return self._link.secagg()
+                message = self._link.secagg()
             except ConnectionFailed as lost:
                 self._again(lost)
                 self.say(last)
+                continue
+            if (heard := (message.stage, message.body)) != self._heard:
+                self._heard = heard
+                return message
+
+    def farewell(self, message: Secagg) -> None:
+        """Send if that is possible at once. The server notices a connection that is gone by itself."""
+        with suppress(SecureSplitError):
+            self._link.tell(message)
 
     def _again(self, lost: ConnectionFailed) -> None:
         self._left -= 1
@@ -163,8 +177,7 @@ def _run(line: _Line, config: RoundConfig, party: ClientRound) -> None:
             due = party.receive(message.stage, message.body, vector_of(message.vector))
         except SecureSplitError as error:
             if error.code.startswith("SS-60"):  # Nobody should wait for this client until the stage times out.
-                with suppress(ConnectionFailed):
-                    line.say(_message(config, party.abort(error.code)))
+                line.farewell(_message(config, party.abort(error.code)))
             raise
         for outgoing in due:
             last = _message(config, outgoing)

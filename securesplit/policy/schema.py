@@ -17,7 +17,15 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails
 
 __all__ = ["Aggregation", "Channel", "Gaussian", "Labels", "Limits", "Plausible", "Policy", "Transport", "UnsafeNoPrivacy", "Updates"]

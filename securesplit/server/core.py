@@ -107,6 +107,7 @@ class ServerCore:
         self._turns = Turns()
         self._count = 0
         self._now = 0.0
+        self._clocked = False  # Whether the sums are looking at the clock just now.
 
     def connect(self, name: str, party: Party) -> int:
         """See :class:`Core`."""
@@ -157,12 +158,22 @@ class ServerCore:
     def tick(self, now: float) -> list[Action]:
         """See :class:`Core`."""
         self._now = now
-        actions = self._deliver(self.sums.tick(now))
+        actions: list[Action] = []
+        if not self._clocked and self.sums.due(now):
+            self._clocked = True
+            actions.append(Work(0, lambda: self._clock(now)))
         if (late := self._turns.overdue(now)) is not None and (peer := self._connections.get(late)) is not None:
             actions += self._refuse(
                 late, peer, RemoteProtocolError("SS-4020", "a client held its learning step too long")
             )
         return actions
+
+    def _clock(self, now: float) -> _Told:
+        """Off the event loop: whom nobody waits for any more may be the last that a sum was waiting for."""
+        try:
+            return _Told(self.sums.tick(now))
+        finally:
+            self._clocked = False
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """The server's part of the secure sums of a job: when a round begins, who is in it, who may come back, and the clock.
 
 The protocol itself is securesplit/aggregate/server.py; nothing here is trusted by the clients. Adding up vectors and
-taking masks off takes time, so :meth:`Sums.ready` and :meth:`Sums.receive` are called off the event loop; what else is
-called meanwhile waits for its turn without holding the loop up.
+taking masks off takes time, so :meth:`Sums.ready`, :meth:`Sums.receive` and :meth:`Sums.tick` are called off the event loop;
+what else is called meanwhile returns at once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from securesplit.aggregate.wire import Delivery
 from securesplit.errors import AggregationAborted, InputError, RemoteProtocolError
 from securesplit.protocol.messages import Failure, Message, RoundBegin, RoundReady, Secagg
 from securesplit.protocol.words import vector_of, words_blob
+from securesplit.server.gathering import Gathering
 
 RECONNECT_SECONDS = 10.0
 
@@ -86,7 +87,6 @@ class Sums:
         self.aborted = 0
         self.last: ServerResult | None = None
         self._roster = roster
-        self._quorum = quorum
         self._patience = patience
         self._config_of = config_of
         self._randomness = randomness
@@ -95,9 +95,9 @@ class Sums:
         self._keep = keep
         self._lock = threading.Lock()
         self._moves: deque[tuple[str, float | None]] = deque()
-        self._away: dict[str, float] = {}
-        self._ready: dict[str, RoundReady] = {}
-        self._since: float | None = None
+        self._gathering = Gathering(roster, quorum, patience.gather)
+        self._away: dict[str, float] = {}  # Whose connection is gone, and since when.
+        self._behind: set[str] = set()  # Whom the round goes on without.
         self._stage: tuple[int, float] = (0, 0.0)
         self._round: ServerRound | None = None
         self._past: ServerRound | None = None
@@ -106,51 +106,54 @@ class Sums:
     def ready(self, name: str, message: RoundReady, now: float) -> list[Outbound]:
         """A client's local work is done. Said once more, as after a lost connection, it gets the same answer.
 
+        A client that was left behind, or was killed and begins anew, may be ready for a later round while one is running;
+        its place in that one is given up then.
+
         Raises:
-            RemoteProtocolError: SS-6003 outside the roster, SS-6005 when a round is running, SS-6013 when it runs without
-                this client, SS-6004 when it holds other adapters, or another round, than the clients that are ready.
+            RemoteProtocolError: SS-6003 outside the roster; while a round is running, SS-6013 when it runs without this
+                client, SS-6005 for the same number with other facts or an earlier one.
         """
         if name not in self._roster:
             raise RemoteProtocolError("SS-6003", "a client outside the roster wants to take part in a sum")
         with self._lock:
             self._settle()
             if self._round is not None and self._begun is not None:
-                return self._begun_for(name, message, self._round, *self._begun)
-            first = next(iter(self._ready.values()), message)
-            if first != message:
-                raise RemoteProtocolError(
-                    "SS-6004", "a client is ready for another round, or with other adapters, than the rest"
-                )
-            self._ready[name] = message
-            self._since = now if self._since is None else self._since
-            return self._begin(now) if len(self._ready) == len(self._roster) else []
+                return self._meanwhile(name, message, self._round, *self._begun, now=now)
+            self._gathering.add(name, message, now)
+            return self._gather(now)
 
-    @staticmethod
-    def _begun_for(
-        name: str, message: RoundReady, running: ServerRound, ready: RoundReady, begin: RoundBegin
+    def _meanwhile(
+        self, name: str, message: RoundReady, running: ServerRound, ready: RoundReady, begin: RoundBegin, *, now: float
     ) -> list[Outbound]:
-        if message == ready and running.stage == wire.ADVERTISE and name in running.waiting_for:
-            return [Outbound(name, begin)]
-        if message == ready:
+        if message.round > ready.round:
+            self._gathering.add(name, message, now)
+            return self._leave(name, now)
+        if message != ready:
+            raise RemoteProtocolError("SS-6005", "a client is ready for a round while another one is running")
+        if running.stage != wire.ADVERTISE or name not in running.waiting_for:
             raise RemoteProtocolError("SS-6013", "a client is ready for a round that runs without it")
-        raise RemoteProtocolError("SS-6005", "a client is ready for a round while another one is running")
+        return [Outbound(name, begin)]
 
     def receive(self, name: str, message: Secagg, now: float) -> list[Outbound]:
         """One message of a running round; or of the last one, from a client that lost its connection and has no result.
 
         Raises:
-            RemoteProtocolError: SS-60xx; the round stands as before.
+            RemoteProtocolError: SS-60xx; the round stands as before. SS-6013 when it goes on without this client.
         """
         with self._lock:
             self._settle()
-            self._away.pop(name, None)
-            running = self._round or self._past
+            running, farewell = self._round or self._past, message.stage == wire.ABORT
             if running is None or message.round != running.config.round:
+                if farewell:  # Of a round that is over already.
+                    return []
                 raise RemoteProtocolError("SS-6006", "a message belongs to a round that is not running")
             try:
                 told = running.receive(name, message.stage, message.body, vector_of(message.vector))
             except AggregationAborted as error:  # Not this client's fault: the round cannot go on.
                 told = running.abort(error.code)
+            if not told and not farewell and (running.finished or name in self._behind):
+                # It repeats what the round has already, and nothing will ever follow.
+                raise RemoteProtocolError("SS-6013", "a client came back to a round that goes on without it")
             return [self._outbound(message.round, d) for d in told] if self._round is None else self._carry(told, now)
 
     def join(self, name: str) -> None:
@@ -161,10 +164,22 @@ class Sums:
         """A client's connection is gone; it may come back for a while. Returns at once."""
         self._moves.append((name, now))
 
-    def tick(self, now: float) -> list[Outbound]:
-        """Look at the clock: begin without the missing, or go on without the lost and the slow. Returns at once."""
+    def due(self, now: float) -> bool:
+        """Whether :meth:`tick` would do anything. Returns at once, and changes nothing that others wait for."""
         if not self._lock.acquire(blocking=False):
-            return []  # Somebody's vector is being added; the clock is looked at again soon.
+            return False  # Somebody's vector is being added; the clock is looked at again soon.
+        try:
+            self._settle()
+            if self._round is None:
+                return self._gathering.due(self._lost(now), now)
+            return bool(self._lost(now) - self._behind) or now - self._stage[1] > self._patience.stage
+        finally:
+            self._lock.release()
+
+    def tick(self, now: float) -> list[Outbound]:
+        """Look at the clock: begin without the missing, or go on without the lost and the slow."""
+        if not self._lock.acquire(blocking=False):
+            return []
         try:
             self._settle()
             return self._run_stage(now) if self._round is not None else self._gather(now)
@@ -179,52 +194,51 @@ class Sums:
                 self._away.pop(name, None)
                 continue
             self._away[name] = left
-            self._ready.pop(name, None)
-            if not self._ready:
-                # Nobody waits any more; whoever is ready next has the whole of the time.
-                self._since = None
+            self._gathering.drop(name)
 
     def _lost(self, now: float) -> set[str]:
         return {name for name, left in self._away.items() if now - left > self._patience.reconnect}
 
     def _run_stage(self, now: float) -> list[Outbound]:
-        assert self._round is not None
         told: list[Outbound] = []
-        for name in sorted(self._lost(now)):
-            if self._round is not None:
-                told += self._carry(self._round.leave(name), now)
+        for name in sorted(self._lost(now) - self._behind):
+            told += self._leave(name, now)
         if self._round is not None and now - self._stage[1] > self._patience.stage:
             told += self._carry(self._round.timeout(), now)
         return told
 
-    def _gather(self, now: float) -> list[Outbound]:
-        if self._since is None:
+    def _leave(self, name: str, now: float) -> list[Outbound]:
+        if self._round is None:
             return []
-        missing = set(self._roster) - set(self._ready)
-        enough = len(self._ready) >= self._quorum
-        if now - self._since > self._patience.gather or (missing <= self._lost(now) and enough):
-            return self._begin(now) if enough else self._give_up("SS-6010")
-        return []
+        self._behind.add(name)
+        return self._carry(self._round.leave(name), now)
 
-    def _begin(self, now: float) -> list[Outbound]:
-        ready = next(iter(self._ready.values()))
+    def _gather(self, now: float) -> list[Outbound]:
+        if not self._gathering.due(self._lost(now), now):
+            return []
+        group, enough = self._gathering.take()
+        others = [Outbound(name, Failure(code="SS-6004")) for name in group.others]
+        if not enough:
+            return [*others, *self._give_up(group.names, "SS-6004" if others else "SS-6010")]
+        return [*others, *self._begin(group.message, group.names, now)]
+
+    def _begin(self, ready: RoundReady, present: tuple[str, ...], now: float) -> list[Outbound]:
         run = self._randomness(16)
         try:
             config = self._config_of(run, ready)
         except InputError:
-            return self._give_up("SS-6001")
-        self._round, self._stage = ServerRound(config, self._verify, worker=self._worker), (wire.ADVERTISE, now)
+            return self._give_up(present, "SS-6001")
+        self._round, self._past = ServerRound(config, self._verify, worker=self._worker), None
+        self._stage, self._behind = (wire.ADVERTISE, now), set()
         self._begun = ready, RoundBegin(round=ready.round, run=run)
-        present = tuple(self._ready)
-        self._ready, self._since, self._past = {}, None, None
-        begin = [Outbound(name, self._begun[1]) for name in present]
-        absent = [d for name in self._roster if name not in present for d in self._round.leave(name)]
-        return begin + self._carry(absent, now)
+        told = [Outbound(name, self._begun[1]) for name in present]
+        for name in self._roster:
+            if name not in present:
+                told += self._leave(name, now)
+        return told
 
-    def _give_up(self, code: str) -> list[Outbound]:
+    def _give_up(self, names: tuple[str, ...], code: str) -> list[Outbound]:
         """No round can begin: whoever waits for it is told and let go."""
-        names = tuple(self._ready)
-        self._ready, self._since = {}, None
         self.aborted += 1
         return [Outbound(name, Failure(code=code)) for name in names]
 
@@ -236,6 +250,7 @@ class Sums:
             self._stage = (running.stage, now)
         if running.finished:
             self._round, self._past = None, running
+            self._gathering.restart(now)
             self._keep(running)
             if running.result is not None:
                 self.finished, self.last = self.finished + 1, running.result

@@ -29,7 +29,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Run ``task`` off the event loop, then hand its result to :meth:`Core.complete`."""
+    """Run ``task`` off the event loop, then hand its result to :meth:`Core.complete`.
+
+    Connection 0 is nobody's: the work is the core's own.
+    """
 
     connection: int
     task: Callable[[], object]

@@ -18,6 +18,7 @@ from securesplit.errors import ConnectionFailed, InputError
 from securesplit.pki.identity import Identity
 from securesplit.pki.store import KeyFolder
 from securesplit.transport.refusal import diagnose
+from securesplit.transport.silence import PING_SECONDS, PONG_SECONDS, limit
 from securesplit.transport.tls import client_context, peer_identity
 
 SUBPROTOCOL = "securesplit.v1"
@@ -38,10 +39,15 @@ class WebSocketPipe:
         self._closing = closing
         wire = socket.socket
         assert isinstance(wire, ssl.SSLSocket)
-        leaf = wire.getpeercert(binary_form=True)
-        assert leaf is not None
+        try:
+            leaf = wire.getpeercert(binary_form=True)
+            self.identity: Identity = peer_identity(wire, "server")
+            limit(wire)
+        except (OSError, ValueError, AttributeError):  # What a socket raises that another thread has closed meanwhile.
+            leaf = None
+        if leaf is None:
+            raise ConnectionFailed("SS-3020", "the connection was closed", hint="See the server's log.")
         self.peer = leaf
-        self.identity: Identity = peer_identity(wire, "server")
         self.tls_version = wire.version() or "none"
 
     def send(self, data: bytes) -> None:
@@ -96,8 +102,8 @@ def open_pipe(url: str, folder: KeyFolder, *, max_message: int, timeout: float =
                 proxy=None,
                 user_agent_header=None,
                 open_timeout=timeout,
-                ping_interval=20,
-                ping_timeout=60,
+                ping_interval=PING_SECONDS,
+                ping_timeout=PONG_SECONDS,
                 max_size=(max_message, 2 * FRAGMENT),
             )
         )

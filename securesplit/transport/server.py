@@ -28,11 +28,13 @@ from securesplit.protocol.session import Party
 from securesplit.protocol.transcript import Recorder
 from securesplit.transport.actions import Action, Close, Core, Send, Work
 from securesplit.transport.client import FRAGMENT, SUBPROTOCOL
+from securesplit.transport.silence import PING_SECONDS, PONG_SECONDS, limit
 from securesplit.transport.tls import ContextHolder, folder_of, peer_identity
 
 _log = logging.getLogger(__name__)
 _OUTBOX = 64
 _TICK = 0.25
+_FAREWELL = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Shell:
         self._tls = tls
         self._listen = listen
         self._peers: dict[int, _Peer] = {}
+        self._ticks: set[asyncio.Task[None]] = set()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="middle")
 
     async def run(self, stop: asyncio.Event, ready: Callable[[int], None]) -> None:
@@ -91,14 +94,23 @@ class Shell:
                 server = await self._open(stack)
                 ready(next(iter(server.sockets)).getsockname()[1])
                 while not stop.is_set():
-                    await self._perform(self._core.tick(time.monotonic()))
+                    await self._tick()
                     self._refresh()
                     try:
                         await asyncio.wait_for(stop.wait(), _TICK)
                     except TimeoutError:
                         continue
+                await asyncio.gather(*self._ticks)
         finally:
             self._worker.shutdown(wait=True)
+
+    async def _tick(self) -> None:
+        """Let the core look at the clock. What that makes it compute must not hold the clock up; what failed is raised."""
+        for task in [task for task in self._ticks if task.done()]:
+            self._ticks.remove(task)
+            await task
+        if actions := self._core.tick(time.monotonic()):
+            self._ticks.add(asyncio.create_task(self._perform(actions)))
 
     async def _open(self, stack: AsyncExitStack) -> Server:
         listening = serve(
@@ -112,9 +124,10 @@ class Shell:
             max_queue=4,
             write_limit=1 << 20,
             open_timeout=10,
-            close_timeout=5,
-            ping_interval=20,
-            ping_timeout=60,
+            close_timeout=_FAREWELL,
+            ping_interval=PING_SECONDS,
+            ping_timeout=PONG_SECONDS,
+            backlog=self._listen.max_connections,  # All clients may come back at once.
             process_request=self._admit,
             server_header=None,
         )
@@ -148,6 +161,7 @@ class Shell:
             _log.warning("refused a connection: %s", error)
             await socket.close(4403, error.code)
             return
+        limit(socket.transport.get_extra_info("socket"))
         number = self._core.connect(name, party)
         recorder = Recorder(self._listen.record, peer=name, number=number) if self._listen.record else None
         peer = self._peers[number] = _Peer(socket, recorder)
@@ -207,6 +221,8 @@ class Shell:
 
     @staticmethod
     def _queue(peer: _Peer, action: Send | Close) -> None:
+        if isinstance(action, Close):  # One that does not read never takes its farewell; it must be out all the same.
+            asyncio.get_running_loop().call_later(_FAREWELL, peer.socket.transport.abort)
         try:
             peer.outbox.put_nowait(action.data if isinstance(action, Send) else action)
         except asyncio.QueueFull:

@@ -107,7 +107,18 @@ def test_nan_and_infinity_never_pass_however_wide_the_floors(seed, place, value,
         (rows_of(1) * 300, None),
         (rows_of(1) + 3, None),
     ],
-    ids=["zeros", "nearly", "huge", "constant", "one-direction", "nearly-constant", "blank-rows", "honest", "long", "common"],
+    ids=[
+        "zeros",
+        "nearly",
+        "huge",
+        "constant",
+        "one-direction",
+        "nearly-constant",
+        "blank-rows",
+        "honest",
+        "long",
+        "common",
+    ],
 )
 def test_what_is_no_honest_output_is_named(received, fault):
     assert verdict(rows_of(0), received) == fault
@@ -265,19 +276,16 @@ def test_honest_training_never_abstains(house, open_ledger, alone, family, priva
         assert max(ratios) < FLOORS.steadiness / 5 * np.median(ratios) < FLOORS.steadiness**2 / 25 * min(ratios)
 
 
+@pytest.mark.parametrize("privacy", [LAB, STEP, FROZEN], ids=["open", "step", "frozen"])
 @pytest.mark.parametrize("sentinel", [SENTINEL, None])
-def test_behind_a_code_honest_training_does_not_abstain_either(house, open_ledger, alone, sentinel):
+def test_behind_a_code_honest_training_does_not_abstain_either(house, open_ledger, alone, sentinel, privacy):
     """What is sent has k columns there, and what comes back D; the public gain and the code's own scale are in between."""
-    for privacy in (LAB, STEP, FROZEN):
-        client, _, _ = coded(
-            house, policy_of(many(privacy)), code_of(house, sentinel=sentinel), ledger=None if privacy == LAB else open_ledger()
-        )
-        client.link.folder = house.folder("alice")
-        batches = batches_of(client, sentences(6, seed=1))
-        Trainer(client, batches, (), answers=None, progress=lambda *_: None)._round(0)
-        assert len(alone[-1][0]) >= 1
-        assert all(5 * FLOORS.output[0] < s.ratio < FLOORS.output[1] / 5 for both in alone[-1] for s in both)
-        client.link.close()
+    ledger = None if privacy == LAB else open_ledger()
+    client, _, _ = coded(house, policy_of(many(privacy)), code_of(house, sentinel=sentinel), ledger=ledger)
+    client.link.folder = house.folder("alice")
+    Trainer(client, batches_of(client, sentences(6, seed=1)), (), answers=None, progress=lambda *_: None)._round(0)
+    assert len(alone[-1][0]) >= 1
+    assert all(5 * FLOORS.output[0] < s.ratio < FLOORS.output[1] / 5 for both in alone[-1] for s in both)
 
 
 # ---- who could know the verdict --------------------------------------------------------------------------------------
@@ -325,4 +333,3 @@ def test_only_an_unsafe_policy_or_one_that_says_so_looks_at_the_update(house, op
             assert caught.value.code == "SS-6040"
         else:
             trainer._round(0)
-

@@ -27,9 +27,9 @@ from pathlib import Path
 
 import numpy as np
 
-import securesplit.client.rounds as rounds
 from securesplit.aggregate.answered import AnswerLog
 from securesplit.aggregate.client import ClientRound
+from securesplit.client import rounds
 from securesplit.client.link import Link, dial
 from securesplit.errors import AggregationAborted, SecureSplitError
 from securesplit.policy.load import load_policy
@@ -173,9 +173,7 @@ def _live(plan: Plan, name: str, start: int, pipe: int, board: _Board) -> int:
                 opened = rounds.secure_sum(
                     link, link.folder, policy, update, weight=3, number=number, frozen=f"{number:064x}", answers=answers
                 ).aggregate
-                np.savez(
-                    folder / "got" / f"{number}.{name}.npz", words=opened.ring_sum, survivors=opened.survivors
-                )
+                np.savez(folder / "got" / f"{number}.{name}.npz", words=opened.ring_sum, survivors=opened.survivors)
                 os.write(pipe, f"{number} {time.monotonic():.4f} done\n".encode())
                 number += 1
             except AggregationAborted as error:

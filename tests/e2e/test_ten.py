@@ -8,16 +8,15 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.e2e.house import CLIENTS, LAB, ROOT, Program, build_house, job_text, policy_text, start_server
-from tests.e2e.swarm import STAGES, Kill, Plan, schedule
+from tests.e2e.house import ROOT, Program, build_house, job_text, policy_text, start_server
+from tests.e2e.swarm import Plan, schedule
 
 TEN = tuple(f"site-{number}" for number in range(10))
 QUORUM = 6
@@ -25,7 +24,7 @@ _LOG = re.compile(
     r"(WARNING|INFO) (securesplit\.[a-z.]+|websockets\.server): "
     r"(connection \d+: site-\d|connection \d+: closed|connection \d+: site-\d admitted the job"
     r"|connection \d+ \(site-\d\) is closed: \[SS-60\d\d\] [a-z, ]+|certificates reloaded"
-    r"|server (listening on|closing)|connection (open|closed|rejected|handler failed).*|policy 'tiny' is UnsafeNoPrivacy.*"
+    r"|server (listening on 127.0.0.1:\d+|closing)|connection (open|closed|rejected|handler failed).*|policy 'tiny' is UnsafeNoPrivacy.*"
     r"|opening handshake failed|model: .*)"
 )
 
@@ -124,7 +123,9 @@ def check_logs(house, server: Program, told: Told) -> None:
     for name in TEN:
         path = house.keys / name / "answered.log"
         if path.exists():
-            rounds = [tuple(json.loads(line)[k] for k in ("session", "round")) for line in path.read_bytes().splitlines()]
+            rounds = [
+                tuple(json.loads(line)[k] for k in ("session", "round")) for line in path.read_bytes().splitlines()
+            ]
             assert len(rounds) == len(set(rounds))
 
 
@@ -144,7 +145,9 @@ def test_ten_processes_and_kills_at_random(ten, capsys):
         check_logs(ten, server, told)
         assert finished >= rounds - 2, told_short
         with capsys.disabled():
-            print(f"\nseed {seed}: {len(told.said['killed'])} kills of {len(kills)} planned, {finished} of {rounds} rounds with a sum, {told.said['seconds']:.1f} s")
+            print(
+                f"\nseed {seed}: {len(told.said['killed'])} kills of {len(kills)} planned, {finished} of {rounds} rounds with a sum, {told.said['seconds']:.1f} s"
+            )
             print(dict(sorted(points(told).items())))
             for number in range(rounds):
                 if told.sums(number):

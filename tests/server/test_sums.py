@@ -64,19 +64,52 @@ def test_a_round_begins_when_the_whole_roster_is_ready(sums):
     assert {item.message for item in begun} == {RoundBegin(round=0, run=(1).to_bytes(16, "big"))}
 
 
-def test_who_does_not_belong_or_says_something_else_is_refused(sums):
-    sums.ready("alice", ready(), 0.0)
-    for name, message, code in (
-        ("mallory", ready(), "SS-6003"),
-        ("bob", ready(number=1), "SS-6004"),
-        ("bob", ready(dim=DIM + 1), "SS-6004"),
-        ("bob", ready(frozen="2" * 64), "SS-6004"),
-    ):
-        with pytest.raises(RemoteProtocolError, match=code):
-            sums.ready(name, message, 0.0)
-    gather(sums, names=("bob", "carol"))
+def codes(told):
+    return {item.to: item.message.code for item in told if isinstance(item.message, Failure)}
+
+
+def test_who_does_not_belong_is_refused(sums):
+    with pytest.raises(RemoteProtocolError, match="SS-6003"):
+        sums.ready("mallory", ready(), 0.0)
+
+
+@pytest.mark.parametrize("other", [ready(number=1), ready(dim=DIM + 1), ready(frozen="2" * 64)])
+@pytest.mark.parametrize("odd", CLIENTS)
+def test_who_says_something_else_than_the_rest_is_refused_whenever_it_comes(sums, odd, other):
+    """The first has no say: a client that begins anew from round 0 must not put out everybody else."""
+    told = [item for name in CLIENTS for item in sums.ready(name, other if name == odd else ready(), 0.0)]
+    assert codes(told) == {odd: "SS-6004"}
+    assert {item.to for item in told if isinstance(item.message, RoundBegin)} == set(CLIENTS) - {odd}
+
+
+def test_when_no_group_is_large_enough_all_are_told_why(sums):
+    sums.ready("alice", ready(0), 0.0)
+    sums.ready("bob", ready(1), 0.0)
+    assert codes(sums.ready("carol", ready(2), 0.0)) == dict.fromkeys(CLIENTS, "SS-6004")
+    assert sums.aborted == 1
+
+
+def test_while_a_round_runs_only_a_later_one_may_be_waited_for(sums):
+    gather(sums, number=3)
+    for message in (ready(2), ready(3, dim=DIM + 1)):
+        with pytest.raises(RemoteProtocolError, match="SS-6005"):
+            sums.ready("alice", message, 1.0)
+    # Alice was killed, or left behind: nobody waits for it in this round, and it waits for the next.
+    assert sums.ready("alice", ready(4), 1.0) == []
     with pytest.raises(RemoteProtocolError, match="SS-6005"):
-        sums.ready("alice", ready(1), 0.0)
+        sums.ready("bob", ready(2), 1.0)
+    assert gather(sums, 2.0, ("bob", "carol"), number=4) == []
+    assert (sums.finished, sums.aborted) == (0, 1), "nobody is left in round 3"
+    assert [(type(item.message), item.message.round) for item in sums.tick(2.1)] == [(RoundBegin, 4)] * 3
+
+
+def test_whoever_waits_for_the_next_round_has_the_whole_of_its_time(sums):
+    gather(sums, 0.0)
+    sums.ready("alice", ready(1), 1.0)
+    sums.ready("bob", ready(1), 2.0)
+    assert {item.message.stage for item in sums.tick(3.1)} == {wire.ABORT}, "carol said nothing"
+    assert sums.tick(33.0) == []
+    assert {item.message.round for item in sums.tick(33.2) if isinstance(item.message, RoundBegin)} == {1}
 
 
 def test_a_message_of_another_round_is_refused(sums):

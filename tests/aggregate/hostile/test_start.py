@@ -112,8 +112,8 @@ def low_order(play):
     friend = play.config.roster[0]
     adverts(play, but(play, 0), lambda a: forged(play, a, play.identities[friend], share_key=bytes(32)), 0)
     play.finish()
-    # In the sparse graph those meet the key to whom it is addressed; to the others its owner's boxes do not open.
-    return but(play, 0) if not play.config.degree or play.config.blind else but(play, *range(40))
+    # In the sparse graph the key is met by those alone who chose its owner.
+    return [n for n in but(play, 0) if play.config.blind or not play.config.degree or play.ended[n] == "SS-6003"]
 
 
 @attack("a colluding client's mask key of low order, signed", 0, "SS-6003", "SS-6007", colluders=1, modes=COMPLETE)
@@ -271,6 +271,11 @@ def exchanged_boxes(_play: Play, _name: str, boxes: dict[str, bytes]) -> dict[st
     return boxes | {one: boxes[two], two: boxes[one]}
 
 
+def shortened(_play: Play, _name: str, boxes: dict[str, bytes]) -> dict[str, bytes]:
+    sender = min(n for n, box in boxes.items() if len(box) >= wire.SHARED_BOX)
+    return boxes | {sender: boxes[sender][:48]}
+
+
 def flipped(_play: Play, _name: str, boxes: dict[str, bytes]) -> dict[str, bytes]:
     sender = first(boxes)
     return boxes | {sender: boxes[sender][:-1] + bytes([boxes[sender][-1] ^ 1])}
@@ -281,18 +286,30 @@ attack("misrouted box for everybody", 1, "SS-6007")(boxed(misrouted, to=None))
 attack("a client's own box reflected", 1, "SS-6007", spoils=True)(boxed(reflected))
 attack("two senders' boxes exchanged", 1, "SS-6007")(boxed(exchanged_boxes))
 attack("altered box", 1, "SS-6007")(boxed(flipped))
-attack("a box shortened to one without shares", 1, "SS-6007")(boxed(lambda _p, _n, b: b | {first(b): b[first(b)][:48]}))
+attack("a box shortened to one without shares", 1, "SS-6007")(boxed(shortened))
 attack("a box without content", 1, "SS-6014")(boxed(lambda _p, _n, b: b | {first(b): b[first(b)][:16]}))
 for _which in OTHERS:
     attack(f"replayed box of {_which}", 1, "SS-6007")(boxed(of_another(_which)))
 attack("withheld box", 1, "SS-6008", modes=(*COMPLETE, "sparse blind"))(boxed(lambda _p, _n, b: dict(sorted(b.items())[1:])))
 attack("all boxes withheld from one client", 1, "SS-6008", modes=(*COMPLETE, "sparse blind"))(boxed(lambda _p, _n, _b: {}))
-attack("withheld box in the sparse graph", 1, modes=("sparse",), spoils=True, others=("SS-6008",))(
-    boxed(lambda _p, _n, b: dict(sorted(b.items())[1:]))
-)
-attack("all boxes withheld in the sparse graph", 1, modes=("sparse",), spoils=True, others=("SS-6008",))(
-    boxed(lambda _p, _n, _b: {}, to=None)
-)
+
+
+@attack("withheld boxes in the sparse graph", 1, modes=("sparse",), spoils=True)
+def withheld(play):
+    """It is allowed, and costs a mask on one side: the server that does it, and knows what it does, gets noise."""
+    kept_back = {pair for pair in play.boxes() if pair[1] in play.config.roster[1:3]}
+    keep_back(play, kept_back)
+    play.finish()
+    return []
+
+
+@attack("all boxes withheld in the sparse graph", 1, modes=("sparse",))
+def all_withheld(play):
+    keep_back(play, set(play.boxes()))
+    play.finish()
+    return []
+
+
 attack("a box from a stranger", 1, "SS-6008")(boxed(lambda _p, _n, b: b | {"zoe": b[first(b)]}))
 attack("a box from the receiver itself", 1, "SS-6008")(boxed(lambda _p, n, b: b | {n: b[first(b)]}))
 
@@ -317,6 +334,17 @@ def sealed_by_a_friend(content: Callable[[Play], bytes]) -> Script:
         return [victim]
 
     return script
+
+
+def keep_back(play: Play, pairs: set[tuple[str, str]]) -> None:
+    """In the sparse graph: boxes that do not arrive, by a server that knows from then on who holds what."""
+
+    def forge(name: str, body: wire.Body) -> wire.Body:
+        return body.model_copy(update={"sealed": tuple((n, b) for n, b in body.sealed if (n, name) not in pairs)})
+
+    play.forge(forge)
+    # An empty set stands for the complete graph.
+    play.server._holders = (play.server._holders - pairs) or frozenset({("nobody", "nobody")})
 
 
 def part_of(play: Play) -> bytes:

@@ -1,0 +1,84 @@
+"""Who is ready for which secure sum, and since when: whether it is time to begin, and with whom.
+
+Clients that say the same thing form a group, and the largest one decides. Whoever comes first has no say: a client that was
+killed and begins anew from round 0, or one that is late by a round, must not put out everybody else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from securesplit.protocol.messages import RoundReady
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Clients that are ready for the same thing.
+
+    Attributes:
+        message: what they said.
+        names: who they are, in the order in which they said it.
+        others: who is ready for something else.
+    """
+
+    message: RoundReady
+    names: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+class Gathering:
+    """Who waits for the next round.
+
+    Args:
+        roster: names of all clients.
+        quorum: fewest clients that a round may begin with.
+        seconds: how long the first of a group waits for the rest of the roster.
+    """
+
+    def __init__(self, roster: tuple[str, ...], quorum: int, seconds: float) -> None:
+        self._roster = frozenset(roster)
+        self._quorum = quorum
+        self._seconds = seconds
+        self._ready: dict[str, tuple[RoundReady, float]] = {}
+
+    def add(self, name: str, message: RoundReady, now: float) -> None:
+        """A client is ready. Said once more, it waits since the first time."""
+        known = self._ready.get(name)
+        if known is None or known[0] != message:
+            self._ready[name] = message, now
+
+    def drop(self, name: str) -> None:
+        """A client is gone, and does not wait any more."""
+        self._ready.pop(name, None)
+
+    def restart(self, now: float) -> None:
+        """The clock begins anew: a round that was running has ended."""
+        self._ready = {name: (message, now) for name, (message, _) in self._ready.items()}
+
+    def due(self, lost: set[str], now: float) -> bool:
+        """Whether it is time to begin, or to give up: all are here or lost, or one has waited for too long.
+
+        Args:
+            lost: clients whose connection broke and who did not come back; nobody waits for them where enough are ready.
+            now: the time.
+        """
+        if not self._ready:
+            return False
+        leading, missing = self._leading(), self._roster - set(self._ready)
+        enough = len(leading) >= self._quorum
+        waited = now - min(self._ready[name][1] for name in leading)
+        return not missing or waited > self._seconds or (enough and missing <= lost)
+
+    def take(self) -> tuple[Group, bool]:
+        """The group that decides, and whether it is large enough for a round. Nobody waits any more then."""
+        leading = self._leading()
+        group = Group(self._ready[leading[0]][0], leading, tuple(name for name in self._ready if name not in leading))
+        self._ready = {}
+        return group, len(leading) >= self._quorum
+
+    def _leading(self) -> tuple[str, ...]:
+        """Names of the largest group; of two alike, the one that has waited for longer."""
+        groups: dict[RoundReady, list[str]] = {}
+        for name, (message, _) in self._ready.items():
+            groups.setdefault(message, []).append(name)
+        return tuple(max(groups.values(), key=lambda names: (len(names), -min(self._ready[n][1] for n in names))))

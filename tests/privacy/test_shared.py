@@ -1,0 +1,114 @@
+"""Noise that the clients of a secure sum share: what each adds, what it is charged, and what the sum carries."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from securesplit.policy.load import parse_policy
+from securesplit.policy.schema import Policy
+from securesplit.privacy.clipped_sum import ClippedSum
+from securesplit.privacy.gate import Gate
+from securesplit.privacy.lattice import SIGMA, VARIANCE, step_for
+from securesplit.privacy.ledger import Ledger
+from securesplit.privacy.plan import plan_for
+from tests.e2e.house import FROZEN, ROUND, policy_of, policy_text
+
+SHARED = ROUND.replace("clip = 0.05", "clip = 0.05\nhonest = 3")
+DIM = 20_000
+
+
+def gate_of(tmp_path, policy) -> Gate:
+    return Gate(policy, Ledger(tmp_path / "ledger", anchors=tmp_path / "anchors"))
+
+
+def summed(gate, rows) -> ClippedSum:
+    plan = gate.plan.update
+    total = ClippedSum(DIM, plan.clip, step_for(plan.part))
+    for number, row in enumerate(rows):
+        total.add(row, gate._ledger.key(f"record {number}".encode()))
+    return total
+
+
+def test_without_the_key_a_policy_is_what_it_was_before_there_was_one():
+    plain, shared = policy_of(ROUND), policy_of(SHARED)
+    assert b"honest" not in plain.canonical()
+    assert b'"honest":3' in shared.canonical()
+    assert plain.digest != shared.digest
+    assert parse_policy(policy_text(SHARED)) == Policy.model_validate(tomllib.loads(policy_text(SHARED)))
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (policy_text(SHARED).replace("honest = 3", "honest = 4"), "min_clients"),
+        (policy_text(SHARED).replace("honest = 3", "honest = 1"), "honest"),
+        (policy_text(SHARED.replace('"round"', '"step"')), "noise of one's own"),
+    ],
+)
+def test_what_cannot_be_counted_on_is_refused(text, word):
+    with pytest.raises(ValidationError) as error:
+        Policy.model_validate(tomllib.loads(text))
+    assert word in str(error.value)
+
+
+@pytest.mark.parametrize("honest", [2, 3, 17, 256])
+def test_the_parts_of_the_honest_have_the_whole_variance(honest):
+    privacy = policy_of(SHARED).privacy
+    plan = plan_for(
+        privacy.model_copy(update={"updates": privacy.updates.model_copy(update={"honest": honest})})
+    ).update
+    own = plan_for(policy_of(ROUND).privacy).update
+    assert (plan.sigma, plan.units, plan.sensitivity) == (own.sigma, own.units, own.sensitivity)
+    assert own.part == own.sigma
+    whole = honest * plan.part**2
+    assert plan.sigma**2 <= whole <= plan.sigma**2 * (1 + 1e-14)
+    # On the lattice, exactly: h draws of VARIANCE steps^2, each step at least part / SIGMA.
+    assert honest * VARIANCE * step_for(plan.part) ** 2 >= plan.sigma**2
+
+
+def test_a_part_is_made_of_ring_steps_and_charged_as_the_whole(tmp_path):
+    gate = gate_of(tmp_path, policy_of(SHARED))
+    plan = gate.plan.update
+    rows = [torch.full((DIM,), 1e-5 * (i + 1)) for i in range(2)]
+    released = gate.release_update(total := summed(gate, rows))
+    assert (released.honest, released.step, released.noised) == (3, step_for(plan.part), True)
+    steps = released.vector / released.step
+    assert np.abs(steps - np.round(steps)).max() < 1e-6
+    noise = np.round(steps) - total.steps
+    # 20000 draws: the standard error of the deviation is 0.5 %.
+    assert abs(noise.std() / SIGMA - 1) < 0.025
+    assert abs(noise.mean()) < 5 * SIGMA / math.sqrt(DIM)
+    entries = [e for e in gate._ledger.entries() if e.channel == "update"]
+    assert {e.units for e in entries} == {plan.units}, "as dear as if all of the noise were one's own"
+    assert len(entries) == 2
+
+
+def test_three_parts_make_the_noise_that_is_claimed(tmp_path):
+    vectors = []
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+        gate = gate_of(tmp_path / str(number), policy_of(SHARED))
+        vectors.append(gate.release_update(summed(gate, [torch.zeros(DIM)])).vector)
+    sigma = gate.plan.update.sigma
+    assert abs(sum(vectors).std() / sigma - 1) < 0.025
+    assert abs(vectors[0].std() / sigma - 1 / math.sqrt(3)) < 0.02
+
+
+def test_a_sum_made_for_own_noise_is_refused(tmp_path):
+    gate = gate_of(tmp_path, policy_of(SHARED))
+    total = ClippedSum(4, gate.plan.update.clip, step_for(gate.plan.update.sigma))
+    with pytest.raises(Exception, match="SS-2010"):
+        gate.release_update(total)
+
+
+def test_a_whole_update_of_a_frozen_site_shares_its_noise_too(tmp_path):
+    frozen = FROZEN + "[privacy.updates]\nclip = 0.5\nshare = 0.0\nreleases = 2\nhonest = 2\n"
+    policy = policy_of(frozen.replace("share = 0.0", "share = 0.1").replace("share = 0.6", "share = 0.5"))
+    released = gate_of(tmp_path, policy).release_update(np.full(64, 1e-3))
+    assert (released.honest, released.step > 0) == (2, True)

@@ -9,7 +9,7 @@ import math
 
 from securesplit.aggregate.config import Floors, RoundConfig, largest_scale
 from securesplit.aggregate.fit import Wishes, default_colluders, fit_round
-from securesplit.errors import PolicyDenied
+from securesplit.errors import InputError, PolicyDenied
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.protocol.job import Job
 
@@ -49,7 +49,22 @@ def breaches(policy: Policy, job: Job) -> tuple[str, ...]:
         (sums.blind and not job.sums.blind, "the server would see the sum of updates; aggregation.blind is true"),
     )
     stated = tuple(sentence for broken, sentence in checks if broken)
+    if sums.roster is not None and (odd := set(sums.roster) ^ set(job.sums.roster)):
+        stated += (f"the job's roster and aggregation.roster differ in {len(odd)} name(s)",)
+    stated += sum_breaches(policy, job) if not stated else ()
     return (*stated, *label_breaches(policy, job), *sharing_breaches(policy, job), *noise_breaches(policy, job))
+
+
+def sum_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
+    """What is wrong with the numbers of the job's secure sums by themselves, and with how many colluders they withstand."""
+    try:
+        config = round_config(job, model="0" * 64, run=bytes(16), number=0, dim=1, frozen="0" * 64)
+    except InputError as error:
+        return error.details or (error.what,)
+    least = policy.aggregation.min_colluders or 0
+    if config.colluders < least:
+        return (f"sums that withstand {config.colluders} colluders; aggregation.min_colluders is {least}",)
+    return ()
 
 
 def label_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
@@ -148,6 +163,7 @@ def floors_of(policy: Policy, *, honest: int = 1) -> Floors:
     rules = policy.aggregation
     return Floors(
         min_clients=rules.min_clients, min_threshold=rules.min_threshold, blind=rules.blind, min_honest=honest,
+        min_colluders=rules.min_colluders or 0,
         # Under shared noise the ring's clip follows from the noise, and the update was clipped by its norm before.
         max_update=rules.max_update if honest == 1 else math.inf,
     )  # fmt: skip

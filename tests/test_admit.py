@@ -47,6 +47,32 @@ def test_each_breach_is_named(rule):
     assert rule in found[0]
 
 
+def test_who_may_take_part_is_pinned_by_the_client_and_not_by_the_server():
+    raw = SHIPPED["balanced"].model_dump()
+    plain = Policy.model_validate(raw)
+    raw["aggregation"].update(roster=["carol", "alice", "bob"], min_colluders=0)
+    pinned = Policy.model_validate(raw)
+    assert breaches(pinned, JOB) == ()
+    assert pinned.digest != plain.digest
+    for roster in (("alice", "bob", "mallory"), ("alice", "bob", "carol", "mallory")):
+        job = with_changes("sums", roster=roster, threshold=3)
+        (sentence,) = breaches(pinned, job)
+        assert "aggregation.roster" in sentence
+        assert breaches(plain, job) == ()
+
+
+def test_sums_that_cannot_be_made_and_those_that_withstand_too_few_are_refused():
+    raw = SHIPPED["balanced"].model_dump()
+    raw["aggregation"]["min_colluders"] = 2
+    wants_two = Policy.model_validate(raw)
+    (sentence,) = breaches(wants_two, JOB)
+    assert "min_colluders" in sentence
+    seven = {"roster": tuple("abcdefg"), "threshold": 6, "min_clients": 6, "colluders": 2}
+    assert breaches(wants_two, with_changes("sums", **seven)) == ()
+    (sentence,) = breaches(SHIPPED["balanced"], with_changes("sums", **{**seven, "threshold": 5, "colluders": 4}))
+    assert "colluders" in sentence
+
+
 def test_all_breaches_are_named_at_once():
     raw = SHIPPED["balanced"].model_dump()
     raw["aggregation"].update(min_clients=5, min_threshold=4)

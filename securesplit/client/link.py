@@ -196,9 +196,9 @@ class Link:
             self.bytes_up += len(data)
             self._pipe.send(data)
 
-    def expect(self, kind: type[M]) -> M:
+    def expect(self, kind: type[M], *, within: float | None = None) -> M:
         """Wait for the next message, which must be of this kind."""
-        return self._of(kind, self.next())
+        return self._of(kind, self.next(within=within))
 
     @staticmethod
     def _of(kind: type[M], message: Message) -> M:
@@ -208,14 +208,14 @@ class Link:
             )
         return message
 
-    def next(self) -> Message:
-        """Wait for the next message.
+    def next(self, *, within: float | None = None) -> Message:
+        """Wait for the next message, for so many seconds; by default for the link's patience.
 
         Raises:
             ConnectionFailed: SS-3020 gone, SS-3021 silent.
             RemoteProtocolError: SS-40xx; or the code that the server gave, when it refused.
         """
-        data = self._pipe.receive(self._patience)
+        data = self._pipe.receive(self._patience if within is None else within)
         self.bytes_down += len(data)
         try:
             message = self._session.receive(data)
@@ -280,16 +280,15 @@ def greet(
         RemoteProtocolError, ConnectionFailed: as in :meth:`Link.next`.
     """
     session = Session("client", party, Caps(message_bytes=policy.limits.max_message_bytes))
-    link = Link(pipe, session, policy, name=name, patience=opening)
+    link = Link(pipe, session, policy, name=name, patience=patience)
     session.hail(nonce=os.urandom(32), policy=policy.digest)
     for data in session.data_to_send():
         pipe.send(data)
-    link.expect(Welcome)
+    link.expect(Welcome, within=opening)
     admit(policy, link.job, peer=server)
     session.confirm()
     for data in session.data_to_send():
         pipe.send(data)
-    link._patience = patience
     return link
 
 

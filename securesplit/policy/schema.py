@@ -217,6 +217,10 @@ class Aggregation(BaseModel):
         min_threshold: fewest clients that must agree before a sum is opened; always more than half of the roster.
         blind: the sum is hidden from the server too; only clients can open it.
         max_update: largest absolute value of one coordinate of an update; larger ones are clipped.
+        min_colluders: fewest clients that may side with the server without this client's update being opened. Absent: what
+            the job says, which above 32 clients is a tenth of them at least.
+        roster: certificate names of exactly those who may take part, as the consortium agreed. Absent: whom the server's
+            job names, as far as the authority certified them.
         min_update: least root mean square of A's part and of C's part of an update. Absent, a part must have moved by a
             twentieth of a learning rate under UnsafeNoPrivacy, and may have stood still elsewhere.
         plausible: absent, the client keeps the floors of securesplit/client/plausible.py.
@@ -228,6 +232,11 @@ class Aggregation(BaseModel):
     blind: bool
     max_update: Positive
     # A policy without these keys is the policy that it was before they existed, digest included.
+    min_colluders: Annotated[int | None, Field(ge=0, le=256, exclude_if=lambda value: value is None)] = None
+    roster: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] | None,
+        Field(min_length=3, max_length=256, strict=False, exclude_if=lambda value: value is None),
+    ] = None
     min_update: Annotated[Positive | None, Field(exclude_if=lambda value: value is None)] = None
     plausible: Annotated[Plausible | None, Field(exclude_if=lambda value: value is None)] = None
 

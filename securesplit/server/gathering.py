@@ -81,4 +81,9 @@ class Gathering:
         groups: dict[RoundReady, list[str]] = {}
         for name, (message, _) in self._ready.items():
             groups.setdefault(message, []).append(name)
-        return tuple(max(groups.values(), key=lambda names: (len(names), -min(self._ready[n][1] for n in names))))
+
+        def weight(names: list[str]) -> tuple[int, float]:
+            return len(names), -min(self._ready[name][1] for name in names)
+
+        leading = max(groups.values(), key=weight)
+        return tuple(leading)

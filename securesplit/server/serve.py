@@ -37,7 +37,7 @@ from securesplit.server.engine import Engine
 from securesplit.server.rounds import RoundRecords
 from securesplit.server.sums import RECONNECT_SECONDS, Patience, Sums
 from securesplit.transport.refusal import Refusal
-from securesplit.transport.server import Listen, Shell
+from securesplit.transport.server import CONNECTIONS, Listen, Shell
 from securesplit.transport.tls import ContextHolder
 
 _log = logging.getLogger(__name__)
@@ -169,12 +169,21 @@ def serve(
         _write_public(record, job, policy, digest)
         if known is not None:
             save_code(known, record / "code.safetensors")
-    shell = Shell(core, tls, Listen(host, port, policy.limits.max_message_bytes, record=record))
+    shell = Shell(core, tls, listen_for(job, policy, host, port, record))
     with files:
         asyncio.run(_until_signal(shell, lambda found: ready(host, found)))
     if out is not None:
         save_part_adapters(collect_adapters(middle, model=digest), out / "adapter-middle.safetensors")
     return Served(sums=core.sums.finished, aborted=core.sums.aborted)
+
+
+def listen_for(job: Job, policy: Policy, host: str, port: int, record: Path | None) -> Listen:
+    """Where and within which limits a job is served.
+
+    Every client of the roster has room twice, because the connection that it lost may still count while it comes back.
+    """
+    room = max(CONNECTIONS, 2 * len(job.sums.roster) + 16)
+    return Listen(host, port, policy.limits.max_message_bytes, max_connections=room, record=record)
 
 
 def _signed(_name: str, certificate: bytes, signature: bytes, data: bytes) -> None:

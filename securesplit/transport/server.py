@@ -36,6 +36,9 @@ _OUTBOX = 64
 _TICK = 0.25
 _FAREWELL = 5.0
 
+CONNECTIONS = 64
+"""How many at once, unless it is said otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listen:
@@ -51,7 +54,7 @@ class Listen:
     host: str
     port: int
     max_message: int
-    max_connections: int = 64
+    max_connections: int = CONNECTIONS
     record: Path | None = None
 
 

@@ -63,7 +63,15 @@ class Table:
 
     @property
     def cases(self) -> list[object]:
-        return [pytest.param(a, mode, id=f"{mode}: {a.name}") for a in self.rows for mode in a.modes]
+        """For parametrize. What is done in every mode is done in sparse blind rounds, the dearest, among the slow tests."""
+        return [
+            pytest.param(
+                a, mode, id=f"{mode}: {a.name}",
+                marks=[pytest.mark.slow] if a.modes == EVERY and mode == "sparse blind" else [],
+            )
+            for a in self.rows
+            for mode in a.modes
+        ]  # fmt: skip
 
 
 def act(attack: Attack, mode: str, record: Callable[[str, object], None]) -> Play:

@@ -309,7 +309,8 @@ def aborted(code: str | bytes, which: str | None = None) -> Script:
     def script(play: Play) -> tuple[str, ...]:
         config = play.config if which is None else elsewhere(play.mode, which).config
         good = wire.encode(wire.Abort(session=config.session_id, round=config.round, cfg=config.digest, code="SS-6013"))
-        body = good.replace(b"\xa7SS-6013", bytes([0xA0 + len(code)]) + code.encode() if isinstance(code, str) else code)
+        text = code if isinstance(code, bytes) else bytes([0xA0 + len(code.encode())]) + code.encode()
+        body = good.replace(b"\xa7SS-6013", text)
         for name in play.config.roster:
             play.tell(name, 15, body)
         play.queue, play.server.finished = [], True

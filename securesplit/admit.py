@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from securesplit.aggregate.config import Floors, RoundConfig, largest_scale
-from securesplit.aggregate.fit import Wishes, default_colluders, fit_round
+from securesplit.aggregate.fit import Wishes, fit_round
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.protocol.job import Job
@@ -117,13 +117,15 @@ def noise_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
     from securesplit.privacy.lattice import SIGMA, step_for
     from securesplit.privacy.plan import plan_for, rows_moved
 
-    sums, honest = job.sums, policy.privacy.updates.honest
-    n, least = len(sums.roster), max(sums.threshold, sums.min_clients)
-    colluders = default_colluders(n, sums.threshold, sums.min_clients) if sums.colluders is None else sums.colluders
+    sums, honest, n = job.sums, policy.privacy.updates.honest, len(job.sums.roster)
+    try:
+        left = round_config(job, model="0" * 64, run=bytes(16), number=0, dim=1, frozen="0" * 64).honest
+    except InputError:
+        return ()  # Told by sum_breaches.
     found = []
-    if least - colluders < honest:
+    if left < honest:
         found.append(
-            f"a sum may hold {least - colluders} honest clients; updates.honest is {honest}, and the noise is sized for that"
+            f"a sum may hold {left} honest clients; updates.honest is {honest}, and the noise is sized for that"
         )
     plan = plan_for(policy.privacy, rows=rows_moved(job.cut.front, policy.limits.buckets)).update
     assert plan is not None, "the policy has a channel for updates"
@@ -196,5 +198,6 @@ def round_config(
     wishes = Wishes(
         roster=tuple(sorted(sums.roster)), threshold=sums.threshold, min_clients=sums.min_clients, clip=clip, w_max=w_max,
         blind=sums.blind, colluders=sums.colluders, ring_bits=bits, backend=sums.backend or "masks",
+        prg=sums.prg or "aes256ctr",
     )  # fmt: skip
     return fit_round(wishes, session_id=run, number=number, dim=dim, model=model, frozen=frozen)

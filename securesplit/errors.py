@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-_CODE = re.compile(r"^SS-\d{4}$")
+_CODE = re.compile(r"^SS-[0-9]{4}$")
 
 
 class SecureSplitError(Exception):
@@ -37,7 +37,7 @@ class SecureSplitError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, code: str, what: str, *, hint: str = "", details: tuple[str, ...] = ()) -> None:
-        if not _CODE.match(code):
+        if not _CODE.fullmatch(code):
             raise ValueError(f"not an error code: {code!r}")
         super().__init__(what)
         self.code = code

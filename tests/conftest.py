@@ -55,6 +55,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the tables of a run; user properties survive pytest-xdist."""
     _print_equality(terminalreporter)
     _print_mutants(terminalreporter)
+    _print_hostile(terminalreporter)
 
 
 def _print_mutants(terminalreporter: pytest.TerminalReporter) -> None:
@@ -71,6 +72,28 @@ def _print_mutants(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("privacy audit: what each fault in the product turns red")
     for mutant, check, red, numbers in sorted(rows):
         terminalreporter.write_line(f"{mutant:44} {'RED' if red else 'ok':4} {check:28} {numbers}")
+
+
+def _print_hostile(terminalreporter: pytest.TerminalReporter) -> None:
+    """What ended each attack on a secure sum, in how many rounds (tests/aggregate/hostile)."""
+    rounds: dict[str, int] = defaultdict(int)
+    modes: dict[str, set[str]] = defaultdict(set)
+    ends: dict[str, set[str]] = defaultdict(set)
+    for outcome in ("passed", "failed", "xfailed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, value in report.user_properties:
+                if name == "hostile" and report.when == "call":
+                    attack, mode, count, ended = value
+                    rounds[attack] += count
+                    modes[attack].add(mode)
+                    ends[attack].update(ended)
+    if not rounds:
+        return
+    terminalreporter.section("secure sums: what ended each attack; no update and no second sum was opened")
+    terminalreporter.write_line(f"{'attack':70} {'rounds':>6}  {'ended by':52} modes")
+    for attack, count in rounds.items():
+        found = " ".join(sorted(end.removeprefix("SS-") for end in ends[attack]))
+        terminalreporter.write_line(f"{attack:70} {count:6}  {found:52} {', '.join(sorted(modes[attack]))}")
 
 
 def _print_equality(terminalreporter: pytest.TerminalReporter) -> None:

@@ -114,7 +114,7 @@ def main() -> None:
                 "bytes_per_param_up": up / case.clients / case.dim,
                 "max_abs_error": case.error_of(sums[0].mean),
                 "correct": exact,
-                "neighbours": config.degree or case.clients - 1,
+                "holders": config.degree or case.clients - 1,
                 "versions": {
                     "securesplit": __version__,
                     "python": platform.python_version(),

@@ -79,7 +79,7 @@ def _cpu() -> str:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A markdown table, one row per result."""
+    """A markdown table, one row per result, and under what it was measured."""
     lines = [
         "| clients x d | graph | ours, CPU s | Flower, CPU s | ratio, least (median) | ours, B/param up | Flower | ours, error | Flower |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -88,7 +88,7 @@ def table(results: list[dict[str, Any]]) -> str:
         ours, theirs, ratio = result["ours"], result.get("flower"), result["ratio"]
         cells = [
             f"{result['clients']} x {result['dim']:,}",
-            f"{result['graph']}, {ours['neighbours']} neighbours",
+            f"{result['graph']}, shares to {ours['holders']}",
             _range(ours["cpu_seconds"]),
             _range(theirs["cpu_seconds"]) if theirs else "not run",
             f"**{ratio['min']:.1f}** ({ratio['median']:.1f})" if ratio else "",
@@ -98,6 +98,11 @@ def table(results: list[dict[str, Any]]) -> str:
             f"{theirs['max_abs_error']:.1e}" if theirs else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    sides = [result[name]["versions"] for result in results for name in ("ours", "flower") if name in result]
+    versions = sorted({f"{name} {version}" for side in sides for name, version in side.items()})
+    loads = [load for result in results for load in result["load"]]
+    cpus = sorted({result["cpu"] for result in results})
+    lines += ["", f"Measured on {', '.join(cpus)}, load {min(loads)} to {max(loads)}; {', '.join(versions)}."]
     return "\n".join(lines)
 
 

@@ -147,6 +147,8 @@ def check_quorum(
         return
     if good >= config.threshold:
         what = f"{', '.join(odd)} holds other values than the others, or did not sign what they signed"
-        raise AggregationAborted("SS-6004", what, hint="Let it start from the others' state, or start a round without it.")
+        raise AggregationAborted(
+            "SS-6004", what, hint="Let it start from the others' state, or start a round without it."
+        )
     what = f"{good} clients agree on who survived; {config.threshold} are needed"
     raise AggregationAborted("SS-6010", what, hint="Too many left, or the server told clients different things.")

@@ -266,7 +266,7 @@ class ClientRound:
         partners = [n for n in members if n != self.name and (n in self._holders or self._shares_of(n))]
         keys = mask_keys(c, secrets, peers, self.name, partners=partners, t2=t2)
         masked = self.contribution.copy()
-        add_streams(masked, keys.plus, keys.minus)
+        add_streams(masked, keys.plus, keys.minus, prg=c.prg)
         if c.blind:
             self._group = group_key((self._held[name].group for name in members), t2)
         hidden = hide(c, masked, name=self.name, group=self._group, t2=t2, worker=self._worker)

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Literal
 
 from securesplit.aggregate.graph import require_graph
+from securesplit.aggregate.masks import PRGS, Prg
 from securesplit.errors import AggregationAborted, InputError
 
 __all__ = ["MAX_CLIENTS", "Backend", "Floors", "RoundConfig", "check_floors", "largest_scale"]
@@ -25,6 +26,7 @@ MAX_CLIENTS = 256
 """Every client checks every other one's signature, and the server routes a box for each pair that shares."""
 
 MAX_DIM = 1 << 28
+MAX_ENCRYPTED = 1 << 24
 MAX_WEIGHT = 1 << 16
 MAX_SCALE = 1 << 40  # In float64 a value's product with S is then still exact to far less than half a step.
 _HEX = re.compile(r"^[0-9a-f]{64}$")
@@ -66,6 +68,7 @@ class RoundConfig:
         ring_bits: 32 or 64; words of that many bits, of which a sum may use all but the sign.
         degree: k, how many others each client gives shares to; 0 for the complete graph. See graph.py.
         share_threshold: t of the sparse graph; 0 in the complete one.
+        prg: the generator of all masks; ``aes256ctr``, or ``chacha20`` where processors have no AES instructions.
         backend: ``masks``; or ``bfv`` or ``ckks``, which encrypt the masked words once more under a key of the clients.
 
     Raises:
@@ -90,6 +93,7 @@ class RoundConfig:
     degree: int = 0
     share_threshold: int = 0
     backend: Backend = "masks"
+    prg: Prg = "aes256ctr"
 
     def __post_init__(self) -> None:
         faults = (*self._roster_faults(), *self._number_faults())
@@ -151,7 +155,7 @@ class RoundConfig:
             faults.append(f"w_max {self.w_max}: it must lie between 1 and {MAX_WEIGHT}")
         if not (math.isfinite(self.clip) and self.clip > 0):
             faults.append("clip must be finite and above 0")
-        if not (_HEX.match(self.model) and _HEX.match(self.frozen)):
+        if not (_HEX.fullmatch(self.model) and _HEX.fullmatch(self.frozen)):
             faults.append("model and frozen must be SHA-256 digests in hex")
         return [*faults, *self._ring_faults()]
 
@@ -166,8 +170,12 @@ class RoundConfig:
             faults.append(
                 f"scale {self.scale}: roster * w_max * scale must lie between 1 and {top}, or a sum could wrap"
             )
+        if self.prg not in PRGS:
+            faults.append(f"prg must be {' or '.join(PRGS)}")
         if self.backend not in ("masks", "bfv", "ckks"):
             faults.append("backend must be masks, bfv or ckks")
+        elif self.backend != "masks" and self.dim >= MAX_ENCRYPTED:
+            faults.append(f"dim {self.dim}: at most {MAX_ENCRYPTED - 1} with encryption")
         elif self.backend != "masks" and (self.ring_bits != 32 or not self.blind):
             faults.append(
                 f"backend {self.backend}: it encrypts 32-bit words, and the sum is hidden from the server: set blind"
@@ -177,7 +185,7 @@ class RoundConfig:
     def canonical(self) -> bytes:
         """The bytes that are hashed: JSON, sorted keys, no spaces, ASCII."""
         fields: dict[str, object] = {name: getattr(self, name) for name in self.__slots__}
-        fields |= {"proto": "ssa-1", "prg": "aes256ctr"}
+        fields |= {"proto": "ssa-1"}
         fields |= {"session_id": self.session_id.hex(), "roster": list(self.roster), "clip": float(self.clip)}
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
@@ -190,6 +198,15 @@ class RoundConfig:
     def shares_needed(self) -> int:
         """t, how many shares give a secret."""
         return self.share_threshold or self.threshold
+
+    @property
+    def honest(self) -> int:
+        """Fewest clients that sides neither with the server nor looks, in any sum that is opened; for noise that counts on them.
+
+        One client is counted as a colluder in any case: whoever opens a sum knows its own part of the noise. In the sparse
+        graph a server may leave honest survivors out of the sum, down to the number that the graph was made for.
+        """
+        return (self.min_clients if self.degree else self.quorum) - max(1, self.colluders)
 
     @property
     def quorum(self) -> int:
@@ -249,9 +266,10 @@ def check_floors(config: RoundConfig, name: str, floors: Floors) -> None:
         breaches.append(f"min_clients {config.min_clients} is below this client's floor of {floors.min_clients}")
     if config.colluders < floors.min_colluders:
         breaches.append(f"colluders {config.colluders} is below this client's floor of {floors.min_colluders}")
-    if config.quorum - config.colluders < floors.min_honest:
-        honest = config.quorum - config.colluders
-        breaches.append(f"a sum may hold {honest} honest clients; this client's noise counts on {floors.min_honest}")
+    if floors.min_honest > 1 and config.honest < floors.min_honest:
+        breaches.append(
+            f"a sum may hold {config.honest} honest clients; this client's noise counts on {floors.min_honest}"
+        )
     if config.clip > floors.max_update:
         breaches.append(f"clip {config.clip:g} is above this client's max_update of {floors.max_update:g}")
     if floors.blind and not config.blind:

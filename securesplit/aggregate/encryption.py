@@ -106,7 +106,7 @@ def hide(config: RoundConfig, masked: Words, *, name: str, group: bytes, t2: byt
         frame = _need(worker).encrypt(scheme_of(config), keys.secret, masked)
         return Hidden(np.frombuffer(frame, dtype=np.uint8), keys.public)
     if config.blind:
-        add_streams(masked, [blind_key(group, t2, name)])
+        add_streams(masked, [blind_key(group, t2, name)], prg=config.prg)
     return Hidden(masked, b"")
 
 
@@ -144,7 +144,7 @@ def reveal(
     if not config.blind:
         return words
     ring = words.copy()
-    add_streams(ring, minus=[blind_key(group, t2, name) for name in survivors])
+    add_streams(ring, minus=[blind_key(group, t2, name) for name in survivors], prg=config.prg)
     return ring
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from securesplit.aggregate.config import Backend, RoundConfig, largest_scale
 from securesplit.aggregate.graph import COMPLETE_UP_TO, graph_for
+from securesplit.aggregate.masks import Prg
 
 __all__ = ["Wishes", "default_colluders", "fit_round"]
 
@@ -33,6 +34,7 @@ class Wishes:
     ring_bits: Literal[32, 64] = 32
     backend: Backend = "masks"
     dropouts: int | None = None
+    prg: Prg = "aes256ctr"
 
 
 def default_colluders(clients: int, threshold: int, min_clients: int) -> int:
@@ -65,4 +67,5 @@ def fit_round(wishes: Wishes, *, session_id: bytes, number: int, dim: int, model
         session_id=session_id, round=number, roster=w.roster, threshold=w.threshold, min_clients=w.min_clients, dim=dim,
         scale=largest_scale(n, w.w_max, w.ring_bits), clip=w.clip, w_max=w.w_max, model=model, frozen=frozen, blind=w.blind,
         colluders=colluders, ring_bits=w.ring_bits, degree=degree, share_threshold=shares, backend=w.backend,
+        prg=w.prg,
     )  # fmt: skip

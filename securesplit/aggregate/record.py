@@ -85,7 +85,7 @@ class RoundRecord(BaseModel):
     signatures: Annotated[tuple[tuple[Name, Signature], ...], Field(max_length=MAX_CLIENTS)]
     alike: Annotated[bytes, Field(max_length=32)]
     sum_digest: Annotated[bytes, Field(max_length=_SUM)]
-    aborted: Annotated[str, Field(pattern=r"^(SS-\d{4})?$")]
+    aborted: Annotated[str, Field(pattern=r"^(SS-[0-9]{4})?$")]
     certificate: Annotated[bytes, Field(max_length=8192)] = b""
     seal: Annotated[bytes, Field(max_length=1024)] = b""
 

@@ -91,7 +91,7 @@ def unmask(
             key = pair_key(private, peers.of(other.owner).mask_key, t2, opening.owner, other.owner)
             # The survivor with the smaller name had added this stream, the one with the larger had subtracted it.
             (minus if other.owner < opening.owner else plus).append(key)
-    add_streams(masked_sum, plus, minus)
+    add_streams(masked_sum, plus, minus, prg=config.prg)
 
 
 def _put_together(opening: Opening, threshold: int, image: Callable[[bytes], bytes], want: bytes) -> bytes:

@@ -3,7 +3,7 @@
 Source: A. Shamir, "How to share a secret", 1979. Any t shares give the secret, t - 1 shares say nothing of it.
 
 What this does not protect: shares are not verifiable by themselves; the caller checks the result against a commitment
-(unmask.py). Python integers are not constant-time: shares are computed where the secret is already known, and combined
+(recover.py). Python integers are not constant-time: shares are computed where the secret is already known, and combined
 where it is about to be known.
 """
 

@@ -31,6 +31,7 @@ class Tally:
         self._config, self._worker = config, worker
         self._words: Words | None = None
         self._handle: int | None = None
+        self._public = b""
 
     def check(self, name: str, vector: Vector | None) -> Vector:
         """The vector, if it has the type and length of this round's; a frame's length is the worker's to check.
@@ -49,7 +50,9 @@ class Tally:
         """Add a client's vector, or its frame under the round's key, which is the one that the first client names.
 
         Raises:
-            RemoteProtocolError: SS-6014 for a frame that is malformed or of another key. AggregationAborted: SS-6016.
+            RemoteProtocolError: SS-6014 for a frame that is malformed.
+            AggregationAborted: SS-6012 when this client names another key than the first one did, and nobody can tell which
+                of them lies: the round is over for all. SS-6016 when the worker died.
         """
         c = self._config
         if c.backend == "masks":
@@ -59,7 +62,11 @@ class Tally:
             return
         worker = self._need()
         if self._handle is None:
-            self._handle = worker.begin(scheme_of(c), public, c.dim + 1)
+            self._handle, self._public = worker.begin(scheme_of(c), public, c.dim + 1), public
+        if public != self._public:
+            raise AggregationAborted(
+                "SS-6012", "clients of one round name two encryption keys", hint="One of them lies; start a new round."
+            )
         worker.add(self._handle, vector.tobytes())
 
     def unmasked(self, unmask: Callable[[Words], None]) -> Vector:

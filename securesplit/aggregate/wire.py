@@ -158,7 +158,7 @@ class Result(Body):
 class Abort(Body):
     """Stage 15, both ways: the round is over for the receiver or the sender. A code, never a text."""
 
-    code: Annotated[str, Field(pattern=r"^SS-60\d{2}$")]
+    code: Annotated[str, Field(pattern=r"^SS-60[0-9]{2}$")]
 
 
 Vector = Words | npt.NDArray[np.uint8]

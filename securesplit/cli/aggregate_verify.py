@@ -205,12 +205,17 @@ def _overview(paths: Sequence[Path], reports: Sequence[Report]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("record", "round", "U1", "U2", "U3", "signed", "sum", "", box=box.SIMPLE_HEAD, pad_edge=False)
+    from securesplit.aggregate.findings import printable
+
+    table = Table(
+        "record", "made by", "round", "U1", "U2", "U3", "signed", "sum", "", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for path, report in zip(paths, reports, strict=True):
         config, record = report.config, report.record
         word = Text("holds", style="green") if report.valid else Text("FAILED", style="bold red")
         table.add_row(
             Text(path.name, overflow="fold"),
+            Text(printable(record.maker)),
             str(config.round) if config else "?",
             str(len(report.clients)),
             str(len(record.members)),

@@ -14,6 +14,7 @@ the others' updates predictable or small as far as docs/threat-model.md, section
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from securesplit.errors import AggregationAborted, SecureSplitError
@@ -62,37 +64,57 @@ class Look:
     blank: bool = False
 
 
-def look(sent: Tensor, received: Tensor, *, gain: float = 1.0) -> Look | None:
+def look(sent: Tensor, received: Tensor, *, gain: float = 1.0, alive: Tensor | None = None) -> Look | None:
     """Compare an answer with what was sent.
 
     Args:
         sent: (B, T, k), as it left.
         received: (B, T, D) or (B, T, k).
         gain: public factor that B multiplies what was sent by.
+        alive: (B T,), rows to compare; all of them when absent.
 
     Returns:
-        None where nothing was sent but zeros, to which every answer is honest.
+        None where nothing was sent but zeros, or numbers that float32 loses on the way, to which every answer is honest.
     """
-    before, after = sent.double().flatten(0, 1), received.double().flatten(0, 1)
-    size = float(before.norm()) * gain
-    if not size > 0:
+    before, after = _measure(sent, alive), _measure(received, alive)
+    size = before.norm * gain
+    if not size > _LOST:
         return None
-    own, other = _spread(before), _spread(after)
     # Rows that were alike when they left may be alike when they come back.
+    own, other = before.spread, after.spread
     spread = 1.0 if own is None or other is None or own < _ALIKE else other / own
-    blank = bool(((after.norm(dim=1) == 0) & (before.norm(dim=1) > 0)).any())
-    return Look(ratio=float(after.norm()) / size, spread=spread, blank=blank)
+    blank = bool(((after.rows == 0) & (before.rows > 0)).any())
+    finite = bool(received.isfinite().all())
+    return Look(ratio=after.norm / size if finite else math.nan, spread=spread, blank=blank)
 
 
-def _spread(rows: Tensor) -> float | None:
-    norms = rows.norm(dim=1, keepdim=True)
-    kept = norms[:, 0] > 0
-    if int(kept.sum()) < 2:
-        return None
-    return float(1 - (rows[kept] / norms[kept]).mean(0).square().sum())
+@dataclass(frozen=True, slots=True, eq=False)
+class _Measured:
+    """A batch's norm, spread (None for fewer than two rows) and norms of its rows, (rows,), in float64."""
+
+    norm: float
+    spread: float | None
+    rows: Tensor
+
+
+def _measure(batch: Tensor, alive: Tensor | None) -> _Measured:
+    """One sequence after the other, because a whole batch in float64 would be the largest thing in memory."""
+    length, total, directions, norms = batch.shape[1], torch.zeros(batch.shape[2], dtype=torch.float64), 0, []
+    for i, sequence in enumerate(batch):
+        rows = sequence if alive is None else sequence[alive[i * length : (i + 1) * length]]
+        wide = rows.double()
+        norms.append(wide.norm(dim=1))
+        kept = norms[-1] > 0
+        total += (wide[kept] / norms[-1][kept, None]).sum(0)
+        directions += int(kept.sum())
+    each = torch.cat(norms) if norms else torch.zeros(0, dtype=torch.float64)
+    spread = None if directions < 2 else float(1 - (total / directions).square().sum())
+    return _Measured(float(each.norm()), spread, each)
 
 
 _ALIKE = 1e-9  # Below it only rounding is left.
+_LOST = 1e-20
+_DEAD = 1e-4
 
 
 class Witness:
@@ -107,16 +129,20 @@ class Witness:
         self.outputs: list[Look] = []
         self.gradients: list[Look] = []
         self._gain = 1.0
+        self._alive: Tensor | None = None
 
     def answered(self, private: Released, mixed: Tensor) -> None:
         """Take note of B's output for these rows."""
-        self._gain = private.gain
-        if (seen := look(_sent(private), mixed.detach(), gain=private.gain)) is not None:
+        sent = _sent(private)
+        norms = sent.flatten(0, 1).norm(dim=1)
+        # A padding token of zeros stays near zero up to the cut, where a norm blows its gradient up a million times.
+        self._gain, self._alive = private.gain, norms > _DEAD * norms.max()
+        if (seen := look(sent, mixed.detach(), gain=private.gain, alive=self._alive)) is not None:
             self.outputs.append(seen)
 
     def taught(self, released: Released, received: Tensor) -> None:
         """Take note of the gradient at B's input for this gradient at B's output."""
-        if (seen := look(_sent(released), received, gain=self._gain)) is not None:
+        if (seen := look(_sent(released), received, gain=self._gain, alive=self._alive)) is not None:
             # Rows behind the last scored token have no gradient in honest work either.
             self.gradients.append(Look(seen.ratio, seen.spread))
 

@@ -179,8 +179,8 @@ def _run(line: _Line, config: RoundConfig, party: ClientRound) -> None:
             if error.code.startswith("SS-60"):  # Nobody should wait for this client until the stage times out.
                 line.farewell(_message(config, party.abort(error.code)))
             raise
-        for outgoing in due:
-            last = _message(config, outgoing)
+        while due:  # Taken out one by one: a vector is freed as soon as its message holds it.
+            last = _message(config, due.pop(0))
             line.say(last)
 
 

@@ -91,10 +91,15 @@ def what_was_shared(
 def frozen_digest(client: Client, number: int, factor: Learned) -> str:
     """See :meth:`securesplit.client.client.Client.frozen_digest`."""
     adapters, turn = client.job.adapters, turn_of(client.job.adapters.sharing, number)
-    digest = hashlib.sha256(f"{number}|{factor}|{adapters.sharing}|{adapters.seed}|{client.policy.digest}".encode())
+    # The whole job: a server that gave each client its own learning rate could silence all but one.
+    start = f"{number}|{factor}|{adapters.sharing}|{adapters.seed}|{client.policy.digest}|{client.job.digest}"
+    digest = hashlib.sha256(start.encode())
     for layout in (*client.layouts(factor), *client.layouts()):
         digest.update(layout.digest.encode())
-    if client.regime != "frozen":
+    plan = client.gate.plan
+    if client.regime != "frozen" or (
+        plan is not None and plan.update is not None
+    ):  # All of it follows from noised sums.
         _take_values(digest, client.trained, turn.common)
     elif turn.constant is not None:
         _take_values(digest, (client.front, client.back), turn.constant)

@@ -28,7 +28,18 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-__all__ = ["Aggregation", "Channel", "Gaussian", "Labels", "Limits", "Plausible", "Policy", "Transport", "UnsafeNoPrivacy", "Updates"]
+__all__ = [
+    "Aggregation",
+    "Channel",
+    "Gaussian",
+    "Labels",
+    "Limits",
+    "Plausible",
+    "Policy",
+    "Transport",
+    "UnsafeNoPrivacy",
+    "Updates",
+]
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -103,7 +114,8 @@ class Updates(Channel):
         honest: how many honest clients the noise of a sum may count on. Absent, a client counts on nobody: it adds all of
             the noise itself, and the sum of n clients carries n times what is needed. With ``honest = h`` each adds an h-th
             of the variance in the ring of the secure sum, and takes part in no sum that fewer than h honest clients could
-            be in, after the worst dropout that opens it and with all the colluders that it must withstand.
+            be in, after the worst dropout that opens it, and without its colluders, of whom there is one at least: whoever
+            opens a sum knows its own part of the noise.
     """
 
     # A policy without the key is the policy that it was before the key existed, digest included.
@@ -300,8 +312,8 @@ class Policy(_Table):
         frozen = mechanism == "gaussian" and _at(table, "privacy", "regime") == "frozen"
         plain = _at(table, "privacy", "updates") is None
         honest, least = _at(table, "privacy", "updates", "honest"), _at(table, "aggregation", "min_clients")
-        if type(honest) is int and type(least) is int and honest > least:
-            yield f"updates.honest is {honest}, and aggregation.min_clients lets a sum of {least} be opened"
+        if type(honest) is int and type(least) is int and honest >= least:
+            yield f"updates.honest is {honest}, and aggregation.min_clients lets a sum of {least}, of whom one looks, be opened"
         if frozen and plain and _at(table, "aggregation", "blind") is False:
             yield "regime 'frozen' without [privacy.updates] adds no noise to updates, so the sum must be hidden from the server: set aggregation.blind = true"
 

@@ -102,6 +102,7 @@ class Sums(BaseModel):
             as many as the threshold allows.
         ring_bits: 32, when absent, or 64: words that a sum is made of.
         backend: ``masks``, when absent; ``bfv`` or ``ckks`` encrypt the masked words once more.
+        prg: generator of the masks: ``aes256ctr``, when absent; ``chacha20`` for clients without AES instructions.
         weights: ``records``, when absent: an update counts by its number of records, at most 255; ``uniform``: each once.
     """
 
@@ -116,6 +117,7 @@ class Sums(BaseModel):
     colluders: Annotated[int | None, Field(ge=0, le=256)] = None
     ring_bits: Literal[32, 64] | None = None
     backend: Literal["masks", "bfv", "ckks"] | None = None
+    prg: Literal["aes256ctr", "chacha20"] | None = None
     weights: Literal["records", "uniform"] | None = None
 
     @model_validator(mode="after")

@@ -44,7 +44,7 @@ Nonce = Annotated[bytes, Field(min_length=32, max_length=32)]
 SessionId = Annotated[bytes, Field(min_length=16, max_length=16)]
 Signature = Annotated[bytes, Field(min_length=8, max_length=1024)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Code = Annotated[str, Field(pattern=r"^SS-\d{4}$")]
+Code = Annotated[str, Field(pattern=r"^SS-[0-9]{4}$")]
 Sealed = Annotated[bytes, Field(max_length=256, repr=False)]
 
 

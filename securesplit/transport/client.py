@@ -54,7 +54,7 @@ class WebSocketPipe:
         """Send one message in fragments of at most 1 MiB, so that pings pass between them."""
         view = memoryview(data)
         try:
-            self._socket.send([bytes(view[i : i + FRAGMENT]) for i in range(0, len(view), FRAGMENT)])
+            self._socket.send(view[i : i + FRAGMENT] for i in range(0, len(view), FRAGMENT))
         except ConnectionClosed as error:
             raise _gone(error) from None
 

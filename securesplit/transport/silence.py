@@ -13,15 +13,15 @@ from asyncio.trsock import TransportSocket
 PING_SECONDS = 20
 PONG_SECONDS = 60
 
-UNTAKEN_SECONDS = PING_SECONDS + PONG_SECONDS
+UNTAKEN_SECONDS: float = PING_SECONDS + PONG_SECONDS
 """How long sent bytes may lie without one of them being taken. A slow network is not meant: there some are."""
 
 
-def limit(wire: socket.socket | TransportSocket, seconds: float = UNTAKEN_SECONDS) -> None:
-    """Let the kernel end a connection whose peer takes nothing for this long.
+def limit(wire: socket.socket | TransportSocket) -> None:
+    """Let the kernel end a connection whose peer takes nothing for ``UNTAKEN_SECONDS``.
 
     Where the system has no such option (it is Linux's), its own patience stands: about 15 minutes without an
     acknowledgement, and no end to a peer that acknowledges and does not read.
     """
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNTAKEN_SECONDS * 1000))

@@ -42,7 +42,7 @@ class World:
 
         def notice(delivery):
             if delivery.stage == wire.CONSISTENT and cohort.config.blind:
-                self.alike[delivery.to] = cohort.clients[delivery.to]._tag()
+                self.alike[delivery.to] = cohort.clients[delivery.to]._said
             return delivery
 
         cohort.run({"eve": 2} if vanish is None else vanish, tamper=notice)

@@ -37,6 +37,7 @@ SPARSE = {"roster": MANY[:40], "threshold": 27, "min_clients": 10, "colluders": 
         ({"colluders": -1}, "colluders"),
         ({"threshold": 5, "colluders": 2}, "fewer than 2"),
         ({"backend": "rot13"}, "backend"),
+        ({"prg": "mt19937"}, "prg"),
         ({"backend": "bfv"}, "set blind"),
         ({"backend": "ckks", "blind": True, "ring_bits": 64}, "32-bit"),
         ({"degree": 2, "share_threshold": 2}, "2^-40"),
@@ -84,7 +85,7 @@ def test_every_field_is_bound_by_the_digest(config_of):
         config_of(session_id=bytes(16)), config_of(round=2), config_of(roster=("amir", "bea", "chloe", "dan", "fay")),
         config_of(threshold=4), config_of(min_clients=4), config_of(dim=8), config_of(scale=999), config_of(clip=0.25),
         config_of(w_max=9), config_of(model="0" * 64), config_of(frozen="0" * 64), config_of(blind=True),
-        config_of(threshold=4, colluders=1), config_of(ring_bits=64), config_of(backend="bfv", blind=True),
+        config_of(threshold=4, colluders=1), config_of(ring_bits=64), config_of(backend="bfv", blind=True), config_of(prg="chacha20"),
     ]  # fmt: skip
     assert len(others) == len(RoundConfig.__slots__) - 2
     many = {"roster": MANY[:40], "threshold": 27, "min_clients": 10, "colluders": 4, "scale": 100}

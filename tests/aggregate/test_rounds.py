@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from securesplit.aggregate import client, wire
+from securesplit.aggregate import client, encryption, wire
 from securesplit.errors import AggregationAborted
 
 ALL = ("amir", "bea", "chloe", "dan", "eve")
@@ -60,7 +60,7 @@ def test_too_few_clients_abort_at_every_stage_and_leave_no_sum(cohort_of, stage)
     c = cohort_of().run(vanish=dict.fromkeys(("amir", "bea", "eve"), stage))
     assert c.server.aborted == "SS-6010"
     assert c.server.result is None
-    assert c.server._sum is None
+    assert c.server._tally._words is None
     assert all(member.result is None for member in c.clients.values())
     told = [error for name, error in c.failed.items() if name in {"chloe", "dan"}]
     assert {error.code for error in told} == {"SS-6010"}
@@ -93,11 +93,12 @@ def test_no_stream_key_is_used_twice_but_by_the_two_ends_of_a_pair(cohort_of, mo
     used: list[bytes] = []
     original = client.add_streams
 
-    def spy(vector, plus=(), minus=()):
+    def spy(vector, plus=(), minus=(), **prg):
         used.extend((*plus, *minus))
-        original(vector, plus, minus)
+        original(vector, plus, minus, **prg)
 
     monkeypatch.setattr(client, "add_streams", spy)
+    monkeypatch.setattr(encryption, "add_streams", spy)
     per_round = []
     for number in (1, 2, 3):
         used.clear()

@@ -19,9 +19,16 @@ def test_drops_leave_an_exact_sum(blind, stage):
 
 
 def test_a_large_roster_and_many_drops():
-    drops = tuple(Drop(stage, 3) for stage in range(5))
-    done = simulate.simulate(clients=50, threshold=26, dim=10, drops=drops, blind=True)
-    assert (done.exact, done.survivors, done.finished, done.aborted) == (True, 41, 35, None)
+    drops = tuple(Drop(stage, 2) for stage in range(5))
+    done = simulate.simulate(clients=50, threshold=34, dim=10, drops=drops, blind=True)
+    assert (done.exact, done.survivors, done.finished, done.aborted) == (True, 44, 40, None)
+    assert done.degree < 49, "above 32 clients the graph is sparse"
+
+
+@pytest.mark.parametrize(("bits", "backend"), [(64, "masks"), (32, "bfv"), (32, "ckks")])
+def test_other_rings_and_backends_give_the_same_sum(bits, backend):
+    done = simulate.simulate(clients=5, threshold=4, dim=50, drops=(Drop(2, 1),), backend=backend, ring_bits=bits)
+    assert (done.exact, done.survivors, done.aborted) == (True, 4, None)
 
 
 @pytest.mark.parametrize("stage", range(5))

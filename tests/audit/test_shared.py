@@ -5,7 +5,7 @@ import pytest
 from securesplit.audit.run import run_audit
 from tests.e2e.house import ROUND, policy_of
 
-SHARED = ROUND.replace("clip = 0.05", "clip = 0.05\nhonest = 3").replace("1000.0", "32.0")
+SHARED = ROUND.replace("clip = 0.05", "clip = 0.05\nhonest = 2").replace("1000.0", "32.0")
 
 
 @pytest.mark.slow  # Half a minute: the parts are the same as in the default tests, the policy is another.

@@ -133,6 +133,20 @@ def test_gradients_may_be_blank_behind_the_last_scored_token_and_what_was_zero_s
     assert look(torch.full(SHAPE, math.nan), rows_of(1)) is None, "the gate lets none leave"
 
 
+def test_dead_rows_are_left_out_and_still_hide_no_nan():
+    """Padding of zeros: its gradient, a million times too long in honest work, says nothing."""
+    alive = torch.arange(10) % 5 > 1
+    sent, received = rows_of(0), rows_of(1)
+    received[:, :2] *= 1e6
+    assert fault_of([], [look(sent, received)], FLOORS) == "size"
+    seen = look(sent, received, alive=alive)
+    assert seen.ratio == pytest.approx(float(received[:, 2:].norm() / sent[:, 2:].norm()), rel=1e-6)
+    assert fault_of([], [seen], FLOORS) is None
+    received[0, 0, 0] = math.nan
+    assert fault_of([], [look(sent, received, alive=alive)], FLOORS) == "size"
+    assert look(1e-30 * sent, torch.zeros(SHAPE)) is None, "float32 loses it on the way"
+
+
 def test_rows_that_left_alike_may_come_back_alike():
     sent = torch.ones(SHAPE)
     assert verdict(sent, torch.ones(SHAPE)) is None

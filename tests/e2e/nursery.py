@@ -19,7 +19,7 @@ from pathlib import Path
 from securesplit.audit.builtin import builtin_policy
 from securesplit.audit.cohort import Cohort, Tap
 from securesplit.audit.tiny import TinySite
-from securesplit.policy.schema import Channel, Policy
+from securesplit.policy.schema import Channel, Policy, Updates
 from securesplit.privacy.ledger import Ledger
 
 _FIRST = -1
@@ -29,7 +29,7 @@ def policy_of(regime: str) -> Policy:
     """Enough releases for a hundred lives; regimes without gradients have none."""
     base = builtin_policy()
     many = {
-        name: Channel(clip=1.0, share=0.2, releases=20_000)
+        name: (Updates if name == "updates" else Channel)(clip=1.0, share=0.2, releases=20_000)
         for name in ("activations", "gradients", "updates", "generation")
     }
     if regime == "frozen":

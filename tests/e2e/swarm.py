@@ -11,6 +11,7 @@ says what happened.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -20,20 +21,22 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from securesplit.aggregate.answered import AnswerLog
 from securesplit.aggregate.client import ClientRound
+from securesplit.aggregate.fixedpoint import Floats, Words
 from securesplit.client import rounds
 from securesplit.client.link import Link, dial
 from securesplit.errors import AggregationAborted, SecureSplitError
 from securesplit.policy.load import load_policy
 from securesplit.privacy.gate import Gate
+from securesplit.protocol.messages import Secagg
 from securesplit.protocol.states import State
 
 STAGES = ("advertise", "shares", "masked", "consistent", "unmask")
@@ -42,7 +45,10 @@ AGAIN = ("never", "at once", "next round")
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: ``after`` seconds behind the moment at which ``victim`` reports ``point`` in ``round``."""
+    """One kill: ``after`` seconds behind the moment at which ``victim`` reports ``point`` in ``round``.
+
+    Where the victim is ``server``, the first client that reports this decides.
+    """
 
     round: int
     victim: str
@@ -53,7 +59,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole run. ``seconds`` bounds it; who is alive then is killed and counted as hung."""
+    """A whole run. ``seconds`` bounds it; who is alive then is killed and counted as hung. ``server`` is a process too."""
 
     url: str
     keys: str
@@ -62,8 +68,8 @@ class Plan:
     names: tuple[str, ...]
     rounds: int
     dim: int
-    seed: int
     seconds: float
+    server: int = 0
     kills: tuple[Kill, ...] = ()
 
     @classmethod
@@ -115,76 +121,98 @@ class _Board:
         self._memory[:4] = struct.pack("<i", number)
 
 
-@contextmanager
-def _told(plan: Plan, name: str, pipe: int, board: _Board) -> Iterator[None]:
-    """Let every step of a round be reported, and contributions be written before they leave."""
-    line, contribute = rounds._Line, ClientRound.contribute
-    ready, say, hear, given = line.ready, line.say, line.hear, {}
+class _Reports:
+    """Stands in a client's way: every step of a round is reported, and a contribution is on disk before it leaves."""
 
-    def report(number: int, what: str) -> None:
-        os.write(pipe, f"{number} {time.monotonic():.4f} {what}\n".encode())
+    def __init__(self, plan: Plan, name: str, pipe: int, board: _Board) -> None:
+        self._given, self._name, self._pipe, self._board = Path(plan.folder, "given"), name, pipe, board
+        self._mine: dict[int, tuple[str, Words]] = {}
 
-    def told_ready(self, number, **facts):
-        report(number, "ready")
-        run = ready(self, number, **facts)
-        board.note(max(board.begun, number))
-        report(number, "begun")
-        return run
+    def say(self, number: int, what: str) -> None:
+        """Tell the parent; a line this short is written whole or not at all."""
+        os.write(self._pipe, f"{number} {time.monotonic():.4f} {what}\n".encode())
 
-    def told_contribute(self, update, weight):
-        clipped = contribute(self, update, weight)
-        given[self.config.round] = self.config.session_id, self.contribution.copy()
-        return clipped
+    def keep(self, number: int) -> None:
+        """Write down what is about to leave; said once more after a lost connection, it is the same."""
+        session, words = self._mine[number]
+        path = self._given / f"{session}.{self._name}.npz"
+        if not path.exists():
+            _save(path, words=words)
 
-    def told_say(self, message):
-        if message.stage < len(STAGES):
-            report(message.round, f"saying {STAGES[message.stage]}")
-        if message.stage == STAGES.index("masked"):
-            session, words = given[message.round]
-            path = Path(plan.folder, "given", f"{session.hex()}.{name}.npy")
-            if not path.exists():  # Said once more after a lost connection, it is the same.
-                np.save(path, words)
-        say(self, message)
-        if message.stage < len(STAGES):
-            report(message.round, f"said {STAGES[message.stage]}")
+    def listen(self) -> None:
+        """For the rest of this process's life."""
+        line, contribute = rounds._Line, ClientRound.contribute
+        ready, tell, hear = line.ready, line.say, line.hear
 
-    def told_hear(self, last):
-        message = hear(self, last)
-        if message.stage < len(STAGES):
-            report(message.round, f"heard {STAGES[message.stage]}")
-        return message
+        def told_ready(self_: rounds._Line, number: int, *, dim: int, frozen: str, step: float) -> bytes:
+            self.say(number, "ready")
+            run = ready(self_, number, dim=dim, frozen=frozen, step=step)
+            self._board.note(max(self._board.begun, number))
+            self.say(number, "begun")
+            return run
 
-    line.ready, line.say, line.hear, ClientRound.contribute = told_ready, told_say, told_hear, told_contribute
-    yield
-    line.ready, line.say, line.hear, ClientRound.contribute = ready, say, hear, contribute
+        def told_contribute(self_: ClientRound, update: Floats, weight: int) -> int:
+            clipped = contribute(self_, update, weight)
+            assert self_.contribution is not None
+            self._mine[self_.config.round] = self_.config.session_id.hex(), self_.contribution.copy()
+            return clipped
+
+        def told_say(self_: rounds._Line, message: Secagg) -> None:
+            stage = STAGES[message.stage]
+            self.say(message.round, f"saying {stage}")
+            if stage == "masked":
+                self.keep(message.round)
+            tell(self_, message)
+            self.say(message.round, f"said {stage}")
+
+        def told_hear(self_: rounds._Line, last: Secagg) -> Secagg:
+            message = hear(self_, last)
+            if message.stage < len(STAGES):
+                self.say(message.round, f"heard {STAGES[message.stage]}")
+            return message
+
+        line.ready, line.say, line.hear = told_ready, told_say, told_hear  # type: ignore[method-assign]
+        ClientRound.contribute = told_contribute  # type: ignore[method-assign]
 
 
 def _live(plan: Plan, name: str, start: int, pipe: int, board: _Board) -> int:
     """One client until the last round; its exit code."""
-    policy, keys, folder = load_policy(Path(plan.policy)), Path(plan.keys, name), Path(plan.folder)
-    gate, link, number = Gate(policy, None), None, start
+    policy, keys = load_policy(Path(plan.policy)), Path(plan.keys, name)
+    gate, link, number, reports = Gate(policy, None), None, start, _Reports(plan, name, pipe, board)
+    reports.listen()
     random_vector = np.random.default_rng(int.from_bytes(os.urandom(8), "big")).normal
-    with closing(AnswerLog(keys / "answered.log")) as answers, _told(plan, name, pipe, board):
+    with closing(AnswerLog(keys / "answered.log")) as answers:
         while number < plan.rounds:
             update = gate.release_update(random_vector(scale=0.2, size=plan.dim))
+            # Every update starts from somewhere else, or a sum over one client more or less would be refused (SS-6030).
+            frozen = hashlib.sha256(f"{plan.folder} {number}".encode()).hexdigest()
             try:
                 link = _open(link) or dial(plan.url, keys=keys, policy=policy, patience=60)
                 assert link.folder is not None
                 opened = rounds.secure_sum(
-                    link, link.folder, policy, update, weight=3, number=number, frozen=f"{number:064x}", answers=answers
+                    link, link.folder, policy, update, weight=3, number=number, frozen=frozen, answers=answers
                 ).aggregate
-                np.savez(folder / "got" / f"{number}.{name}.npz", words=opened.ring_sum, survivors=opened.survivors)
-                os.write(pipe, f"{number} {time.monotonic():.4f} done\n".encode())
+                path = Path(plan.folder, "got", f"{number}.{name}.npz")
+                _save(path, words=opened.ring_sum, survivors=np.array(opened.survivors))
+                reports.say(number, "done")
                 number += 1
             except AggregationAborted as error:
-                os.write(pipe, f"{number} {time.monotonic():.4f} {error.code} {error.exit_code}\n".encode())
+                reports.say(number, f"{error.code} {error.exit_code}")
                 number = max(number, board.begun) + 1
             except SecureSplitError as error:
-                os.write(pipe, f"{number} {time.monotonic():.4f} {error.code} {error.exit_code}\n".encode())
+                reports.say(number, f"{error.code} {error.exit_code}")
                 return error.exit_code
     if link is not None:
         link.close()
     return 0
+
+
+def _save(path: Path, **arrays: npt.NDArray[np.generic]) -> None:
+    """All of it or nothing, whenever the process dies."""
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    with unfinished.open("wb") as file:
+        np.savez(file, **arrays)
+    unfinished.rename(path)
 
 
 def _open(link: Link | None) -> Link | None:
@@ -266,7 +294,9 @@ class _Parent:
             self.bury(child)
             return
         for number, _, what in child.lines[known:]:
-            for kill in [k for k in self.pending if (k.victim, k.round, k.point) == (child.name, number, what)]:
+            for kill in [
+                k for k in self.pending if k.victim in {child.name, "server"} and (k.round, k.point) == (number, what)
+            ]:
                 self.pending.remove(kill)
                 self.due.append((time.monotonic() + kill.after, kill))
 
@@ -274,6 +304,9 @@ class _Parent:
         for at, kill in [d for d in self.due if d[0] <= time.monotonic()]:
             self.due.remove((at, kill))
             child = self.alive.get(kill.victim)
+            if kill.victim == "server":
+                os.kill(self.plan.server, signal.SIGKILL)
+                self.killed.append({"name": "server", "round": kill.round, "point": kill.point})
             if child is None:
                 continue
             os.kill(child.process, signal.SIGKILL)

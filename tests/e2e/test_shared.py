@@ -5,22 +5,27 @@ from __future__ import annotations
 import numpy as np
 
 from securesplit.admit import noise_breaches
+from securesplit.policy.load import parse_policy
 from securesplit.privacy.lattice import SIGMA, step_for
 from securesplit.privacy.ledger import Ledger
 from securesplit.privacy.plan import plan_for, rows_moved
-from tests.e2e.house import CLIENTS, ROUND, policy_of
+from tests.e2e.house import CLIENTS, ROUND, policy_of, policy_text
 from tests.e2e.test_rounds import alike, sums_are_exact, train_all
 
-SHARED = ROUND.replace("clip = 0.05", "clip = 0.05\nhonest = 3").replace("1000.0", "1.0")  # Little beside the noise.
+SHARED = ROUND.replace("clip = 0.05", "clip = 0.05\nhonest = 2").replace("1000.0", "1.0")  # Little beside the noise.
 
 
 def test_a_job_with_fewer_honest_clients_or_a_narrow_ring_is_refused(house):
     policy, job = policy_of(SHARED), house.job()
     assert noise_breaches(policy, job) == ()
     assert noise_breaches(policy_of(ROUND), job) == ()
-    sums = job.sums.model_copy(update={"threshold": 3, "colluders": 1})
-    (sentence,) = noise_breaches(policy, job.model_copy(update={"sums": sums}))
-    assert "2 honest" in sentence
+    four = policy_text(SHARED).replace("min_clients = 3", "min_clients = 4").replace("honest = 2", "honest = 3")
+    five = {"roster": (*CLIENTS, "dan", "eve"), "threshold": 4, "min_clients": 4}
+    for colluders, left in ((0, 3), (1, 3), (2, 2)):
+        sums = job.sums.model_copy(update={**five, "colluders": colluders})
+        found = noise_breaches(parse_policy(four), job.model_copy(update={"sums": sums}))
+        assert bool(found) == (left < 3), "one client is counted as a colluder in any case"
+        assert not found or "2 honest" in found[0]
     many = job.sums.model_copy(
         update={"roster": tuple(f"c{i:03d}" for i in range(200)), "threshold": 150, "min_clients": 100}
     )

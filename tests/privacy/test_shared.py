@@ -19,7 +19,7 @@ from securesplit.privacy.ledger import Ledger
 from securesplit.privacy.plan import plan_for
 from tests.e2e.house import FROZEN, ROUND, policy_of, policy_text
 
-SHARED = ROUND.replace("clip = 0.05", "clip = 0.05\nhonest = 3")
+SHARED = ROUND.replace("clip = 0.05", "clip = 0.05\nhonest = 2")
 DIM = 20_000
 
 
@@ -38,7 +38,7 @@ def summed(gate, rows) -> ClippedSum:
 def test_without_the_key_a_policy_is_what_it_was_before_there_was_one():
     plain, shared = policy_of(ROUND), policy_of(SHARED)
     assert b"honest" not in plain.canonical()
-    assert b'"honest":3' in shared.canonical()
+    assert b'"honest":2' in shared.canonical()
     assert plain.digest != shared.digest
     assert parse_policy(policy_text(SHARED)) == Policy.model_validate(tomllib.loads(policy_text(SHARED)))
 
@@ -46,8 +46,8 @@ def test_without_the_key_a_policy_is_what_it_was_before_there_was_one():
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        (policy_text(SHARED).replace("honest = 3", "honest = 4"), "min_clients"),
-        (policy_text(SHARED).replace("honest = 3", "honest = 1"), "honest"),
+        (policy_text(SHARED).replace("honest = 2", "honest = 3"), "min_clients"),
+        (policy_text(SHARED).replace("honest = 2", "honest = 1"), "honest"),
         (policy_text(SHARED.replace('"round"', '"step"')), "noise of one's own"),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_part_is_made_of_ring_steps_and_charged_as_the_whole(tmp_path):
     plan = gate.plan.update
     rows = [torch.full((DIM,), 1e-5 * (i + 1)) for i in range(2)]
     released = gate.release_update(total := summed(gate, rows))
-    assert (released.honest, released.step, released.noised) == (3, step_for(plan.part), True)
+    assert (released.honest, released.step, released.noised) == (2, step_for(plan.part), True)
     steps = released.vector / released.step
     assert np.abs(steps - np.round(steps)).max() < 1e-6
     noise = np.round(steps) - total.steps
@@ -89,15 +89,15 @@ def test_a_part_is_made_of_ring_steps_and_charged_as_the_whole(tmp_path):
     assert len(entries) == 2
 
 
-def test_three_parts_make_the_noise_that_is_claimed(tmp_path):
+def test_two_parts_make_the_noise_that_is_claimed(tmp_path):
     vectors = []
-    for number in range(3):
+    for number in range(2):
         (tmp_path / str(number)).mkdir()
         gate = gate_of(tmp_path / str(number), policy_of(SHARED))
         vectors.append(gate.release_update(summed(gate, [torch.zeros(DIM)])).vector)
     sigma = gate.plan.update.sigma
     assert abs(sum(vectors).std() / sigma - 1) < 0.025
-    assert abs(vectors[0].std() / sigma - 1 / math.sqrt(3)) < 0.02
+    assert abs(vectors[0].std() / sigma - 1 / math.sqrt(2)) < 0.02
 
 
 def test_a_sum_made_for_own_noise_is_refused(tmp_path):

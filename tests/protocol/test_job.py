@@ -82,7 +82,14 @@ def test_any_change_changes_the_digest():
         len(job.model_dump(exclude_none=True)[t]) for t in ("cut", "adapters", "optimiser", "schedule", "sums")
     )
     base = job.model_dump(mode="json", exclude_none=True)
-    further = {"reconnect_seconds": 5.0, "colluders": 1, "ring_bits": 64, "backend": "bfv", "weights": "uniform"}
+    further = {
+        "reconnect_seconds": 5.0,
+        "colluders": 1,
+        "ring_bits": 64,
+        "backend": "bfv",
+        "prg": "chacha20",
+        "weights": "uniform",
+    }
     others = {Job.model_validate({**base, "sums": {**base["sums"], k: v}}).digest for k, v in further.items()}
     assert len(others | digests) == len(digests) + len(further)
 

@@ -140,7 +140,7 @@ class Attacker:
                 minus.append(blind_key(group_key(known, t2), t2, me.name))
             else:
                 unknown["blind", me.name, t2] = 1
-        add_streams(vector, plus, minus)
+        add_streams(vector, plus, minus, prg=getattr(self.play.config, "prg", "aes256ctr"))
         return vector, unknown
 
     def _solve(self) -> list[Sum]:

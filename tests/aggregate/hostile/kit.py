@@ -55,6 +55,12 @@ UP = {0: wire.Advertise, 1: wire.Shares, 2: wire.Masked, 3: wire.Consistent, 4: 
 LABELS = {0: "advertise", 1: "shares", 2: "masked", 3: "consistent", 4: "unmask"}
 
 
+def named(code: str) -> str:
+    """The code, if it is one of secure aggregation's."""
+    assert code[:5] == "SS-60", code
+    return code
+
+
 @dataclass(frozen=True, slots=True)
 class Said:
     """One message that left a client."""
@@ -117,8 +123,8 @@ class Play(Cohort):
         truths: by client, one for every time that it began.
     """
 
-    def __init__(self, mode: str, **changes: object) -> None:
-        super().__init__(config_of(mode, **changes))
+    def __init__(self, mode: str, *, seed: str | None = None, **changes: object) -> None:
+        super().__init__(config_of(mode, **changes), seed=seed)
         self.mode = mode
         self.queue: list[Delivery] = []
         self.said: list[Said] = []
@@ -193,7 +199,7 @@ class Play(Cohort):
             return
         # A named code, of the classes for remote faults; secrets are gone; and one Abort is all that may leave.
         assert isinstance(error, (AggregationAborted, RemoteProtocolError)), repr(error)
-        assert error.code[:5] == "SS-60", error.code
+        assert named(error.code) == error.code
         assert (client.state, client._secrets, client._held, client._group) == (State.ABORTED, None, {}, b"")
         assert client.result is None
         self.ended[name] = error.code
@@ -208,9 +214,7 @@ class Play(Cohort):
         self.said.append(Said(name, out.stage, out.body, None if out.vector is None else out.vector.copy()))
         if out.stage == wire.MASKED:
             assert out.vector is not None
-            partners = tuple(
-                n for n in client._members if n != name and (n in client._holders or client._shares_of(n))
-            )
+            partners = tuple(n for n in client._members if n != name and (n in client._holders or client._shares_of(n)))
             self.maskings.append(Masking(name, client._peers, client._t2, client._members, partners, out.vector.copy()))
         if out.stage == wire.UNMASK:
             self.opened += self.shares_in(name, wire.decode(wire.Unmask, out.body))
@@ -230,8 +234,7 @@ class Play(Cohort):
         try:
             self.queue += self.server.receive(name, *out)
         except RemoteProtocolError as error:
-            assert error.code[:5] == "SS-60", error.code
-            self.refused[name] = error.code
+            self.refused[name] = named(error.code)
             self.queue += self.server.leave(name)
 
     def step(
@@ -345,9 +348,7 @@ class Play(Cohort):
         made.clients = {name: _copied(client) for name, client in self.clients.items()}
         made.server = _copied(self.server)
         made.answered = {name: list(records) for name, records in self.answered.items()}
-        made.truths = {
-            name: [replace(t, held=dict(t.held)) for t in truths] for name, truths in self.truths.items()
-        }
+        made.truths = {name: [replace(t, held=dict(t.held)) for t in truths] for name, truths in self.truths.items()}
         for name, client in made.clients.items():
             client._persist = made.answered[name].append
         return made
@@ -405,4 +406,3 @@ OTHERS: dict[str, dict[str, object]] = {
 def elsewhere(mode: str, which: str) -> Play:
     """The same clients in a whole honest round elsewhere."""
     return at(mode, 5, **OTHERS[which])
-

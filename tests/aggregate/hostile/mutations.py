@@ -15,7 +15,23 @@ import msgpack
 
 __all__ = ["Mutant", "flips", "mutants"]
 
-STRANGERS: tuple[object, ...] = (None, True, -1, 0, 1.5, "", "x", b"", b"x", [], [[]], {}, {"a": 1}, 1 << 63, "\u00e9\x00")
+STRANGERS: tuple[object, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    "",
+    "x",
+    b"",
+    b"x",
+    [],
+    [[]],
+    {},
+    {"a": 1},
+    1 << 63,
+    "\u00e9\x00",
+)
 NUMBERS = (0, -1, 1, 2**31, 2**53 - 1, 2**53, 2**63, 2**64 - 1)
 
 
@@ -78,7 +94,10 @@ def _encodings(body: bytes, raw: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     yield "a longer map head", b"\xde\x00" + bytes([body[0] & 0x0F]) + body[1:]
     yield "a key in bytes", body.replace(b"\xa5round", b"\xc4\x05round", 1)
     yield "a longer string head", body.replace(b"\xa5round", b"\xd9\x05round", 1)
-    yield "a longer number", body.replace(b"\xa5round" + pack(raw["round"]), b"\xa5round\xcf" + raw["round"].to_bytes(8, "big"), 1)
+    yield (
+        "a longer number",
+        body.replace(b"\xa5round" + pack(raw["round"]), b"\xa5round\xcf" + raw["round"].to_bytes(8, "big"), 1),
+    )
     yield "an extension", b"\xc7\x00\x01"
     yield "a timestamp", b"\xd6\xff" + bytes(4)
     yield "a byte more", body + b"\x00"
@@ -90,7 +109,9 @@ def _encodings(body: bytes, raw: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
 
 
 def _changes(value: object, names: Sequence[str]) -> Iterator[tuple[str, object]]:
-    yield from ((f"{thing!r} instead", thing) for thing in STRANGERS if thing != value or type(thing) is not type(value))
+    yield from (
+        (f"{thing!r} instead", thing) for thing in STRANGERS if thing != value or type(thing) is not type(value)
+    )
     match value:
         case bytes():
             yield from _bytes(value, names)
@@ -119,7 +140,7 @@ def _bytes(value: bytes, names: Sequence[str]) -> Iterator[tuple[str, object]]:
     yield "zeros", bytes(size)
     yield "ones", b"\xff" * size
     yield "as text", value.hex()
-    yield "a megabyte", bytes(1 << 20)
+    yield "more than any field holds", bytes(20_000)
     if value[1:9] == b"\xa7session":
         inner = msgpack.unpackb(value, use_list=True)
         yield "inner: a field more", pack({**inner, "more": 1})

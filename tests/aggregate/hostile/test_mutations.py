@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, lru_cache
 
 import pytest
 from hypothesis import given, settings
@@ -24,22 +24,23 @@ from securesplit.aggregate.fixedpoint import vector_digest
 from securesplit.aggregate.wire import Delivery, Outgoing
 from securesplit.errors import RemoteProtocolError
 from tests.aggregate.hostile.judge import check_secrecy, outcome
-from tests.aggregate.hostile.kit import COMPLETE, EVERY, LABELS, OTHERS, UP, Play, at, elsewhere
+from tests.aggregate.hostile.kit import COMPLETE, EVERY, OTHERS, UP, Play, at, elsewhere, named
 from tests.aggregate.hostile.mutations import Mutant, flips, mutants
 
 DOWNWARDS = ("Roster", "Routed", "Survivors", "Bundle", "Result")
 UPWARDS = ("Advertise", "Shares", "Masked", "Consistent", "Unmask")
 
 
-def verdict(play: Play, tally: Counter[str], *, colluders: Iterable[str] = ()) -> None:
-    """Secrecy, and a code or the sum for everybody honest."""
+def verdict(play: Play, tally: Counter[str], *, colluders: Iterable[str] = (), differs: bool = False) -> None:
+    """Secrecy, and a code or the sum for everybody honest; another sum where that is what was put in."""
+    differs = differs or play.config.blind
     check_secrecy(play)
     if colluders:
         check_secrecy(play, colluders)
     for name in play.config.roster:
         if name not in colluders:
             end = outcome(play, name)
-            assert end == "exact" or end[:5] == "SS-60" or (end == "other sum" and play.config.blind), f"{name}: {end}"
+            assert end == "exact" or end[:5] == "SS-60" or (end == "other sum" and differs), f"{name}: {end}"
             tally[end] += 1
 
 
@@ -52,8 +53,7 @@ def down_mutants(mode: str, stage: int, name: str) -> dict[str, Mutant]:
     """Changes of what a client is told at a stage, by name."""
     play = at(mode, stage)
     roster = play.config.roster
-    others = [(f"{(roster.index(name) + 1) % len(roster)}", told(play, roster[(roster.index(name) + 1) % len(roster)]))]
-    others = [("another client's", others[0][1])]
+    others = [("another client's", told(play, roster[(roster.index(name) + 1) % len(roster)]))]
     for which in OTHERS:
         body = next(d.body for d in elsewhere(mode, which).shown if (d.to, d.stage) == (name, stage))
         others.append((which, body))
@@ -116,7 +116,7 @@ def test_every_change_of_what_one_client_is_told(mode, stage, record_property):
 
 
 @pytest.mark.parametrize("stage", range(5))
-@pytest.mark.parametrize("mode", COMPLETE)
+@pytest.mark.parametrize("mode", ["plain", "blind", pytest.param("64-bit", marks=pytest.mark.slow)])
 def test_every_change_of_what_all_clients_are_told(mode, stage, record_property):
     found, tally = down_mutants(mode, stage, at(mode, stage).config.roster[1]), Counter()
     for mutant in found:
@@ -125,7 +125,7 @@ def test_every_change_of_what_all_clients_are_told(mode, stage, record_property)
 
 
 @pytest.mark.parametrize("stage", range(5))
-@pytest.mark.parametrize("mode", ["plain", "blind"])
+@pytest.mark.parametrize("mode", ["plain", pytest.param("blind", marks=pytest.mark.slow)])
 def test_one_bit_of_every_byte_that_a_client_is_told(mode, stage, record_property):
     name, tally = at(mode, stage).config.roster[1], Counter()
     found = list(flips(told(at(mode, stage), name)))
@@ -181,7 +181,14 @@ def up_mutants(mode: str, stage: int) -> dict[str, Mutant]:
     return {m.name: m for m in mutants(whole.last(roster[1], stage).body, others, (*roster[:3], "zoe"))}
 
 
-def say(mode: str, stage: int, changed: Callable[[Play, Outgoing], Outgoing], tally: Counter[str]) -> Play:
+def say(
+    mode: str,
+    stage: int,
+    changed: Callable[[Play, Outgoing], Outgoing],
+    tally: Counter[str],
+    *,
+    differs: bool = False,
+) -> None:
     """The second client says something else at a stage, and goes on as an honest one, as far as it is let."""
     liar = at(mode, 0).config.roster[1]
     if stage == 0:
@@ -192,8 +199,7 @@ def say(mode: str, stage: int, changed: Callable[[Play, Outgoing], Outgoing], ta
     else:
         play = at(mode, stage - 1)
         play.step(up=lambda name, out: (changed(play, out) if (name, out.stage) == (liar, stage) else out,))
-    verdict(play.finish(), tally, colluders=(liar,))
-    return play
+    verdict(play.finish(), tally, colluders=(liar,), differs=differs)
 
 
 def resigned(play: Play, stage: int, data: bytes) -> bytes:
@@ -221,11 +227,12 @@ def test_every_change_of_what_a_client_says(mode, stage, record_property):
         try:
             probe.server.receive(liar, stage, mutant.data, waiting.last(liar, stage).vector)
         except RemoteProtocolError as error:
-            assert error.code[:5] == "SS-60"
-            assert (probe.server.stage, liar in probe.server.waiting_for) == (stage, True), "the round stands as before"
-            tally[error.code] += 1
+            tally[named(error.code)] += 1
         else:
+            probe.server.finished = True
             say(mode, stage, lambda _play, out, data=mutant.data: out._replace(body=data), tally)
+        stands = (probe.server.stage, liar in probe.server.waiting_for) == (stage, True)
+        assert stands or probe.server.finished, "what is refused leaves the round as it was"
         if readable(stage, mutant.data):
             signable += 1
             say(mode, stage, lambda p, out, data=mutant.data: out._replace(body=resigned(p, stage, data)), tally)
@@ -274,7 +281,7 @@ VECTORS: dict[str, Callable[[Play, object], object]] = {
 def test_every_change_of_a_masked_vector(mode, signs, record_property):
     """Signed, a change is an update of the client's own choice, in range or not: sums are not proof against that."""
     tally: Counter[str] = Counter()
-    for name, change in VECTORS.items():
+    for change in VECTORS.values():
 
         def changed(play: Play, out: Outgoing, change: Callable = change) -> Outgoing:
             vector = change(play, out.vector)
@@ -283,12 +290,7 @@ def test_every_change_of_a_masked_vector(mode, signs, record_property):
             body = wire.decode(wire.Masked, out.body).model_copy(update={"vector_digest": vector_digest(vector)})
             return out._replace(body=resigned(play, wire.MASKED, wire.encode(body)), vector=vector)
 
-        try:
-            say(mode, wire.MASKED, changed, tally)
-        except AssertionError as error:
-            # A bit of one word is within the range: that client said another number, which it may.
-            assert signs and name == "a flipped bit" and "other sum" in str(error)  # noqa: PT018
-            tally["other sum"] += 1
+        say(mode, wire.MASKED, changed, tally, differs=signs)
     how = "altered and signed by a hostile client" if signs else "altered by a hostile client"
     line(record_property, f"masked vector {how}", mode, len(VECTORS), tally)
 
@@ -326,11 +328,16 @@ def carry_out(mode: str, drawn: list[tuple[str, int, int, int]], tally: Counter[
 
 
 def altered_live(play: Play, stage: int, body: bytes, pick: int) -> bytes:
-    """A change of a body of this very round; those that are refused at once as malformed are drawn seldom."""
+    """A change of a body of this very round; of those that are no map of as many fields there are enough elsewhere."""
     if stage > 4:
         return body
-    found = [m for m in mutants(body, (), (*play.config.roster[:3], "zoe")) if m.data[:1] == body[:1]]
+    found = live_mutants(body, (*play.config.roster[:3], "zoe"))
     return found[pick % len(found)].data
+
+
+@lru_cache(maxsize=32)
+def live_mutants(body: bytes, names: tuple[str, ...]) -> list[Mutant]:
+    return [m for m in mutants(body, (), names) if m.data[:1] == body[:1]]
 
 
 def search(mode: str, examples: int) -> Counter[str]:
@@ -347,7 +354,7 @@ def search(mode: str, examples: int) -> Counter[str]:
 
 @pytest.mark.parametrize("mode", ["plain", "blind"])
 def test_two_changes_at_once(mode, record_property):
-    line(record_property, "two changes at once, drawn", mode, 60, search(mode, 60))
+    line(record_property, "two changes at once, drawn", mode, 40, search(mode, 40))
 
 
 @pytest.mark.slow

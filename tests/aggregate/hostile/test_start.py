@@ -191,7 +191,14 @@ def before_the_restart(play):
     return [victim]
 
 
-@attack("one client is shown another roster than the rest", 0, "SS-6007", "SS-6008", "SS-6010", others=("SS-6007", "SS-6008"))
+@attack(
+    "one client is shown another roster than the rest",
+    0,
+    "SS-6007",
+    "SS-6008",
+    "SS-6010",
+    others=("SS-6007", "SS-6008"),
+)
 def another_roster(play):
     """Without its own transcript nobody opens its boxes, nor it theirs."""
     victim = play.config.roster[1]
@@ -209,7 +216,13 @@ def two_rosters(play):
     return play.config.roster
 
 
-@attack("another roster for one client, whose boxes are kept back", 0, modes=("sparse",), spoils=True, others=("SS-6008", "waits"))
+@attack(
+    "another roster for one client, whose boxes are kept back",
+    0,
+    modes=("sparse",),
+    spoils=True,
+    others=("SS-6008", "waits"),
+)
 def another_roster_alone(play):
     """It goes on: in the sparse graph boxes may be missing. Nobody holds its shares, so nothing opens its vector."""
     victim, names = play.config.roster[1], play.config.roster
@@ -290,8 +303,12 @@ attack("a box shortened to one without shares", 1, "SS-6007")(boxed(shortened))
 attack("a box without content", 1, "SS-6014")(boxed(lambda _p, _n, b: b | {first(b): b[first(b)][:16]}))
 for _which in OTHERS:
     attack(f"replayed box of {_which}", 1, "SS-6007")(boxed(of_another(_which)))
-attack("withheld box", 1, "SS-6008", modes=(*COMPLETE, "sparse blind"))(boxed(lambda _p, _n, b: dict(sorted(b.items())[1:])))
-attack("all boxes withheld from one client", 1, "SS-6008", modes=(*COMPLETE, "sparse blind"))(boxed(lambda _p, _n, _b: {}))
+attack("withheld box", 1, "SS-6008", modes=(*COMPLETE, "sparse blind"))(
+    boxed(lambda _p, _n, b: dict(sorted(b.items())[1:]))
+)
+attack("all boxes withheld from one client", 1, "SS-6008", modes=(*COMPLETE, "sparse blind"))(
+    boxed(lambda _p, _n, _b: {})
+)
 
 
 @attack("withheld boxes in the sparse graph", 1, modes=("sparse",), spoils=True)
@@ -360,15 +377,19 @@ attack("a colluding client's box has one share too few", 1, "SS-6011", colluders
 attack("a colluding client's box has no shares where they are due", 1, "SS-6011", modes=("blind",), colluders=1)(
     sealed_by_a_friend(part_of)
 )
-attack("a colluding client tells one peer another part of the blind key", 1, "SS-6012", modes=("blind", "sparse blind"), colluders=1)(
-    sealed_by_a_friend(lambda _play: bytes(96))
-)
-attack("a colluding client's box lacks its part of the blind key", 1, "SS-6011", "SS-6012", modes=("blind",), colluders=1)(
-    sealed_by_a_friend(lambda _play: bytes(64))
-)
-attack("a box with a part of a blind key in an open round", 1, "SS-6011", modes=("plain", "64-bit", "sparse"), colluders=1)(
-    sealed_by_a_friend(lambda _play: bytes(96))
-)
+attack(
+    "a colluding client tells one peer another part of the blind key",
+    1,
+    "SS-6012",
+    modes=("blind", "sparse blind"),
+    colluders=1,
+)(sealed_by_a_friend(lambda _play: bytes(96)))
+attack(
+    "a colluding client's box lacks its part of the blind key", 1, "SS-6011", "SS-6012", modes=("blind",), colluders=1
+)(sealed_by_a_friend(lambda _play: bytes(64)))
+attack(
+    "a box with a part of a blind key in an open round", 1, "SS-6011", modes=("plain", "64-bit", "sparse"), colluders=1
+)(sealed_by_a_friend(lambda _play: bytes(96)))
 
 
 def with_members(members: Callable[[Play, str], tuple[str, ...]], *, to: int | None = 1, boxes: bool = True) -> Script:
@@ -388,7 +409,9 @@ def with_members(members: Callable[[Play, str], tuple[str, ...]], *, to: int | N
 attack("members without the receiver", 1, "SS-6008")(
     with_members(lambda play, name: tuple(n for n in play.config.roster if n != name), boxes=False)
 )
-attack("members too few for a sum", 1, "SS-6010")(with_members(lambda play, _: play.config.roster[: play.config.quorum - 1]))
+attack("members too few for a sum", 1, "SS-6010")(
+    with_members(lambda play, _: play.config.roster[: play.config.quorum - 1])
+)
 attack("members out of order", 1, "SS-6008")(with_members(lambda play, _: play.config.roster[::-1]))
 attack("a member twice", 1, "SS-6008")(with_members(lambda play, _: (play.config.roster[0], *play.config.roster)))
 attack("a stranger among the members", 1, "SS-6008")(with_members(lambda play, _: (*play.config.roster, "zoe")))
@@ -399,11 +422,21 @@ attack("different members to one client", 1, "SS-6008", "SS-6010", "SS-6002", mo
     with_members(lambda play, _: play.config.roster[:-1])
 )
 attack("different members to everybody", 1, "SS-6002", "SS-6008", "SS-6010", modes=COMPLETE)(
-    with_members(lambda play, name: tuple(n for n in play.config.roster if n != play.config.roster[play.config.roster.index(name) - 1]), to=None)
+    with_members(
+        lambda play, name: tuple(
+            n for n in play.config.roster if n != play.config.roster[play.config.roster.index(name) - 1]
+        ),
+        to=None,
+    )
 )
-attack("different members to one client of the sparse graph", 1, "SS-6008", modes=SPARSE, spoils=True, others=("SS-6002", "SS-6008"))(
-    with_members(lambda play, _: play.config.roster[:-1])
-)
+attack(
+    "different members to one client of the sparse graph",
+    1,
+    "SS-6008",
+    modes=SPARSE,
+    spoils=True,
+    others=("SS-6002", "SS-6008"),
+)(with_members(lambda play, _: play.config.roster[:-1]))
 
 
 @pytest.mark.parametrize(("attack", "mode"), TABLE.cases)

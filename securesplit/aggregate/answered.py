@@ -1,13 +1,13 @@
-"""Which rounds a client has answered stage 4 for, on disk, so that no two answers of its together open an update.
+"""Which rounds a client has answered stage 4 for, on disk, so that no answers of its together open an update.
 
 Two rules. A round is answered once: a second answer with another set of survivors would give the server both kinds of
-shares of one client. And one update enters no two sums whose survivors differ by exactly one client: the difference of
-the sums would be that client's update. An update is taken for the same when it starts from the same values in the same
-round, as it does when a job is run again; updates with noise of their own are exempt. The record is durable before the
-answer leaves. Pass an :class:`AnswerLog` as ``persist``.
+shares of one client. And one update enters sums over one set of survivors only: the same sum once more tells nothing new,
+but sums over n sets that differ, be it by two clients each, can be solved for every single update. An update is taken for
+the same when it starts from the same values in the same round, as it does when a job is run again; updates with noise of
+their own are exempt. The record is durable before the answer leaves. Pass an :class:`AnswerLog` as ``persist``.
 
 What this does not protect: against a user who deletes or restores the file, or runs one identity on two machines; against
-sums that differ by two clients, of whom one tells its part; against rounds that are not the same and yet nearly so.
+updates that start from other values, or were made by another learning rate, and are nearly the same all the same.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class AnswerLog:
 
         Raises:
             AggregationAborted: SS-6015 when this session and round is on file already, or the write fails; SS-6030 when the
-                same update entered a sum over all of these clients but one, or over one more.
+                same update entered a sum over other clients than these.
         """
         for known in self._answers:
             if (known.session_id, known.round) == (answer.session_id, answer.round):
@@ -109,11 +109,11 @@ class AnswerLog:
                     "SS-6015", "this round was answered before", hint="Never answer a round twice; start a new one."
                 )
             same = bool(answer.start) and known.start == answer.start
-            if same and len(set(known.survivors) ^ set(answer.survivors)) == 1:
+            if same and set(known.survivors) != set(answer.survivors):
                 raise AggregationAborted(
                     "SS-6030",
-                    "this update is in an earlier sum over the same clients but one, and two such sums show that client's update",
-                    hint="Train with the same clients as before, with two more or less, or under a policy that noises updates.",
+                    "this update is in an earlier sum over other clients, and such sums together can show single updates",
+                    hint="Train with exactly the clients of that sum, from another adapters.seed, or under a policy that noises updates.",
                 )
         self._answers.append(answer)
         line = answer.line()

@@ -79,6 +79,8 @@ class ClientRound:
             raise when the round must not be answered or when it cannot; then no share leaves.
         noised: whether the update carries noise of its own for the sum; then a second sum over almost the same clients is
             no danger, and the rule against it (answered.py) does not apply.
+        origin: names what the update starts from, by its values alone: a server can change the numbers of a job, and with
+            them ``RoundConfig.frozen``, while the update stays nearly what it was.
         alike: digest of what all clients must hold alike and the server must not learn; signed in stage 3 of blind rounds
             under a key that the server does not have. What may be public belongs into ``RoundConfig.frozen``.
         worker: encrypts and decrypts, in rounds with homomorphic encryption.
@@ -103,6 +105,7 @@ class ClientRound:
         floors: Floors,
         persist: Callable[[Answer], None],
         noised: bool = False,
+        origin: bytes = b"",
         alike: bytes = b"",
         worker: Worker | None = None,
         randomness: Callable[[int], bytes] = os.urandom,
@@ -111,7 +114,8 @@ class ClientRound:
         self.config, self.name, self.state = config, name, State.IDLE
         self.contribution: Words | None = None
         self.result: Aggregate | None = None
-        self._certificate, self._randomness, self._alike, self._worker = certificate_der, randomness, alike, worker
+        self._certificate, self._randomness, self._worker = certificate_der, randomness, worker
+        self._alike, self._origin = alike, origin
         self._sign, self._verify, self._persist, self._noised = sign, verify, persist, noised
         self._secrets: RoundSecrets | None = None
         self._advert = b""
@@ -312,7 +316,8 @@ class ClientRound:
         if self._noised:
             return b""
         c = self.config
-        return hashlib.sha256(f"{c.model}|{c.frozen}|{c.round}|".encode() + self._alike).digest()
+        start = self._origin or f"{c.round}|{c.frozen}|".encode() + self._alike
+        return hashlib.sha256(f"{c.model}|".encode() + start).digest()
 
     def _finish(self, body: bytes, vector: Vector | None) -> list[Outgoing]:
         c = self.config

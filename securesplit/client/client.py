@@ -237,6 +237,11 @@ class Client:
         """
         return alike_digest(self, number, factor)
 
+    def origin_digest(self, factor: Learned) -> bytes:
+        """SHA-256 of every value that an update of this factor starts from. It stays on this site."""
+        values = self.read().astype("<f4").tobytes()
+        return hashlib.sha256(f"securesplit.origin.v1|{factor}|".encode() + values).digest()
+
     def step(self, batch: Batch) -> float:
         """Forward and backward of one batch; see securesplit/client/step.py. Gradients stay in the adapters."""
         batch, responded = answered(batch, self.gate)

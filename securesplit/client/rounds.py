@@ -56,6 +56,7 @@ def secure_sum(
     frozen: str,
     answers: AnswerLog,
     alike: bytes = b"",
+    origin: bytes = b"",
     records: Path | None = None,
 ) -> Opened:
     """Take part in one round. A connection that breaks on the way is made anew, and what was said last is said again.
@@ -70,6 +71,7 @@ def secure_sum(
         frozen: digest of what all clients must hold alike.
         answers: remembers on disk which rounds were answered.
         alike: digest of what all clients must hold alike and the server must not learn.
+        origin: names what the update starts from, so that it enters sums over one set of clients only.
         records: directory for the round's record, which ``securesplit aggregate verify`` reads; None for none.
 
     Returns:
@@ -89,17 +91,17 @@ def secure_sum(
             worker = stack.enter_context(HeWorker())
         party = ClientRound(
             config, link.name, folder.cert_der, sign=folder.sign, verify=verifier(folder), floors=floors_of(policy, honest=update.honest),
-            persist=answers, noised=update.noised, alike=alike, worker=worker,
+            persist=answers, noised=update.noised, alike=alike, origin=origin, worker=worker,
         )  # fmt: skip
-        party.contribute(update.vector, min(max(weight, 1), weight_cap(link.job, update.step)))
-        assert party.contribution is not None
         try:
+            _give(line, config, party, update, min(max(weight, 1), weight_cap(link.job, update.step)))
             _run(line, config, party)
         finally:  # Of a round that was given up too: it may show who is to blame.
             if records is not None:
                 record = encode_record(party.record(int(time.time())))
                 write_atomically(records / record_name(config), record, mode=0o600)
     assert party.result is not None
+    assert party.contribution is not None
     return Opened(party.result, party.contribution)
 
 
@@ -166,6 +168,15 @@ class _Line:
         if self._left < 0:  # A server that lets a client in and drops it at once must not keep it for ever.
             raise lost
         self._link.reconnect(lost, within=self._link.job.sums.reconnect_seconds or RECONNECT_SECONDS)
+
+
+def _give(line: _Line, config: RoundConfig, party: ClientRound, update: ReleasedUpdate, weight: int) -> None:
+    try:
+        party.contribute(update.vector, weight)
+    except SecureSplitError as error:  # The others were told that this client is ready; they need not wait for it.
+        with suppress(ConnectionFailed):
+            line.say(_message(config, party.abort(error.code)))
+        raise
 
 
 def _run(line: _Line, config: RoundConfig, party: ClientRound) -> None:

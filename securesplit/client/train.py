@@ -135,6 +135,7 @@ class Trainer:
         turn = turn_of(client.job.adapters.sharing, number)
         factor = turn.summed
         frozen, alike = client.frozen_digest(number, factor), client.alike_digest(number, factor)
+        origin = client.origin_digest(factor)
         client.train(turn.learned)
         start, before = client.read(factor), client.read()
         match client.regime:
@@ -159,6 +160,7 @@ class Trainer:
             frozen=frozen,
             answers=self._answers,
             alike=alike,
+            origin=origin,
             records=self._records,
         )
         opened, contribution = summed.aggregate, summed.contribution

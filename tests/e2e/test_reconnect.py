@@ -9,8 +9,10 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,8 +25,10 @@ from securesplit.client.link import Link, dial
 from securesplit.errors import AggregationAborted, ConnectionFailed, RemoteProtocolError
 from securesplit.privacy.gate import Gate
 from securesplit.protocol.messages import Message, RoundReady, Secagg
+from securesplit.server.serve import listen_for
+from securesplit.transport import server as shell_module
 from securesplit.transport import silence
-from securesplit.transport.actions import Close
+from securesplit.transport.actions import Close, Send
 from tests.e2e.house import CLIENTS, Loopback, build_house, policy_of
 from tests.e2e.proxy import Limit, Proxy
 
@@ -524,3 +528,76 @@ def test_one_that_takes_nothing_is_put_out_by_the_server(four, monkeypatch):
         thread.join(SECONDS)
         assert known == [True]
         scene.exact()
+
+
+def test_one_that_does_not_read_cannot_hold_off_its_own_end(four, monkeypatch):
+    """As after a revocation: the farewell is stuck behind what nobody reads, and the connection ends all the same."""
+    monkeypatch.setattr(shell_module, "_FAREWELL", 0.5)
+    with staged(four) as (scene, loop):
+        link = dial(scene.proxy.url, keys=four.keys / "carol", policy=POLICY)
+        scene.proxy.wire.hold("down")
+        (number, peer), *_ = loop.shell._peers.items()
+
+        def end() -> None:
+            loop.shell._queue(peer, Send(number, bytes(24 << 20)))
+            loop.shell._queue(peer, Close(number, "SS-3205"))
+
+        loop._loop.call_soon_threadsafe(end)
+        deadline = time.monotonic() + 5
+        while loop.core.names and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert loop.core.names == ()
+        scene.proxy.wire.cut()
+        link.close()
+
+
+def test_while_the_clock_ends_a_stage_the_server_answers_others(four, monkeypatch):
+    """Carol is lost, and with that the sum can be opened: long work that must not hold the event loop up."""
+    with staged(four, reconnect=0.3) as (scene, loop):
+        tick, working = loop.core.sums.tick, threading.Event()
+
+        def slow(now):
+            working.set()
+            time.sleep(2.0)
+            return tick(now)
+
+        def die() -> None:
+            scene.passed("carol", "consistent")
+            scene.proxy.upstream = 1
+            scene.proxy.wire.cut()
+            monkeypatch.setattr(loop.core.sums, "tick", slow)
+
+        waited: list[float] = []
+
+        def look() -> None:
+            assert working.wait(SECONDS)
+            begin = time.monotonic()
+            assert scene.links["alice"]._pipe._socket.ping().wait(1.0)
+            dial(loop.url, keys=four.keys / "bob", policy=POLICY).close()
+            waited.append(time.monotonic() - begin)
+
+        scene.on("carol", "said", "consistent", die)
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        play(four, scene, loop, monkeypatch)
+        thread.join(SECONDS)
+        assert len(waited) == 1
+        assert waited[0] < 1.5
+        scene.exact(FOUR, OTHERS)
+
+
+def test_a_whole_roster_of_a_large_job_may_be_connected_at_once(four):
+    """More than the shell's own limit: what `serve` asks for is enough for all, and once more for those who come back."""
+    job = job_of(four)
+    large = job.model_copy(update={"sums": job.sums.model_copy(update={"roster": tuple(f"c{i}" for i in range(256))})})
+    listen = listen_for(large, POLICY, "127.0.0.1", 0, None)
+    assert listen.max_connections >= 512
+    assert listen_for(job, POLICY, "127.0.0.1", 0, None).max_connections == shell_module.CONNECTIONS
+    core = four.core(job, POLICY)
+    with Loopback(core, four.keys, max_message=1 << 20, max_connections=listen.max_connections) as loop:
+        count = shell_module.CONNECTIONS + 20
+        with ThreadPoolExecutor(20) as pool:
+            dialled = partial(dial, keys=four.keys / "carol", policy=POLICY)
+            links = list(pool.map(lambda _: dialled(loop.url), range(count)))
+            assert len(core.names) == count
+            list(pool.map(Link.close, links))

@@ -159,14 +159,14 @@ def all_is_well(house, server: Program, told: Told, *, rounds: int, kills: tuple
     """What holds whatever happened; the number of rounds that gave a sum."""
     story = described(told, seed, kills, rounds)
     assert told.said["hung"] == [], story
-    assert told.said["missed"] == [], story
     finished = check_sums(told, rounds)
     check_logs(house, server, told)
     assert Counter(code for _, code in told.said["codes"])[-9] == len(told.said["killed"]), story
     assert {code for _, code in told.said["codes"]} <= {0, -9}, story
     for number in range(rounds):
-        # Left behind, or with too few: by these codes and with exit code 5. SS-6005: the round was over or running already.
-        assert set(told.codes(number).values()) <= {f"SS-60{n} 5" for n in ("05", "10", "13")}, story
+        # Left behind, or with too few: by these codes and with exit code 5. Who begins anew may come for a round that the
+        # others have behind them: SS-6004, or SS-6005 while the next one is running.
+        assert set(told.codes(number).values()) <= {f"SS-60{n} 5" for n in ("04", "05", "10", "13")}, story
         whole = [name for name, _, n, _, what in told.lines if n == number and what == "done"]
         assert sorted(whole) == sorted(told.sums(number)), story
     return finished
@@ -182,15 +182,16 @@ def served(ten):
 def test_ten_processes_and_kills_at_random(ten, served):
     """At every point of a round somebody dies; in one round so many that no sum is given, and the next goes on."""
     rounds, seed = 24, int(os.environ.get("SWARM_SEED", "7"))
-    kills = schedule(seed, TEN, rounds, crowd=5)
+    kills = schedule(seed, TEN, rounds, crowd=6)
     told = let_loose(ten, *served, label="swarm", rounds=rounds, kills=kills)
     story = described(told, seed, kills, rounds)
     print(story)
     finished = all_is_well(ten, served[0], told, rounds=rounds, kills=kills, seed=seed)
     assert finished >= rounds - 3, story
+    assert len(told.said["killed"]) > 20, story  # Who was left behind before does not reach the moment of its death.
     assert told.sums(rounds // 2) == {}, story
-    assert set(told.codes(rounds // 2).values()) <= {"SS-6010 5", "SS-6013 5"}, story
-    assert {point.split()[-1] for point in points(told)} == {"ready", *STAGES}, story
+    assert "SS-6010 5" in told.codes(rounds // 2).values(), story
+    assert {point.split()[-1] for point in points(told)} >= set(STAGES), story
     assert told.said["seconds"] < 60, story
 
 
@@ -198,7 +199,7 @@ def test_ten_processes_and_kills_at_random(ten, served):
 @pytest.mark.parametrize("seed", range(100, 105))
 def test_a_hundred_kills_with_larger_vectors(ten, served, seed, capsys):
     rounds = 60
-    kills = schedule(seed, TEN, rounds, each=(1, 2, 3), crowd=5)
+    kills = schedule(seed, TEN, rounds, each=(1, 2, 3), crowd=6)
     told = let_loose(ten, *served, label=f"many-{seed}", rounds=rounds, kills=kills, dim=50_000, seconds=400)
     with capsys.disabled():
         print("\n" + described(told, seed, kills, rounds))

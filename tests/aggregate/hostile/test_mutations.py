@@ -34,9 +34,7 @@ UPWARDS = ("Advertise", "Shares", "Masked", "Consistent", "Unmask")
 def verdict(play: Play, tally: Counter[str], *, colluders: Iterable[str] = (), differs: bool = False) -> None:
     """Secrecy, and a code or the sum for everybody honest; another sum where that is what was put in."""
     differs = differs or play.config.blind
-    check_secrecy(play)
-    if colluders:
-        check_secrecy(play, colluders)
+    check_secrecy(play, colluders)
     for name in play.config.roster:
         if name not in colluders:
             end = outcome(play, name)
@@ -94,7 +92,7 @@ def line(record: Callable[[str, object], None], what: str, mode: str, rounds: in
 
 
 @pytest.mark.parametrize("stage", range(5))
-@pytest.mark.parametrize("mode", EVERY)
+@pytest.mark.parametrize("mode", [*COMPLETE, "sparse"])
 def test_a_client_that_leaves_at_any_stage_costs_the_others_nothing(mode, stage, record_property):
     tally: Counter[str] = Counter()
     play = at(mode, stage)
@@ -107,7 +105,7 @@ def test_a_client_that_leaves_at_any_stage_costs_the_others_nothing(mode, stage,
 
 
 @pytest.mark.parametrize("stage", range(5))
-@pytest.mark.parametrize("mode", COMPLETE)
+@pytest.mark.parametrize("mode", ["plain", "blind", pytest.param("64-bit", marks=pytest.mark.slow)])
 def test_every_change_of_what_one_client_is_told(mode, stage, record_property):
     found, tally = down_mutants(mode, stage, at(mode, stage).config.roster[1]), Counter()
     for mutant in found.values():
@@ -174,11 +172,11 @@ def test_changes_of_what_all_clients_of_the_sparse_graph_are_told(mode, stage, r
 @cache
 def up_mutants(mode: str, stage: int) -> dict[str, Mutant]:
     """Changes of what the second client says at a stage."""
-    whole = at(mode, 5)
-    roster = whole.config.roster
+    whole, roster = at(mode, 5), at(mode, 0).config.roster
     others = [("another client's", whole.last(roster[2], stage).body)]
     others += [(which, elsewhere(mode, which).last(roster[1], stage).body) for which in OTHERS]
-    return {m.name: m for m in mutants(whole.last(roster[1], stage).body, others, (*roster[:3], "zoe"))}
+    body = first_to_speak(mode, stage).last(roster[1], stage).body
+    return {m.name: m for m in mutants(body, others, (*roster[:3], "zoe"))}
 
 
 def say(
@@ -190,15 +188,16 @@ def say(
     differs: bool = False,
 ) -> None:
     """The second client says something else at a stage, and goes on as an honest one, as far as it is let."""
-    liar = at(mode, 0).config.roster[1]
+    play = first_to_speak(mode, stage).clone()
+    liar = play.config.roster[1]
+    true = play.last(liar, stage)
+    out = changed(play, Outgoing(true.stage, true.body, true.vector))
+    play.hear(liar, out)
     if stage == 0:
-        play = Play(mode)
+        play.clients[liar]._advert = out.body  # It stands by what it said.
         for name in play.config.roster:
-            out = play.advertise(name)
-            play.hear(name, changed(play, out) if name == liar else out)
-    else:
-        play = at(mode, stage - 1)
-        play.step(up=lambda name, out: (changed(play, out) if (name, out.stage) == (liar, stage) else out,))
+            if name != liar:
+                play.hear(name, Outgoing(0, play.last(name, 0).body, None))
     verdict(play.finish(), tally, colluders=(liar,), differs=differs)
 
 
@@ -246,9 +245,11 @@ def first_to_speak(mode: str, stage: int) -> Play:
     play = Play(mode) if stage == 0 else at(mode, stage - 1)
     liar = play.config.roster[1]
     if stage == 0:
-        play.advertise(liar)
+        for name in play.config.roster:
+            play.advertise(name)
     else:
         play.tell(*next(d for d in play.queue if d.to == liar))
+        play.queue = [d for d in play.queue if d.to != liar]
     return play
 
 
@@ -323,6 +324,7 @@ def carry_out(mode: str, drawn: list[tuple[str, int, int, int]], tally: Counter[
 
     for name in play.config.roster:
         for out in up(name, play.advertise(name)):
+            play.clients[name]._advert = out.body
             play.hear(name, out)
     verdict(play.finish(down, up), tally, colluders=(liar,))
 

@@ -320,6 +320,26 @@ def withheld(play):
     return []
 
 
+def isolated(left: int) -> Script:
+    """After it has seen the graph: the victim gets no boxes, so it masks with its holders alone, and all but some drop."""
+
+    def script(play: Play) -> tuple[str, ...]:
+        victim = play.config.roster[11]
+        holders = sorted(to for (frm, to), box in play.boxes().items() if frm == victim and len(box) >= wire.SHARED_BOX)
+        keep_back(play, {pair for pair in play.boxes() if pair[1] == victim})
+        gone = set(holders[left:])
+        play.finish(up=lambda name, out: () if name in gone else (out,))
+        assert {m.name for m in play.maskings} == set(play.config.roster), "the server has seen all vectors"
+        return ()
+
+    return script
+
+
+attack("one client's holders all dropped: too few shares of its own mask", 1, modes=("sparse",))(isolated(0))
+attack("one client's holders dropped but as many as open its own mask", 1, modes=("sparse",), spoils=True)(isolated(12))
+attack("all but one of a client's holders dropped", 1, modes=("sparse",))(isolated(1))
+
+
 @attack("all boxes withheld in the sparse graph", 1, modes=("sparse",))
 def all_withheld(play):
     keep_back(play, set(play.boxes()))

@@ -141,13 +141,24 @@ def _bytes(value: bytes, names: Sequence[str]) -> Iterator[tuple[str, object]]:
     yield "ones", b"\xff" * size
     yield "as text", value.hex()
     yield "more than any field holds", bytes(20_000)
-    if value[1:9] == b"\xa7session":
-        inner = msgpack.unpackb(value, use_list=True)
+    inner = _inner(value)
+    if inner:
         yield "inner: a field more", pack({**inner, "more": 1})
-        for field in inner:
-            yield f"inner {field}: left out", pack({k: v for k, v in inner.items() if k != field})
-            for label, changed in _changes(inner[field], names):
-                yield f"inner {field}: {label}", pack({**inner, field: changed})
+    for field in inner:
+        yield f"inner {field}: left out", pack({k: v for k, v in inner.items() if k != field})
+        for label, changed in _changes(inner[field], names):
+            yield f"inner {field}: {label}", pack({**inner, field: changed})
+
+
+def _inner(value: bytes) -> dict[str, Any]:
+    """The fields of a body inside a body."""
+    if value[1:9] != b"\xa7session":
+        return {}
+    try:
+        found = msgpack.unpackb(value, use_list=True)
+    except ValueError:  # It was altered before.
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _text(value: str, names: Sequence[str]) -> Iterator[tuple[str, object]]:

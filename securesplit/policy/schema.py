@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    model_validator,
 )
-from pydantic_core import InitErrorDetails
+
+from securesplit.policy.aggregation import Aggregation, Plausible
+from securesplit.policy.table import STRICT, Table, at
 
 __all__ = [
     "Aggregation",
@@ -41,54 +39,12 @@ __all__ = [
     "Updates",
 ]
 
-_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
 # A float32 holds the noise of every clip between these bounds, at any share of any budget.
 Clip = Annotated[float, Field(ge=1e-6, le=1e9)]
-
-
-def _at(table: object, *path: str) -> Any:
-    """A value of a table that may be malformed, or of a model; None where there is none."""
-    for name in path:
-        table = table.get(name) if isinstance(table, Mapping) else getattr(table, name, None)
-    return table
-
-
-class _Table(BaseModel):
-    """A table of the file. Faults of single keys and broken rules between keys are reported together."""
-
-    model_config = _STRICT
-
-    @staticmethod
-    def rules(table: object) -> Iterator[str]:
-        """One sentence per broken rule between keys; the table may have other faults, and then nothing is sure of it."""
-        del table
-        yield from ()
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _every_fault(cls, table: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        faults: list[InitErrorDetails] = []
-        made: Self | None = None
-        try:
-            made = handler(table)
-        except ValidationError as error:
-            for known in error.errors(include_url=False):
-                fault = InitErrorDetails(type=known["type"], loc=known["loc"], input=known["input"])
-                if "ctx" in known:
-                    fault["ctx"] = known["ctx"]
-                faults.append(fault)
-        faults += [
-            InitErrorDetails(type="value_error", loc=(), input=None, ctx={"error": ValueError(sentence)})
-            for sentence in cls.rules(table)
-        ]
-        if made is None or faults:
-            raise ValidationError.from_exception_data(cls.__name__, faults, hide_input=True)
-        return made
 
 
 class Channel(BaseModel):
@@ -101,7 +57,7 @@ class Channel(BaseModel):
         releases: how many releases that part is divided over; one more is refused.
     """
 
-    model_config = _STRICT
+    model_config = STRICT
     clip: Clip
     share: Share
     releases: Annotated[int, Field(ge=1, le=1_000_000)]
@@ -135,12 +91,12 @@ class Labels(BaseModel):
         classes: how many labels there are; public.
     """
 
-    model_config = _STRICT
+    model_config = STRICT
     share: Share
     classes: Annotated[int, Field(ge=2, le=10_000)]
 
 
-class Gaussian(_Table):
+class Gaussian(Table):
     """The private shape: a lifetime budget per unit, divided over channels.
 
     Attributes:
@@ -174,13 +130,13 @@ class Gaussian(_Table):
     @staticmethod
     def rules(table: object) -> Iterator[str]:
         """Shares add up to at most 1; a regime has exactly its channels."""
-        shares = [_at(table, name, "share") for name in ("activations", "gradients", "labels", "updates", "generation")]
+        shares = [at(table, name, "share") for name in ("activations", "gradients", "labels", "updates", "generation")]
         total = sum(s for s in shares if type(s) in {int, float} and 0 < s <= 1)
         if total > 1 + 1e-9:
             yield f"the channels' shares add up to {total:.4f}; a budget can be spent once, so at most 1"
-        gradients, labels, updates = (_at(table, name) is not None for name in ("gradients", "labels", "updates"))
-        regime = _at(table, "regime")
-        if regime == "step" and _at(table, "updates", "honest") is not None:
+        gradients, labels, updates = (at(table, name) is not None for name in ("gradients", "labels", "updates"))
+        regime = at(table, "regime")
+        if regime == "step" and at(table, "updates", "honest") is not None:
             yield "regime 'step' releases from every local step, which needs noise of one's own: remove updates.honest"
         if regime == "frozen" and (gradients or labels):
             yield "regime 'frozen' sends no gradients: remove [privacy.gradients] and [privacy.labels]"
@@ -193,67 +149,11 @@ class Gaussian(_Table):
 class UnsafeNoPrivacy(BaseModel):
     """The unsafe shape: nothing is clipped, noised or charged. For experiments on public text, on loopback."""
 
-    model_config = _STRICT
+    model_config = STRICT
     mechanism: Literal["UnsafeNoPrivacy"]
 
 
-class Plausible(_Table):
-    """What the server may answer before this client abstains from the round's sum; why: docs/threat-model.md, section 6.
-
-    Attributes:
-        output: least and largest norm of B's output over that of what was sent and multiplied by its public gain.
-        gradient: the same of the gradient at B's input over that at B's output, for the same gain.
-        spread: least part of a batch's directions that is not common to all rows, over that of what was sent.
-        steadiness: how far a step's ratio may lie from the round's median, either way, as a factor.
-    """
-
-    output: Annotated[tuple[Positive, Positive], Field(strict=False)]
-    gradient: Annotated[tuple[Positive, Positive], Field(strict=False)]
-    spread: Annotated[float, Field(ge=0, lt=1)]
-    steadiness: Annotated[float, Field(ge=1)]
-
-    @staticmethod
-    def rules(table: object) -> Iterator[str]:
-        """Ranges rise."""
-        for name in ("output", "gradient"):
-            ends = _at(table, name)
-            if isinstance(ends, list | tuple) and [type(e) for e in ends] == [float, float] and ends[0] >= ends[1]:
-                yield f"{name}: the first number must be below the second"
-
-
-class Aggregation(BaseModel):
-    """Floors for secure aggregation that no server can lower.
-
-    Attributes:
-        min_clients: fewest updates in a sum that this client takes part in.
-        min_threshold: fewest clients that must agree before a sum is opened; always more than half of the roster.
-        blind: the sum is hidden from the server too; only clients can open it.
-        max_update: largest absolute value of one coordinate of an update; larger ones are clipped.
-        min_colluders: fewest clients that may side with the server without this client's update being opened. Absent: what
-            the job says, which above 32 clients is a tenth of them at least.
-        roster: certificate names of exactly those who may take part, as the consortium agreed. Absent: whom the server's
-            job names, as far as the authority certified them.
-        min_update: least root mean square of A's part and of C's part of an update. Absent, a part must have moved by a
-            twentieth of a learning rate under UnsafeNoPrivacy, and may have stood still elsewhere.
-        plausible: absent, the client keeps the floors of securesplit/client/plausible.py.
-    """
-
-    model_config = _STRICT
-    min_clients: Annotated[int, Field(ge=3, le=1000)]
-    min_threshold: Annotated[int, Field(ge=2, le=1000)]
-    blind: bool
-    max_update: Positive
-    # A policy without these keys is the policy that it was before they existed, digest included.
-    min_colluders: Annotated[int | None, Field(ge=0, le=256, exclude_if=lambda value: value is None)] = None
-    roster: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] | None,
-        Field(min_length=3, max_length=256, strict=False, exclude_if=lambda value: value is None),
-    ] = None
-    min_update: Annotated[Positive | None, Field(exclude_if=lambda value: value is None)] = None
-    plausible: Annotated[Plausible | None, Field(exclude_if=lambda value: value is None)] = None
-
-
-class Limits(_Table):
+class Limits(Table):
     """Caps on what is accepted from, and sent to, the other side.
 
     Attributes:
@@ -272,7 +172,7 @@ class Limits(_Table):
     @staticmethod
     def rules(table: object) -> Iterator[str]:
         """Buckets rise."""
-        buckets = _at(table, "buckets")
+        buckets = at(table, "buckets")
         if not isinstance(buckets, list | tuple) or not all(type(b) is int for b in buckets):
             return
         if list(buckets) != sorted(set(buckets)):
@@ -282,11 +182,11 @@ class Limits(_Table):
 class Transport(BaseModel):
     """Where the traffic may go."""
 
-    model_config = _STRICT
+    model_config = STRICT
     loopback_only: bool
 
 
-class Policy(_Table):
+class Policy(Table):
     """A whole policy file.
 
     Attributes:
@@ -306,15 +206,15 @@ class Policy(_Table):
     @staticmethod
     def rules(table: object) -> Iterator[str]:
         """No protection stays on loopback; un-noised updates stay hidden."""
-        mechanism = _at(table, "privacy", "mechanism")
-        if mechanism == "UnsafeNoPrivacy" and _at(table, "transport", "loopback_only") is False:
+        mechanism = at(table, "privacy", "mechanism")
+        if mechanism == "UnsafeNoPrivacy" and at(table, "transport", "loopback_only") is False:
             yield "UnsafeNoPrivacy is allowed on loopback only: set transport.loopback_only = true"
-        frozen = mechanism == "gaussian" and _at(table, "privacy", "regime") == "frozen"
-        plain = _at(table, "privacy", "updates") is None
-        honest, least = _at(table, "privacy", "updates", "honest"), _at(table, "aggregation", "min_clients")
+        frozen = mechanism == "gaussian" and at(table, "privacy", "regime") == "frozen"
+        plain = at(table, "privacy", "updates") is None
+        honest, least = at(table, "privacy", "updates", "honest"), at(table, "aggregation", "min_clients")
         if type(honest) is int and type(least) is int and honest >= least:
             yield f"updates.honest is {honest}, and aggregation.min_clients lets a sum of {least}, of whom one looks, be opened"
-        if frozen and plain and _at(table, "aggregation", "blind") is False:
+        if frozen and plain and at(table, "aggregation", "blind") is False:
             yield "regime 'frozen' without [privacy.updates] adds no noise to updates, so the sum must be hidden from the server: set aggregation.blind = true"
 
     @property

@@ -129,9 +129,10 @@ def noise_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
         )
     plan = plan_for(policy.privacy, rows=rows_moved(job.cut.front, policy.limits.buckets)).update
     assert plan is not None, "the policy has a channel for updates"
-    bits = sums.ring_bits or 32
-    if plan.clip / step_for(plan.part) + 12 * SIGMA > largest_scale(n, 1, bits):
-        found.append(f"a ring of {bits} bits has no room for {n} clients with this noise; ask for sums.ring_bits = 64")
+    if plan.clip / step_for(plan.part) + 12 * SIGMA > ring_steps(job):
+        found.append(
+            f"a ring of {sums.ring_bits or 32} bits has no room for {n} clients with this noise; ask for sums.ring_bits = 64"
+        )
     return tuple(found)
 
 
@@ -174,6 +175,11 @@ def floors_of(policy: Policy, *, honest: int = 1) -> Floors:
 def weight_cap(job: Job, step: float) -> int:
     """The largest weight of a client in this job's sums: 1 where every update counts once, as it must under shared noise."""
     return 1 if step or job.sums.weights == "uniform" else WEIGHT_CAP
+
+
+def ring_steps(job: Job) -> int:
+    """How many steps one client's coordinate may have in this job's sums, where every update counts once."""
+    return largest_scale(len(job.sums.roster), 1, job.sums.ring_bits or 32)
 
 
 def round_config(

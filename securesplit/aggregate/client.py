@@ -89,6 +89,8 @@ class ClientRound:
     Attributes:
         contribution: this client's own vector in the ring, before masks; (d + 1,).
         result: the opened sum, once stage 4 is done.
+        heard: then, in blind rounds, SHA-256 of the words as they were opened. Clients make it part of what they hold alike in
+            the next round, so that a server which altered the sum for one of them ends that round whatever the sum is.
 
     Raises:
         AggregationAborted: SS-6001 when the round is below the floors, SS-6003 when the name is not in the roster.
@@ -114,6 +116,7 @@ class ClientRound:
         self.config, self.name, self.state = config, name, State.IDLE
         self.contribution: Words | None = None
         self.result: Aggregate | None = None
+        self.heard = b""
         self._certificate, self._randomness, self._worker = certificate_der, randomness, worker
         self._alike, self._origin = alike, origin
         self._sign, self._verify, self._persist, self._noised = sign, verify, persist, noised
@@ -324,6 +327,8 @@ class ClientRound:
         if read(wire.Result, body, c).survivors != self._survivors:
             raise AggregationAborted("SS-6008", "the result is over other survivors than were signed", hint=HOSTILE)
         ring = reveal(c, vector, group=self._group, t2=self._t2, survivors=self._survivors, worker=self._worker)
+        # Before an impossible sum is brought into its range: what was brought there may look alike and is not.
+        self.heard = vector_digest(ring) if c.blind else b""
         self.result = open_ring(ring, self._survivors, scale=c.scale, clip=c.clip, w_max=c.w_max, silent=c.blind)
         self._drop(State.DONE)
         return []

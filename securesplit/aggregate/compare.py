@@ -98,11 +98,12 @@ def _same(
 
 
 def _one_signature(group: Sequence[_Labelled]) -> Check:
-    signed: dict[str, set[bytes]] = {}
+    """A server may begin a broken-off session anew under its old name; other adverts are other rounds, and its own doing."""
+    signed: dict[tuple[str, tuple[bytes, ...]], set[bytes]] = {}
     for _, report in group:
         for name in report.signers:
-            signed.setdefault(name, set()).add(report.t3)
-    if twice := sorted(name for name, statements in signed.items() if len(statements) > 1):
+            signed.setdefault((name, report.record.adverts), set()).add(report.t3)
+    if twice := sorted(name for (name, _), statements in signed.items() if len(statements) > 1):
         return Check("one signature", ok=False, detail=f"signed two sets of survivors: {shown(twice)}")
     return Check("one signature", ok=True, detail="nobody signed two sets of survivors")
 

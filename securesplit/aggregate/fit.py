@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from securesplit.aggregate.config import Backend, RoundConfig, largest_scale
+from securesplit.aggregate.config import MAX_CLIENTS, Backend, RoundConfig, largest_scale
 from securesplit.aggregate.graph import COMPLETE_UP_TO, graph_for
 from securesplit.aggregate.masks import Prg
 
@@ -56,7 +56,9 @@ def fit_round(wishes: Wishes, *, session_id: bytes, number: int, dim: int, model
     colluders = default_colluders(n, w.threshold, w.min_clients) if w.colluders is None else w.colluders
     degree = shares = 0
     smallest = w.min_clients - colluders
-    if n > COMPLETE_UP_TO and smallest >= 2 and n < 2 * w.threshold <= 2 * n:  # Else RoundConfig tells what is wrong.
+    if (
+        COMPLETE_UP_TO < n <= MAX_CLIENTS and smallest >= 2 and n < 2 * w.threshold <= 2 * n
+    ):  # Else RoundConfig tells what is wrong.
         graph = graph_for(
             n, quorum=max(w.threshold, w.min_clients), colluders=colluders, smallest=smallest,
             dropouts=n // 5 if w.dropouts is None else w.dropouts,

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from securesplit.admit import ring_steps
 from securesplit.aggregate.answered import AnswerLog
 from securesplit.audit.cohort import MODEL, Cohort, job_for, ring_of
 from securesplit.audit.receiver import Receiver, as_rows
@@ -201,7 +202,7 @@ class Bench:
         folder = self.cohort.link.folder
         assert folder is not None
         secure_sum(
-            self.cohort.link, folder, self.policy, released, weight=1, number=next(self._rounds), frozen="0" * 64,
+            self.cohort.link, folder, self.policy, released, weight=1, number=next(self._rounds), frozen="0" * 64, origin=b"",
             answers=self._answers,
         )  # fmt: skip
         words = self.cohort.words()[:-1].view(np.int32).astype(np.float64)
@@ -215,7 +216,13 @@ class Bench:
     def _gate(self) -> Gate:
         job = self.cohort.job
         return Gate(
-            self.policy, self.ledger, version=MODEL, state=lambda: self._state, codec=job.codec, front=job.cut.front
+            self.policy,
+            self.ledger,
+            version=MODEL,
+            state=lambda: self._state,
+            codec=job.codec,
+            front=job.cut.front,
+            ring=ring_steps(job),
         )
 
     def _send(self, released: Released, at: At) -> Floats:

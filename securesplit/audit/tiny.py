@@ -159,7 +159,7 @@ class _Leading(Client):
 
     cohort: Cohort
 
-    def alike_digest(self, number: int, factor: Learned) -> bytes:
+    def alike_digest(self, number: int, factor: Learned, heard: bytes = b"") -> bytes:
         """See :class:`Client`."""
-        self.cohort.alike = super().alike_digest(number, factor)
+        self.cohort.alike = super().alike_digest(number, factor, heard)
         return self.cohort.alike

@@ -113,8 +113,11 @@ def _read(paths: Sequence[Path]) -> list[RoundRecord]:
 def _floors(path: Path) -> Floors:
     from securesplit.admit import floors_of
     from securesplit.policy.load import load_policy
+    from securesplit.policy.schema import Gaussian
 
-    return floors_of(load_policy(path))
+    policy = load_policy(path)
+    updates = policy.privacy.updates if isinstance(policy.privacy, Gaussian) else None
+    return floors_of(policy, honest=1 if updates is None else updates.honest or 1)
 
 
 def _verified(

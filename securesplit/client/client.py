@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from securesplit.admit import ring_steps
 from securesplit.client.answers import answered
 from securesplit.client.generate import Generated, Sampling, generate
 from securesplit.client.link import Link
@@ -104,6 +105,7 @@ class Client:
             codec=job.codec,
             roster=job.sums.roster,
             front=job.cut.front,
+            ring=ring_steps(job),
         )
         link.narrow(front.width, None if code is None else code.width)
         self.remote = RemoteMiddle(link, self.gate, observe=observe)
@@ -224,7 +226,7 @@ class Client:
         """
         return frozen_digest(self, number, factor)
 
-    def alike_digest(self, number: int, factor: Learned) -> bytes:
+    def alike_digest(self, number: int, factor: Learned, heard: bytes = b"") -> bytes:
         """SHA-256, 32 bytes, over the values of all that must be equal at all clients before a sum, in every regime.
 
         Take it before the local work of the round: it covers the common start of what is summed, and what stands still, in
@@ -235,7 +237,7 @@ class Client:
             number: the round, from 0.
             factor: what the sum carries.
         """
-        return alike_digest(self, number, factor)
+        return alike_digest(self, number, factor, heard)
 
     def origin_digest(self, factor: Learned) -> bytes:
         """SHA-256 of every value that an update of this factor starts from. It stays on this site."""

@@ -16,7 +16,7 @@ from securesplit.aggregate.record import encode_record, record_name
 from securesplit.aggregate.roster import Verify
 from securesplit.aggregate.wire import ADVERTISE, Outgoing
 from securesplit.client.link import Link
-from securesplit.errors import ConnectionFailed, SecureSplitError
+from securesplit.errors import ConnectionFailed, LocalProtocolError, SecureSplitError
 from securesplit.pki.certificate import verify_signature
 from securesplit.pki.files import write_atomically
 from securesplit.pki.store import KeyFolder
@@ -38,10 +38,12 @@ class Opened:
 
     Attributes:
         aggregate: the opened sum.
+        heard: see :class:`ClientRound`.
         contribution: this client's own quantised part of it, for checks on this site.
     """
 
     aggregate: Aggregate = field(repr=False)
+    heard: bytes
     contribution: Words = field(repr=False)
 
 
@@ -55,8 +57,8 @@ def secure_sum(
     number: int,
     frozen: str,
     answers: AnswerLog,
+    origin: bytes,
     alike: bytes = b"",
-    origin: bytes = b"",
     records: Path | None = None,
 ) -> Opened:
     """Take part in one round. A connection that breaks on the way is made anew, and what was said last is said again.
@@ -102,7 +104,7 @@ def secure_sum(
                 write_atomically(records / record_name(config), record, mode=0o600)
     assert party.result is not None
     assert party.contribution is not None
-    return Opened(party.result, party.contribution)
+    return Opened(party.result, party.heard, party.contribution)
 
 
 def verifier(folder: KeyFolder) -> Verify:
@@ -172,7 +174,11 @@ class _Line:
 
 def _give(line: _Line, config: RoundConfig, party: ClientRound, update: ReleasedUpdate, weight: int) -> None:
     try:
-        party.contribute(update.vector, weight)
+        clipped = party.contribute(update.vector, weight)
+        if clipped and update.step:  # Noise that is cut off is noise that the others lack.
+            raise LocalProtocolError(
+                "SS-6011", "an update with its noise does not fit the ring", hint="Nothing was sent."
+            )
     except SecureSplitError as error:  # The others were told that this client is ready; they need not wait for it.
         with suppress(ConnectionFailed):
             line.say(_message(config, party.abort(error.code)))

@@ -106,7 +106,7 @@ def frozen_digest(client: Client, number: int, factor: Learned) -> str:
     return digest.hexdigest()
 
 
-def alike_digest(client: Client, number: int, factor: Learned) -> bytes:
+def alike_digest(client: Client, number: int, factor: Learned, heard: bytes) -> bytes:
     """See :meth:`securesplit.client.client.Client.alike_digest`."""
     sharing = client.job.adapters.sharing
     common = turn_of(sharing, number).common
@@ -114,6 +114,7 @@ def alike_digest(client: Client, number: int, factor: Learned) -> bytes:
     for layout in client.layouts(factor):
         digest.update(layout.digest.encode())
     _take_values(digest, (client.front, client.back), common)
+    digest.update(heard)
     return digest.digest()
 
 

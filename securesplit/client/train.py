@@ -113,6 +113,7 @@ class Trainer:
         self._answers = answers
         self._progress = progress
         self._steps = 0
+        self._heard = b""
 
     def run(self) -> Trained:
         """All rounds of the job."""
@@ -134,7 +135,7 @@ class Trainer:
         client = self._client
         turn = turn_of(client.job.adapters.sharing, number)
         factor = turn.summed
-        frozen, alike = client.frozen_digest(number, factor), client.alike_digest(number, factor)
+        frozen, alike = client.frozen_digest(number, factor), client.alike_digest(number, factor, self._heard)
         origin = client.origin_digest(factor)
         client.train(turn.learned)
         start, before = client.read(factor), client.read()
@@ -163,7 +164,7 @@ class Trainer:
             origin=origin,
             records=self._records,
         )
-        opened, contribution = summed.aggregate, summed.contribution
+        opened, contribution, self._heard = summed.aggregate, summed.contribution, summed.heard
         mean, residual = what_was_shared(start, opened.mean, client, number)
         if client.regime == "round":
             self._common_step(mean, factor)

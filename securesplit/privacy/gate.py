@@ -27,7 +27,7 @@ from securesplit.errors import InputError, PolicyDenied
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.privacy.clip import refuse_non_finite
 from securesplit.privacy.clipped_sum import ClippedSum
-from securesplit.privacy.lattice import discrete_gaussian, step_for
+from securesplit.privacy.lattice import SIGMA, discrete_gaussian, step_for
 from securesplit.privacy.ledger import ALL, Charge, Ledger
 from securesplit.privacy.lineage import Lineage
 from securesplit.privacy.mechanism import clipped, encode, noised
@@ -56,6 +56,7 @@ class Gate:
         codec: type on the wire; the cast happens after the noise.
         roster: all clients that will hold the same trained C. Each may spend its part of the channel ``decode``, because
             what a trained C generates at one site depends on the records of all.
+        ring: how many steps one client's coordinate may have in the ring of the job's sums, where noise is shared.
         front: decoder layers in A; under unit ``token`` it decides how many rows one token moves.
 
     Raises:
@@ -73,6 +74,7 @@ class Gate:
         codec: Codec = "f32",
         roster: Sequence[str] = (),
         front: int = 1,
+        ring: int = 0,
     ) -> None:
         self.policy = policy
         self._digest = policy.digest
@@ -82,6 +84,7 @@ class Gate:
         self._lineage = Lineage(state())
         self._ledger = ledger
         self._roster = tuple(sorted(roster))
+        self._ring = ring
         rows = rows_moved(front, policy.limits.buckets)
         self._unit = policy.privacy.unit if isinstance(policy.privacy, Gaussian) else ""
         self.plan: Plan | None = plan_for(policy.privacy, rows=rows) if isinstance(policy.privacy, Gaussian) else None
@@ -323,15 +326,32 @@ class Gate:
                 "a sum was clipped or rounded otherwise than the policy says",
                 hint="This is a bug; report it.",
             )
-        noised = update.steps + discrete_gaussian(update.steps.shape)
+        shared = channel.honest > 1
+        steps = self._within_ring(update.steps) if shared else update.steps
+        noised = steps + discrete_gaussian(steps.shape)
         vector = noised.astype(np.float64) * update.step
         payload = vector.tobytes()  # Once: a sum over a thousand records must not take a thousand times its size.
-        shared = channel.honest > 1
-        version = f"shared:{channel.honest}" if shared else ""
-        charges = [self._priced(r, "update", channel, payload=payload, version=version) for r in update.records]
+        # Without a version: a sum is drawn anew, and paid anew, every time.
+        charges = [self._priced(record, "update", channel, payload=payload) for record in update.records]
         self._ledger.charge(charges, budget=self.plan.budget, caps=[self._cap("update", channel)] * len(charges))
         step = update.step if shared else 0.0
         return ReleasedUpdate(vector=vector, noised=True, honest=channel.honest, step=step, mint=_MINT)
+
+    def _within_ring(self, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Bring each coordinate of a sum so far into the ring that noise never reaches its end.
+
+        What sticks out of the ring would be clipped *with* its noise, and a client whose coordinate always sticks out would add
+        none to the sum that others count on. Bringing a coordinate into a range moves no two sums farther apart, so it costs
+        nothing. Twelve deviations are passed once in 10^31 coordinates.
+        """
+        most = self._ring - 12 * SIGMA
+        if most <= 0:
+            raise PolicyDenied(
+                "SS-2010",
+                "noise can be shared only in a secure sum whose ring has room for it",
+                hint="Ask for sums.ring_bits = 64.",
+            )
+        return np.clip(steps, -most, most)
 
     def _payloads(
         self, rows: Tensor, at: At, channel: ChannelPlan, keys: list[str], contents: list[str], *, memoise: bool

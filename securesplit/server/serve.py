@@ -37,7 +37,7 @@ from securesplit.server.engine import Engine
 from securesplit.server.rounds import RoundRecords
 from securesplit.server.sums import RECONNECT_SECONDS, Patience, Sums
 from securesplit.transport.refusal import Refusal
-from securesplit.transport.server import CONNECTIONS, Listen, Shell
+from securesplit.transport.server import CONNECTIONS, MOST_PER_CLIENT, Listen, Shell
 from securesplit.transport.tls import ContextHolder
 
 _log = logging.getLogger(__name__)
@@ -180,9 +180,9 @@ def serve(
 def listen_for(job: Job, policy: Policy, host: str, port: int, record: Path | None) -> Listen:
     """Where and within which limits a job is served.
 
-    Every client of the roster has room twice, because the connection that it lost may still count while it comes back.
+    Every client of the roster has room for all of its connections: those that it lost may still count while it comes back.
     """
-    room = max(CONNECTIONS, 2 * len(job.sums.roster) + 16)
+    room = max(CONNECTIONS, MOST_PER_CLIENT * len(job.sums.roster) + 16)
     return Listen(host, port, policy.limits.max_message_bytes, max_connections=room, record=record)
 
 

@@ -96,7 +96,9 @@ class Sums:
         self._lock = threading.Lock()
         self._moves: deque[tuple[str, float | None]] = deque()
         self._gathering = Gathering(roster, quorum, patience.gather)
+        self._here: set[str] = set()
         self._away: dict[str, float] = {}  # Whose connection is gone, and since when.
+        self._expected: set[str] = set()  # Who is away and waited for all the same, because all were gone since.
         self._behind: set[str] = set()  # Whom the round goes on without.
         self._stage: tuple[int, float] = (0, 0.0)
         self._round: ServerRound | None = None
@@ -171,7 +173,7 @@ class Sums:
         try:
             self._settle()
             if self._round is None:
-                return self._gathering.due(self._lost(now), now)
+                return self._gathering.due(self._lost(now) - self._expected, now)
             return bool(self._lost(now) - self._behind) or now - self._stage[1] > self._patience.stage
         finally:
             self._lock.release()
@@ -190,11 +192,16 @@ class Sums:
         """Take note of who has come and gone."""
         while self._moves:
             name, left = self._moves.popleft()
+            self._expected.discard(name)
             if left is None:
                 self._away.pop(name, None)
+                self._here.add(name)
                 continue
             self._away[name] = left
+            self._here.discard(name)
             self._gathering.drop(name)
+            if not self._here:  # Who comes next begins anew, and so may the rest: the first must not leave them behind.
+                self._expected = set(self._away)
 
     def _lost(self, now: float) -> set[str]:
         return {name for name, left in self._away.items() if now - left > self._patience.reconnect}
@@ -214,7 +221,7 @@ class Sums:
         return self._carry(self._round.leave(name), now)
 
     def _gather(self, now: float) -> list[Outbound]:
-        if not self._gathering.due(self._lost(now), now):
+        if not self._gathering.due(self._lost(now) - self._expected, now):
             return []
         group, enough = self._gathering.take()
         others = [Outbound(name, Failure(code="SS-6004")) for name in group.others]

@@ -32,6 +32,9 @@ from securesplit.transport.silence import PING_SECONDS, PONG_SECONDS, limit
 from securesplit.transport.tls import ContextHolder, folder_of, peer_identity
 
 _log = logging.getLogger(__name__)
+MOST_PER_CLIENT = 4
+"""Connections of one certificate; a lost one may still be counted when its client comes back."""
+
 _OUTBOX = 64
 _TICK = 0.25
 _FAREWELL = 5.0
@@ -60,6 +63,7 @@ class Listen:
 
 @dataclass(slots=True)
 class _Peer:
+    name: str
     socket: ServerConnection
     recorder: Recorder | None
     outbox: asyncio.Queue[bytes | Close] = field(default_factory=lambda: asyncio.Queue(_OUTBOX))
@@ -165,9 +169,10 @@ class Shell:
             await socket.close(4403, error.code)
             return
         limit(socket.transport.get_extra_info("socket"))
+        self._displace(name)
         number = self._core.connect(name, party)
         recorder = Recorder(self._listen.record, peer=name, number=number) if self._listen.record else None
-        peer = self._peers[number] = _Peer(socket, recorder)
+        peer = self._peers[number] = _Peer(name, socket, recorder)
         _log.info("connection %d: %s", number, name)
         writer = asyncio.create_task(self._write(peer))
         try:
@@ -188,6 +193,13 @@ class Shell:
                 recorder.close()
             await self._perform(self._core.disconnect(number))
             _log.info("connection %d: closed", number)
+
+    def _displace(self, name: str) -> None:
+        """Make room for a client's new connection at the cost of its own oldest one, never of another client's."""
+        mine = [number for number, peer in self._peers.items() if peer.name == name]
+        for number in mine[: max(0, len(mine) - MOST_PER_CLIENT + 1)]:
+            _log.warning("connection %d gives way to a newer one of %s", number, name)
+            self._peers[number].socket.transport.abort()
 
     @staticmethod
     def _identify(socket: ServerConnection) -> tuple[str, Party]:

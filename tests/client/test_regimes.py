@@ -58,7 +58,7 @@ def alone(monkeypatch):
         given.append(update)
         scale = 1 << 40  # Fine enough that what comes back is what was given, for the digits that are looked at.
         words, _ = quantise(update.vector, 1, scale=scale, clip=64.0, w_max=1, bits=64)
-        return Opened(Aggregate(words, (link.name,), scale, 64.0), words)
+        return Opened(Aggregate(words, (link.name,), scale, 64.0), b"", words)
 
     monkeypatch.setattr(train_module, "secure_sum", one)
     return given

@@ -184,13 +184,21 @@ def _live(plan: Plan, name: str, start: int, pipe: int, board: _Board) -> int:
     with closing(AnswerLog(keys / "answered.log")) as answers:
         while number < plan.rounds:
             update = gate.release_update(random_vector(scale=0.2, size=plan.dim))
-            # Every update starts from somewhere else, or a sum over one client more or less would be refused (SS-6030).
+            # Every update starts from somewhere else, or a sum over other clients would be refused (SS-6030).
             frozen = hashlib.sha256(f"{plan.folder} {number}".encode()).hexdigest()
             try:
                 link = _open(link) or dial(plan.url, keys=keys, policy=policy, patience=60)
                 assert link.folder is not None
                 opened = rounds.secure_sum(
-                    link, link.folder, policy, update, weight=3, number=number, frozen=frozen, answers=answers
+                    link,
+                    link.folder,
+                    policy,
+                    update,
+                    weight=3,
+                    number=number,
+                    frozen=frozen,
+                    origin=os.urandom(32),
+                    answers=answers,
                 ).aggregate
                 path = Path(plan.folder, "got", f"{number}.{name}.npz")
                 _save(path, words=opened.ring_sum, survivors=np.array(opened.survivors))

@@ -25,7 +25,9 @@ from securesplit.client.link import Link, dial
 from securesplit.errors import AggregationAborted, ConnectionFailed, RemoteProtocolError
 from securesplit.privacy.gate import Gate
 from securesplit.protocol.messages import Message, RoundReady, Secagg
+from securesplit.protocol.states import State
 from securesplit.server.serve import listen_for
+from securesplit.transport import client as pipes
 from securesplit.transport import server as shell_module
 from securesplit.transport import silence
 from securesplit.transport.actions import Close, Send
@@ -150,7 +152,7 @@ def play(house, scene: Scene, loop: Loopback, monkeypatch, *, names=FOUR, log: s
             link = scene.links[name] = dial(url, keys=house.keys / name, policy=POLICY, patience=SECONDS)
             with closing(AnswerLog(folder / name)) as answers:
                 opened = rounds.secure_sum(
-                    link, link.folder, POLICY, update, weight=2, number=0, frozen="0" * 64, answers=answers
+                    link, link.folder, POLICY, update, weight=2, number=0, frozen="0" * 64, origin=b"", answers=answers
                 )
             scene.sums[name] = opened.aggregate
         except BaseException as error:  # noqa: BLE001 (handed to the test's thread)
@@ -231,12 +233,11 @@ def test_what_comes_twice_to_one_that_was_back_in_time_is_taken_once(four, monke
 
         def lose() -> None:
             scene.passed("carol", what)
-            scene.proxy.wire.cut()
+            scene.proxy.wire.cut_near()  # The server goes on believing in it, so that carol stays ready.
 
         def others_first() -> None:
-            while not any(
-                c.name == "carol" and c.session.state.value == "open" for c in loop.core._connections.values()
-            ):
+            known = [c.session for c in loop.core._connections.values() if c.name == "carol"]
+            while known[-1].state is not State.OPEN:
                 time.sleep(0.01)
             free.set()
             for other in OTHERS:
@@ -306,8 +307,6 @@ def test_the_way_back_is_cut_inside_tls_and_inside_the_websocket_handshake(four,
 
 def test_a_connection_that_is_cut_the_moment_it_is_open_is_an_error_of_ours(four, monkeypatch):
     """The library's own thread closes the socket while the certificate is about to be read."""
-    from securesplit.transport import client as pipes
-
     admitted = pipes._admitted
 
     def cut(socket, closing):
@@ -586,8 +585,9 @@ def test_while_the_clock_ends_a_stage_the_server_answers_others(four, monkeypatc
         scene.exact(FOUR, OTHERS)
 
 
-def test_a_whole_roster_of_a_large_job_may_be_connected_at_once(four):
+def test_a_whole_roster_of_a_large_job_may_be_connected_at_once(four, monkeypatch):
     """More than the shell's own limit: what `serve` asks for is enough for all, and once more for those who come back."""
+    monkeypatch.setattr(shell_module, "MOST_PER_CLIENT", 1000)  # One certificate stands for all here.
     job = job_of(four)
     large = job.model_copy(update={"sums": job.sums.model_copy(update={"roster": tuple(f"c{i}" for i in range(256))})})
     listen = listen_for(large, POLICY, "127.0.0.1", 0, None)
@@ -601,3 +601,21 @@ def test_a_whole_roster_of_a_large_job_may_be_connected_at_once(four):
             links = list(pool.map(lambda _: dialled(loop.url), range(count)))
             assert len(core.names) == count
             list(pool.map(Link.close, links))
+
+
+def test_a_client_that_computes_for_long_keeps_its_connection(four, monkeypatch):
+    """Pings both ways are answered while the caller's thread holds the interpreter for several times their limit."""
+    for module in (shell_module, pipes):
+        monkeypatch.setattr(module, "PING_SECONDS", 0.3)
+        monkeypatch.setattr(module, "PONG_SECONDS", 0.6)
+
+    def compute() -> None:
+        end, total = time.monotonic() + 3.0, 0
+        while time.monotonic() < end:
+            total += sum(range(1000))
+
+    with staged(four) as (scene, loop):
+        scene.on("carol", "saying", "masked", compute)
+        play(four, scene, loop, monkeypatch)
+        assert len(scene.proxy.wires) == 1
+        scene.exact()

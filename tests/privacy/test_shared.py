@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from securesplit.errors import BudgetExhausted, PolicyDenied
 from securesplit.policy.load import parse_policy
 from securesplit.policy.schema import Policy
 from securesplit.privacy.clipped_sum import ClippedSum
@@ -23,8 +24,8 @@ SHARED = ROUND.replace("clip = 0.05", "clip = 0.05\nhonest = 2")
 DIM = 20_000
 
 
-def gate_of(tmp_path, policy) -> Gate:
-    return Gate(policy, Ledger(tmp_path / "ledger", anchors=tmp_path / "anchors"))
+def gate_of(tmp_path, policy, ring=1 << 29) -> Gate:
+    return Gate(policy, Ledger(tmp_path / "ledger", anchors=tmp_path / "anchors"), ring=ring)
 
 
 def summed(gate, rows) -> ClippedSum:
@@ -98,6 +99,44 @@ def test_two_parts_make_the_noise_that_is_claimed(tmp_path):
     sigma = gate.plan.update.sigma
     assert abs(sum(vectors).std() / sigma - 1) < 0.025
     assert abs(vectors[0].std() / sigma - 1 / math.sqrt(2)) < 0.02
+
+
+def test_every_sum_is_drawn_and_paid_anew_until_the_policy_says_stop(tmp_path):
+    gate = gate_of(tmp_path, policy_of(SHARED))
+    rows = [torch.full((DIM,), 1e-5)] * 2
+    vectors = [gate.release_update(summed(gate, rows)).vector for _ in range(gate.plan.update.releases)]
+    entries = [e for e in gate._ledger.entries() if e.channel == "update"]
+    assert len(entries) == 2 * len(vectors) == 4
+    assert not np.array_equal(vectors[0], vectors[1])
+    spent = gate._ledger.mu()
+    assert spent**2 == pytest.approx(len(vectors) * gate.plan.update.units / 2**40)
+    with pytest.raises(BudgetExhausted, match="SS-5002"):
+        gate.release_update(summed(gate, rows))
+    assert gate._ledger.mu() == spent
+    assert sum(f.stat().st_size for f in (tmp_path / "ledger").rglob("*") if f.is_file()) < 1 << 20, "no vector is kept"
+
+
+def test_what_would_stick_out_of_the_ring_is_brought_into_it_before_its_noise(tmp_path):
+    """A coordinate that sticks out would be clipped with its noise, and the others count on that noise."""
+    ring = 1 << 25
+    gate = gate_of(tmp_path, policy_of(SHARED), ring=ring)
+    total = summed(gate, [torch.zeros(DIM)])
+    total.steps[: DIM // 2] = 1 << 40  # As the aligned gradients of very many records would make it.
+    total.steps[0] = -(1 << 40)
+    released = gate.release_update(total)
+    steps = np.round(released.vector / released.step)
+    assert np.abs(steps).max() < ring
+    most = ring - 12 * SIGMA
+    assert abs((steps[1 : DIM // 2] - most).std() / SIGMA - 1) < 0.04, "its noise is whole"
+    assert abs(steps[1 : DIM // 2].mean() - most) < 5 * SIGMA / math.sqrt(DIM / 2)
+    assert abs(steps[0] + most) < 7 * SIGMA
+
+
+def test_without_a_ring_nothing_is_shared(tmp_path):
+    gate = gate_of(tmp_path, policy_of(SHARED), ring=0)
+    with pytest.raises(PolicyDenied, match="SS-2010"):
+        gate.release_update(summed(gate, [torch.zeros(DIM)]))
+    assert gate._ledger.summary() == ()
 
 
 def test_a_sum_made_for_own_noise_is_refused(tmp_path):

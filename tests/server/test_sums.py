@@ -281,9 +281,24 @@ def test_a_vector_that_is_being_added_does_not_hold_the_clock_up(sums):
 
 
 def test_nobody_waits_for_those_who_were_here_and_are_lost(sums):
-    sums.join("carol")
+    for name in CLIENTS:
+        sums.join(name)
     sums.ready("alice", ready(), 0.0)
     sums.ready("bob", ready(), 0.0)
     sums.leave("carol", 1.0)
     assert sums.tick(1.9) == []
     assert any(isinstance(item.message, RoundBegin) for item in sums.tick(2.1))
+
+
+def test_when_all_were_gone_the_first_to_come_back_wait_for_the_rest(sums):
+    """A second run at the same server: nobody is taken for lost who has only not been started yet."""
+    for name in CLIENTS:
+        sums.join(name)
+    for name in CLIENTS:
+        sums.leave(name, 1.0)
+    for name in ("alice", "bob"):
+        sums.join(name)
+        sums.ready(name, ready(), 50.0)
+    assert sums.tick(51.0) == []
+    sums.join("carol")
+    assert [type(item.message) for item in sums.ready("carol", ready(), 52.0)] == [RoundBegin] * 3

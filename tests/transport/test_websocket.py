@@ -206,6 +206,22 @@ def test_one_connection_too_many_is_told_503_and_the_code(house, core):
         first.close()
 
 
+def test_one_client_cannot_take_the_room_of_all(house, core):
+    """Its newest connections displace its oldest; another client's are not touched."""
+    with Loopback(core, house.keys, max_connections=6) as loop:
+        other = dialled(house, loop, "bob")
+        many = [dialled(house, loop) for _ in range(7)]
+        deadline = time.monotonic() + 5
+        while core.names.count("alice") > 4 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert core.names.count("alice") == 4
+        step_of(house, other)
+        with pytest.raises(ConnectionFailed):
+            step_of(house, many[0])
+        for link in (*many[1:], other):
+            link.close()
+
+
 def test_the_recording_is_what_the_client_saw_byte_for_byte(house, core, tmp_path):
     with Loopback(core, house.keys, record=tmp_path / "record") as loop:
         with dialled(house, loop, "bob") as other:

@@ -82,7 +82,9 @@ class AnswerLog:
         except OSError as error:
             self.close()
             what = f"cannot open {self._path} for this process alone: {type(error).__name__}"
-            raise InputError("SS-1605", what, hint="Name a writable file that no other client uses.") from None
+            raise InputError(
+                "SS-1605", what, hint="Run one client with one key folder at a time; the folder must be writable."
+            ) from None
         self._answers = self._load()
         # A new file's name must be as durable as its records.
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)

@@ -36,7 +36,9 @@ def _aggregate() -> None:
 def simulate(
     *,
     clients: Annotated[int, typer.Option(help="Number of clients in the roster.")] = 10,
-    threshold: Annotated[int, typer.Option(help="Clients that must agree to open a sum; more than half.")] = 7,
+    threshold: Annotated[
+        int | None, typer.Option(help="Clients that must agree to open a sum; more than half. Two thirds when absent.")
+    ] = None,
     dim: Annotated[int, typer.Option(help="Coordinates of an update.")] = 100_000,
     drop: Annotated[
         list[str] | None,
@@ -64,7 +66,7 @@ def simulate(
         what = f"there is no backend {backend!r}" if backend not in _BACKENDS else f"there is no ring of {ring} bits"
         raise InputError("SS-1602", what, hint=f"Backends: {', '.join(_BACKENDS)}. Rings: 32 and 64 bits.")
     done = run(
-        clients=clients, threshold=threshold, dim=dim, drops=tuple(parse_drop(text) for text in drop or ()), blind=blind,
+        clients=clients, threshold=2 * clients // 3 + 1 if threshold is None else threshold, dim=dim, drops=tuple(parse_drop(text) for text in drop or ()), blind=blind,
         backend=cast("Backend", backend), ring_bits=64 if ring == 64 else 32, colluders=colluders,
     )  # fmt: skip
     if output is Output.JSON:

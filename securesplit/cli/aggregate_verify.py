@@ -59,7 +59,8 @@ def verify(
     read = _read(records)
     authority = PastAuthority.parse(_bytes(ca), _bytes(crl or ca.with_name("crl.pem")))
     authority.require_newest(at=known or now, vouched=known is not None, now=now)
-    floors = None if policy is None else _floors(policy)
+    floors, pinned = (None, None) if policy is None else _floors(policy)
+    roster = roster or (None if pinned is None else list(pinned))
     reports = [
         _verified(record, read, authority, known=known, now=now, roster=roster, floors=floors) for record in read
     ]
@@ -110,14 +111,14 @@ def _read(paths: Sequence[Path]) -> list[RoundRecord]:
     return found
 
 
-def _floors(path: Path) -> Floors:
+def _floors(path: Path) -> tuple[Floors, tuple[str, ...] | None]:
     from securesplit.admit import floors_of
     from securesplit.policy.load import load_policy
     from securesplit.policy.schema import Gaussian
 
     policy = load_policy(path)
     updates = policy.privacy.updates if isinstance(policy.privacy, Gaussian) else None
-    return floors_of(policy, honest=1 if updates is None else updates.honest or 1)
+    return floors_of(policy, honest=1 if updates is None else updates.honest or 1), policy.aggregation.roster
 
 
 def _verified(

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from securesplit.admit import label_breaches, noise_breaches, sharing_breaches
+from securesplit.admit import label_breaches, noise_breaches, sharing_breaches, sum_breaches
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.privacy.plan import UNITS, At, ChannelPlan, LabelPlan, Plan, enforced_epsilon, plan_for, rows_moved
 from securesplit.protocol.job import Job
@@ -136,7 +136,7 @@ def forecast(policy: Policy, job: Job, *, records_per_user: int = 1) -> Forecast
         rounds=_rounds(plan, costs, schedule.rounds, privacy.regime, many),
         epochs=_epochs(costs, schedule.epochs, privacy.regime),
         tokens=0 if plan.decode is None else plan.decode.releases // max(1, len(job.sums.roster)),
-        useless=_bits(mu) < USELESS_BITS and job.task is None, refusals=(*_refusals(privacy.regime, schedule.epochs), *label_breaches(policy, job), *sharing_breaches(policy, job), *noise_breaches(policy, job)),
+        useless=_bits(mu) < USELESS_BITS and job.task is None, refusals=(*_refusals(privacy.regime, schedule.epochs), *label_breaches(policy, job), *sum_breaches(policy, job), *sharing_breaches(policy, job), *noise_breaches(policy, job)),
     )  # fmt: skip
 
 

@@ -204,7 +204,9 @@ class Link:
     def _of(kind: type[M], message: Message) -> M:
         if not isinstance(message, kind):
             raise RemoteProtocolError(
-                "SS-4010", f"the server sent {type(message).__name__} where {kind.__name__} is due"
+                "SS-4010",
+                f"the server sent {type(message).__name__} where {kind.__name__} is due",
+                hint="The server is broken or hostile, or another process uses the same keys; run one at a time.",
             )
         return message
 

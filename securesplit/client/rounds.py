@@ -25,9 +25,6 @@ from securesplit.privacy.gate import ReleasedUpdate
 from securesplit.protocol.messages import Secagg
 from securesplit.protocol.words import vector_of, words_blob
 
-RECONNECT_SECONDS = 10.0
-"""How long a client whose connection broke inside a round tries to come back, unless the job says otherwise."""
-
 RECONNECTS = 20
 """How often, in one round."""
 
@@ -169,7 +166,7 @@ class _Line:
         self._left -= 1
         if self._left < 0:  # A server that lets a client in and drops it at once must not keep it for ever.
             raise lost
-        self._link.reconnect(lost, within=self._link.job.sums.reconnect_seconds or RECONNECT_SECONDS)
+        self._link.reconnect(lost, within=self._link.job.sums.patience)
 
 
 def _give(line: _Line, config: RoundConfig, party: ClientRound, update: ReleasedUpdate, weight: int) -> None:

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from securesplit.policy.table import STRICT, Positive, Table, at
 
 __all__ = ["Aggregation", "Plausible"]
+
+
+def _each_once(roster: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """In one order, because policies are compared by their digests."""
+    if roster is not None and len(set(roster)) < len(roster):
+        raise ValueError("a client stands twice in the roster")
+    return None if roster is None else tuple(sorted(roster))
 
 
 class Plausible(Table):
@@ -63,6 +70,7 @@ class Aggregation(BaseModel):
     roster: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] | None,
         Field(min_length=3, max_length=256, strict=False, exclude_if=lambda value: value is None),
+        AfterValidator(_each_once),
     ] = None
     min_update: Annotated[Positive | None, Field(exclude_if=lambda value: value is None)] = None
     plausible: Annotated[Plausible | None, Field(exclude_if=lambda value: value is None)] = None

@@ -120,6 +120,18 @@ class Sums(BaseModel):
     prg: Literal["aes256ctr", "chacha20"] | None = None
     weights: Literal["records", "uniform"] | None = None
 
+    @field_validator("roster")
+    @classmethod
+    def _once(cls, roster: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(roster)) < len(roster):
+            raise ValueError("a client stands twice in the roster")
+        return roster
+
+    @property
+    def patience(self) -> float:
+        """How long a client whose connection broke may take to come back, in seconds."""
+        return self.reconnect_seconds or 10.0
+
     @model_validator(mode="after")
     def _encryption(self) -> Sums:
         if self.backend in ("bfv", "ckks") and (not self.blind or self.ring_bits == 64):

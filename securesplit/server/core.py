@@ -104,6 +104,7 @@ class ServerCore:
             code_width=engine.code.width if engine.code else None,
         )
         self._connections: dict[int, _Connection] = {}
+        self._sums_at: dict[str, int] = {}
         self._turns = Turns()
         self._count = 0
         self._now = 0.0
@@ -151,7 +152,9 @@ class ServerCore:
         peer = self._connections.pop(connection, None)
         if peer is None:
             return []
-        if not any(c.name == peer.name and c.session.state is State.OPEN for c in self._connections.values()):
+        others = any(c.name == peer.name and c.session.state is State.OPEN for c in self._connections.values())
+        if not others or self._sums_at.get(peer.name) == connection:
+            self._sums_at.pop(peer.name, None)
             self.sums.leave(peer.name, self._now)
         return [self._forget(connection), *self._next_turn(self._turns.forget(connection, self._now))]
 
@@ -195,8 +198,10 @@ class ServerCore:
             case KeepAnchor(blob=blob):
                 return [Work(connection, lambda: self._keep(peer.certificate, blob))]
             case RoundReady():
+                self._sums_at[peer.name] = connection
                 return [Work(connection, lambda: _Told(self.sums.ready(peer.name, message, self._now)))]
             case Secagg():
+                self._sums_at[peer.name] = connection
                 return [Work(connection, lambda: _Told(self.sums.receive(peer.name, message, self._now)))]
             case Bye() | Failure():
                 return [Close(connection)]
@@ -273,8 +278,10 @@ class ServerCore:
     def _deliver(self, outbound: list[Outbound]) -> list[Action]:
         actions: list[Action] = []
         for item in outbound:
+            # A client may have a second session, to generate by the same key; the sum's messages are not for that one.
+            speaks = self._sums_at.get(item.to)
             for number, peer in self._connections.items():
-                if peer.name == item.to:
+                if peer.name == item.to and (number == speaks or speaks not in self._connections):
                     actions += self._send(number, item.message)
                     if isinstance(item.message, Failure):
                         actions.append(Close(number, item.message.code))

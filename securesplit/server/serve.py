@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from securesplit.admit import round_config
+from securesplit.admit import admit, round_config
 from securesplit.aggregate.config import RoundConfig
 from securesplit.aggregate.encryption import SumWorker
 from securesplit.aggregate.server import ServerRound
@@ -35,7 +35,7 @@ from securesplit.server.anchors import KeptAnchors
 from securesplit.server.core import ServerCore
 from securesplit.server.engine import Engine
 from securesplit.server.rounds import RoundRecords
-from securesplit.server.sums import RECONNECT_SECONDS, Patience, Sums
+from securesplit.server.sums import Patience, Sums
 from securesplit.transport.refusal import Refusal
 from securesplit.transport.server import CONNECTIONS, MOST_PER_CLIENT, Listen, Shell
 from securesplit.transport.tls import ContextHolder
@@ -106,7 +106,7 @@ def build_core(
     wait = job.sums.stage_seconds
     sums = Sums(
         roster=job.sums.roster, quorum=max(job.sums.min_clients, job.sums.threshold), config_of=config_of,
-        patience=Patience(stage=wait, gather=10 * wait, reconnect=job.sums.reconnect_seconds or RECONNECT_SECONDS),
+        patience=Patience(stage=wait, gather=10 * wait, reconnect=job.sums.patience),
         randomness=os.urandom, worker=worker, verify=_signed, keep=records or _forget,
     )  # fmt: skip
     return ServerCore(job, policy, model=model, engine=engine, sums=sums, randomness=os.urandom, kept=kept)
@@ -141,11 +141,13 @@ def serve(
         progress: told of each phase when the model has to be made first.
 
     Raises:
-        PolicyDenied: SS-2003 when the policy is for loopback only and the address is not.
+        PolicyDenied: SS-2003 when the policy is for loopback only and the address is not, SS-2001 with every breach when the
+            job breaks the server's own policy, or its sums cannot be made.
         InputError, ConnectionFailed: when files cannot be used.
     """
     host, port = split_listen(listen)
     _require_loopback(policy, host)
+    admit(policy, job, peer="this server")  # Every client would be turned away later, and told no reason.
     tls = ContextHolder(keys, on_refusal=_audit)
     known = None if code is None else read_code(code)
     plan = CutPlan(front=job.cut.front, back=job.cut.back)
@@ -161,7 +163,7 @@ def serve(
 
         worker = files.enter_context(HeWorker())
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
     records = None if out is None else RoundRecords(KeyFolder.open(Path(keys), "server"), out)
     anchors = KeptAnchors(Path(keys) / "anchors")
     core = build_core(job, policy, middle, digest, known, anchors, worker=worker, records=records)

@@ -23,8 +23,6 @@ from securesplit.protocol.messages import Failure, Message, RoundBegin, RoundRea
 from securesplit.protocol.words import vector_of, words_blob
 from securesplit.server.gathering import Gathering
 
-RECONNECT_SECONDS = 10.0
-
 ConfigOf = Callable[[bytes, RoundReady], RoundConfig]
 """(run, what the clients are ready for) -> the round's parameters, from the job and the model that the server holds."""
 

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -168,7 +168,8 @@ class Shell:
             _log.warning("refused a connection: %s", error)
             await socket.close(4403, error.code)
             return
-        limit(socket.transport.get_extra_info("socket"))
+        with suppress(OSError):  # It may have gone in the meantime, which the loop below finds out.
+            limit(socket.transport.get_extra_info("socket"))
         self._displace(name)
         number = self._core.connect(name, party)
         recorder = Recorder(self._listen.record, peer=name, number=number) if self._listen.record else None

@@ -45,7 +45,7 @@ def run(house, open_ledger, tmp_path, monkeypatch):
         update = arguments[3]
         none = np.zeros(1, dtype=np.uint32)
         opened = SimpleNamespace(mean=update.vector, survivors=(), total_weight=weight, ring_sum=none)
-        return SimpleNamespace(aggregate=opened, contribution=none)
+        return SimpleNamespace(aggregate=opened, contribution=none, heard=b"")
 
     monkeypatch.setattr(training, "secure_sum", alone)
 

@@ -232,7 +232,7 @@ def alone(monkeypatch):
     def one(link, folder, policy, update, **_):
         words = np.zeros(1, dtype=np.uint32)
         opened = SimpleNamespace(mean=update.vector, total_weight=1, survivors=(link.name,), ring_sum=words)
-        return SimpleNamespace(aggregate=opened, contribution=words)
+        return SimpleNamespace(aggregate=opened, contribution=words, heard=b"")
 
     monkeypatch.setattr(train_module, "secure_sum", one)
     monkeypatch.setattr(train_module, "require_plausible", kept)

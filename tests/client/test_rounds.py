@@ -11,11 +11,11 @@ import pytest
 
 from securesplit.aggregate import wire
 from securesplit.client import link as link_module
-from securesplit.client import rounds
 from securesplit.client.link import Link
 from securesplit.client.rounds import RECONNECTS, _Line
 from securesplit.errors import ConnectionFailed, PolicyDenied, RemoteProtocolError
 from securesplit.protocol.codec import decode, encode
+from securesplit.protocol.job import Sums
 from securesplit.protocol.messages import Blob, Failure, Message, RoundBegin, RoundReady, Secagg
 from securesplit.transport.actions import Core
 from securesplit.transport.memory import MemoryServer
@@ -86,7 +86,7 @@ def opened(house):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(rounds, "RECONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(Sums, "patience", property(lambda _: 0.3))
 
 
 def ready(line: _Line) -> bytes:

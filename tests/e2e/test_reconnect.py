@@ -619,3 +619,15 @@ def test_a_client_that_computes_for_long_keeps_its_connection(four, monkeypatch)
         play(four, scene, loop, monkeypatch)
         assert len(scene.proxy.wires) == 1
         scene.exact()
+
+
+def test_a_connection_that_is_gone_before_it_is_served_leaves_no_traceback(four, monkeypatch, caplog):
+    def gone(wire):
+        del wire
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr(shell_module, "limit", gone)
+    with staged(four) as (scene, loop):
+        dial(scene.proxy.url, keys=four.keys / "carol", policy=POLICY).close()
+        assert loop.alive
+    assert [record for record in caplog.records if record.exc_info] == []

@@ -379,6 +379,25 @@ def test_a_second_connection_without_a_handshake_does_not_stop_a_sum(house, core
     assert shell.closed == {}
 
 
+def test_a_sums_messages_go_to_the_session_that_takes_part_and_to_no_other_of_its_client(house, core):
+    """A user may generate by the same key while a run trains; and the run may come back over a new connection."""
+    shell = Manual(house, core)
+    numbers = [shell.open(name) for name in CLIENTS]
+    other = shell.open("carol")
+    for number in numbers:
+        shell.run(core.receive(number, ready()))
+    assert isinstance(decode(shell.sent[numbers[2]][-1], ANY), RoundBegin)
+    assert not shell.sent.get(other)
+    shell.run(core.disconnect(other))
+    assert all(left is None for _, left in core.sums._moves), (
+        "the session that takes part is still there: nobody is missed"
+    )
+    back = shell.open("carol")
+    shell.run(core.disconnect(numbers[2]))
+    shell.run(core.receive(back, ready()))
+    assert isinstance(decode(shell.sent[back][-1], ANY), RoundBegin)
+
+
 def test_a_refused_connection_does_not_stop_the_clock(house, core):
     """Between refusal and disconnection a connection still has its name; what is due to it then is dropped."""
     shell = Manual(house, core)

@@ -52,7 +52,7 @@ class Crossing:
     too. The other clients, the server and the client's line are real.
     """
 
-    job = SimpleNamespace(sums=SimpleNamespace(reconnect_seconds=1.0))
+    job = SimpleNamespace(sums=SimpleNamespace(patience=1.0))
 
     def __init__(self, stage: int) -> None:
         self.play, self.stage, self.broken = Play("plain"), stage, False

@@ -8,8 +8,8 @@ client masks one vector, signs one set of survivors and answers stage 4 once, wh
 What this does not protect: t clients colluding with the server open any update, and one client with the server opens a
 blind sum. The server may leave out clients (down to the floors), may refuse service, and may send a wrong *result*
 inside the possible range: secrecy holds against a malicious server, correctness of what it returns does not. Who took
-part, when, and how long it took is visible. Two sums over cohorts that differ by one client show that client's update,
-unless the updates carry differential privacy.
+part, when, and how long it took is visible. Several sums of one update over different clients can show single updates,
+which answered.py keeps from happening and noise makes harmless.
 """
 
 from __future__ import annotations

@@ -202,8 +202,12 @@ class ClientRound:
             raise
 
     def abort(self, code: str) -> Outgoing:
-        """Give the round up and tell the server: ``code`` if it is one of SS-60xx, else SS-6005."""
+        """Give the round up and tell the server: ``code`` if it is one of SS-60xx, else SS-6005.
+
+        The record keeps the code of the first fault, so that a round which broke off does not look like one without signers.
+        """
         self._drop(State.ABORTED)
+        self._code = self._code or code
         known = code if code.startswith("SS-60") else "SS-6005"
         c = self.config
         return Outgoing(

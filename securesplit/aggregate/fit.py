@@ -18,11 +18,7 @@ __all__ = ["Wishes", "default_colluders", "fit_round"]
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What is chosen; the fields are those of :class:`RoundConfig`.
-
-    Attributes:
-        dropouts: how many clients the sparse graph lets vanish without the round's end; by default one in five.
-    """
+    """What is chosen; the fields are those of :class:`RoundConfig`. The sparse graph lets one client in five vanish."""
 
     roster: tuple[str, ...]
     threshold: int
@@ -33,7 +29,6 @@ class Wishes:
     colluders: int | None = None
     ring_bits: Literal[32, 64] = 32
     backend: Backend = "masks"
-    dropouts: int | None = None
     prg: Prg = "aes256ctr"
 
 
@@ -61,7 +56,7 @@ def fit_round(wishes: Wishes, *, session_id: bytes, number: int, dim: int, model
     ):  # Else RoundConfig tells what is wrong.
         graph = graph_for(
             n, quorum=max(w.threshold, w.min_clients), colluders=colluders, smallest=smallest,
-            dropouts=n // 5 if w.dropouts is None else w.dropouts,
+            dropouts=n // 5,
         )  # fmt: skip
         if graph.degree < n - 1:
             degree, shares = graph.degree, graph.threshold

@@ -29,6 +29,7 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from securesplit.aggregate.config import MAX_ENCRYPTED
 from securesplit.aggregate.masks import add_streams
 from securesplit.errors import InputError, LocalProtocolError, RemoteProtocolError
 
@@ -47,7 +48,7 @@ MODULUS_BITS = 58
 of the HomomorphicEncryption.org standard (2018), which SEAL enforces. One level, no switching keys: q is one prime."""
 
 MAX_HE_CLIENTS = 256
-MAX_HE_DIM = 1 << 24
+MAX_HE_DIM = MAX_ENCRYPTED
 SECRET_BYTES = 32
 
 _NOISE = 21  # SEAL's centred binomial: 21 bits less 21 bits, so at most 21, and of variance 42 / 4.

@@ -30,6 +30,8 @@ from securesplit.audit.tiny import TinySite
 from securesplit.errors import BudgetExhausted, PolicyDenied, SecureSplitError
 from securesplit.model.lora import adapter_layout, read_adapters
 from securesplit.policy.schema import Gaussian, Policy
+from securesplit.privacy.clipped_sum import ClippedSum
+from securesplit.privacy.lattice import step_for
 from securesplit.protocol.messages import Backward, Blob, Forward, Message, Secagg
 
 _ITEM = {"f32": 4, "bf16": 2}
@@ -95,6 +97,8 @@ def audit_completeness(policy: Policy, site: TinySite, *, error: float) -> Compl
     assert isinstance(privacy, Gaussian)
     if privacy.generation is not None:
         stopped = stopped or _until_refused(lambda: _generate(site))
+    if privacy.updates is not None and not halted:
+        _until_refused(lambda: _sum_again(site))
     resent = _resent(site, watch)
     messages = site.cohort.tap.messages()
     frames = _frames(messages)
@@ -116,6 +120,17 @@ def audit_completeness(policy: Policy, site: TinySite, *, error: float) -> Compl
         sums=sums, unknown_sums=unknown_sums, undercharged=cheap, learnt=learnt, probes=probes, resent=resent,
         raised=_raised(stated, policy), stopped=stopped, ok=ok and tested and resent and len(frames) > 0,
     )  # fmt: skip
+
+
+def _sum_again(site: TinySite) -> None:
+    """One more sum over the records that trained: it must be drawn and paid anew, or be refused by the policy's count."""
+    plan = site.client.gate.plan
+    assert plan is not None
+    assert plan.update is not None
+    again = ClippedSum(4, plan.update.clip, step_for(plan.update.part))
+    for key in dict.fromkeys(key for batch in site.training for key in batch.records):
+        again.add(torch.zeros(4), key)
+    site.client.gate.release_update(again)
 
 
 def _raised(stated: Policy, run: Policy) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ def plan(
             for c in ahead.costs
         ],
         "held_out_releases": ahead.held_out, "max_rounds": ahead.rounds, "max_epochs": ahead.epochs, "tokens": ahead.tokens, "warnings": [],
-        "useless": ahead.useless, "refusals": list(ahead.refusals), "verdict": _verdict(ahead),
+        "useless": ahead.useless, "honest": ahead.honest, "refusals": list(ahead.refusals), "verdict": _verdict(ahead),
     }  # fmt: skip
     lines = [
         f"policy '{rules.name}': unit {privacy.unit}, {privacy.relation}, regime {privacy.regime}, delta {privacy.delta:g}",
@@ -111,6 +111,7 @@ def plan(
     peer = "no noise protects against the other clients" if ahead.epsilon_peer is None else f"{ahead.epsilon_peer:.3f}"
     lines += [
         f"eps_server {ahead.epsilon:.3f} of {ahead.budget:.3f} for one training record; eps_peer: {peer}",
+        *_counted_on(ahead.honest),
         f"held-out records: {ahead.held_out} release(s) each",
         f"reach: rounds {_most(ahead.rounds)}, epochs {_most(ahead.epochs)}, generated tokens {ahead.tokens} at this site",
         *ahead.refusals,
@@ -129,6 +130,15 @@ def plan(
     show(output, "\n".join(lines), value)
     if not ahead.fits:
         raise typer.Exit(code=6)
+
+
+def _counted_on(honest: int) -> tuple[str, ...]:
+    """What an epsilon rests on besides this site's own noise."""
+    return (
+        ()
+        if honest == 1
+        else (f"these hold for sums with at least {honest} honest clients in them; others are refused",)
+    )
 
 
 @app.command()

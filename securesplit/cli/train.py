@@ -56,6 +56,7 @@ def train(
         "none: UNSAFE"
         if record.epsilon is None
         else f"{record.epsilon:.3f} at delta {record.delta:g}, unit {record.unit}, replace-one"
+        + ("" if record.honest == 1 else f", with {record.honest} honest clients in each sum")
     )
     named = "" if record.accuracy is None else f", accuracy {record.accuracy:.3f}"
     if not record.exact:

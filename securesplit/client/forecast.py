@@ -69,6 +69,7 @@ class Forecast:
         epochs: most local epochs in each of the job's rounds; None when any number is free.
         tokens: generated tokens that the policy allows this site in its life.
         useless: whether the releases are too noisy for the server to add anything.
+        honest: how many honest clients each sum must hold for these figures to be true; 1 where nobody else is counted on.
         refusals: what the regime or its labels do not do, in words; empty for a job that they can run.
     """
 
@@ -82,6 +83,7 @@ class Forecast:
     epochs: int | None
     tokens: int
     useless: bool
+    honest: int = 1
     refusals: tuple[str, ...] = ()
 
     @property
@@ -136,7 +138,8 @@ def forecast(policy: Policy, job: Job, *, records_per_user: int = 1) -> Forecast
         rounds=_rounds(plan, costs, schedule.rounds, privacy.regime, many),
         epochs=_epochs(costs, schedule.epochs, privacy.regime),
         tokens=0 if plan.decode is None else plan.decode.releases // max(1, len(job.sums.roster)),
-        useless=_bits(mu) < USELESS_BITS and job.task is None, refusals=(*_refusals(privacy.regime, schedule.epochs), *label_breaches(policy, job), *sum_breaches(policy, job), *sharing_breaches(policy, job), *noise_breaches(policy, job)),
+        useless=_bits(mu) < USELESS_BITS and job.task is None,
+        honest=1 if plan.update is None else plan.update.honest, refusals=(*_refusals(privacy.regime, schedule.epochs), *label_breaches(policy, job), *sum_breaches(policy, job), *sharing_breaches(policy, job), *noise_breaches(policy, job)),
     )  # fmt: skip
 
 

@@ -95,6 +95,9 @@ def secure_sum(
         try:
             _give(line, config, party, update, min(max(weight, 1), weight_cap(link.job, update.step)))
             _run(line, config, party)
+        except SecureSplitError as error:
+            party.abort(error.code)  # Nothing is sent by that; a lost connection leaves a record with its code, too.
+            raise
         finally:  # Of a round that was given up too: it may show who is to blame.
             if records is not None:
                 record = encode_record(party.record(int(time.time())))
@@ -177,8 +180,7 @@ def _give(line: _Line, config: RoundConfig, party: ClientRound, update: Released
                 "SS-6011", "an update with its noise does not fit the ring", hint="Nothing was sent."
             )
     except SecureSplitError as error:  # The others were told that this client is ready; they need not wait for it.
-        with suppress(ConnectionFailed):
-            line.say(_message(config, party.abort(error.code)))
+        line.farewell(_message(config, party.abort(error.code)))
         raise
 
 

@@ -72,6 +72,7 @@ class RunRecord(BaseModel):
         residuals: there, for each round, how much of the mean product was missed by averaging A and B apart, Frobenius norms;
             ``residuals_clipped`` has the share of weight for which it may be more (securesplit/model/sketch.py).
         accuracy: share of held-out records whose class was named after training; None for a job without a task.
+        honest: how many honest clients each sum must have held for epsilon to be true; 1 where nobody else was counted on.
         epsilon, mu: of the record that has spent most, all jobs of this site together; by the policy's unit,
             relation replace-one, at ``delta``. None under UnsafeNoPrivacy.
     """
@@ -93,6 +94,7 @@ class RunRecord(BaseModel):
     residuals_clipped: tuple[float, ...] = ()
     accuracy: float | None = None
     epsilon: float | None
+    honest: int = 1
     mu: float | None
     delta: float | None
     unit: str = "sequence"
@@ -241,6 +243,7 @@ def _record(
         residuals_clipped=tuple(r.clipped for r in residuals), client=client.link.name, policy=client.policy.name, policy_digest=client.policy.digest, job=client.job.digest,
         regime=client.regime, steps=trained.steps, loss=trained.curve[-1], initial_loss=trained.curve[0], curve=trained.curve, alone=alone,
         accuracy=accuracy, epsilon=None if mu is None or delta is None else enforced_epsilon(mu, delta), mu=mu, delta=delta,
+        honest=(privacy.updates and privacy.updates.honest) or 1 if isinstance(privacy, Gaussian) else 1,
         unit=privacy.unit if isinstance(privacy, Gaussian) else "sequence", channels=channels,
         survivors=tuple(r.survivors for r in trained.rounds), bytes_up=client.link.bytes_up, bytes_down=client.link.bytes_down,
         tls=client.link.tls_version, resident_bytes=resident_bytes(), seconds=seconds,

@@ -118,7 +118,7 @@ def sigma_for(epsilon: float, delta: float, sensitivity: float, releases: int = 
     return sensitivity * math.sqrt(releases) / mu_for(epsilon, delta)
 
 
-def epsilon_rdp_for(mu: float, delta: float, *, whole_orders: bool = False) -> float:
+def epsilon_rdp_for(mu: float, delta: float) -> float:
     """An epsilon at which any mechanism with ``RDP(alpha) <= alpha mu^2 / 2`` is (epsilon, delta)-DP.
 
     That curve is a Gaussian's; noise on a lattice has it too, while it has no mu in the sense of :func:`epsilon_for`. The
@@ -129,7 +129,6 @@ def epsilon_rdp_for(mu: float, delta: float, *, whole_orders: bool = False) -> f
     Args:
         mu: at least 0; 0 gives 0.
         delta: in (0, 1).
-        whole_orders: use integers alpha >= 2 alone, for a curve that is proved at those only.
 
     Returns:
         epsilon, rounded up by about one part in 10^12; never below :func:`epsilon_for`.
@@ -142,11 +141,7 @@ def epsilon_rdp_for(mu: float, delta: float, *, whole_orders: bool = False) -> f
     if mu == 0:
         return 0.0
     excess = _best_excess(mu, delta)  # alpha - 1, which keeps its digits where alpha is close to 1.
-    if whole_orders:
-        # The value falls until the best order and rises after it, so that the best integer is next to it.
-        below = max(1.0, math.floor(excess))
-        return min(epsilon_at_order(at, (1 + at) * mu * mu / 2, delta) for at in (below, below + 1))
-    return epsilon_at_order(excess, (1 + excess) * mu * mu / 2, delta)
+    return _epsilon_at_order(excess, (1 + excess) * mu * mu / 2, delta)
 
 
 def _best_excess(mu: float, delta: float) -> float:
@@ -160,7 +155,7 @@ def _best_excess(mu: float, delta: float) -> float:
     return high
 
 
-def epsilon_at_order(excess: float, rdp: float, delta: float) -> float:
+def _epsilon_at_order(excess: float, rdp: float, delta: float) -> float:
     """The epsilon that Renyi divergence ``rdp`` at the one order ``1 + excess`` gives; the formula stands above.
 
     Args:
@@ -176,13 +171,12 @@ def epsilon_at_order(excess: float, rdp: float, delta: float) -> float:
     return max(0.0, math.fsum(parts) + 1e-14 * math.fsum(abs(part) for part in parts))
 
 
-def mu_rdp_for(epsilon: float, delta: float, *, whole_orders: bool = False) -> float:
+def mu_rdp_for(epsilon: float, delta: float) -> float:
     """The largest mu whose RDP curve gives (epsilon, delta)-DP by :func:`epsilon_rdp_for`, rounded down.
 
     Args:
         epsilon: greater than 0.
         delta: in (0, 1).
-        whole_orders: as there.
 
     Raises:
         ValueError: for arguments out of range.
@@ -190,13 +184,13 @@ def mu_rdp_for(epsilon: float, delta: float, *, whole_orders: bool = False) -> f
     if not (math.isfinite(epsilon) and epsilon > 0 and 0 < delta < 1):
         raise ValueError("epsilon must be finite and positive, delta between 0 and 1")
     low, high = 0.0, 1.0
-    while epsilon_rdp_for(high, delta, whole_orders=whole_orders) <= epsilon:
+    while epsilon_rdp_for(high, delta) <= epsilon:
         low, high = high, 2 * high
     for _ in range(_STEPS):
         middle = (low + high) / 2
         if not low < middle < high:
             break
-        fits = epsilon_rdp_for(middle, delta, whole_orders=whole_orders) <= epsilon
+        fits = epsilon_rdp_for(middle, delta) <= epsilon
         low, high = (middle, high) if fits else (low, middle)
     return low
 

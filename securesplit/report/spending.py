@@ -65,6 +65,7 @@ class SpendingReport(_Frozen):
         mu, eps_server: of the unit that spent most, against a server that keeps everything.
         eps_peer: against the other clients, from the sums alone; equal to ``eps_server`` where B learns; None where sums
             carry no noise, or where another policy charged, too, because a bare sum under that one leaves no entry.
+        honest: how many honest clients each sum must have held for these to be true; 1 where nobody else was counted on.
         left: the part of the squared budget that this unit still has.
         bits: the most that the server has learnt about this unit, mu^2/8 nats.
         adopted: how often the ledger was accepted after a move.
@@ -83,6 +84,7 @@ class SpendingReport(_Frozen):
     mu: float
     eps_server: float
     eps_peer: float | None
+    honest: int = 1
     left: float
     bits: float
     channels: tuple[ChannelReport, ...]
@@ -97,6 +99,7 @@ class SpendingReport(_Frozen):
         lines = [
             f"policy '{self.policy}': unit {self.unit}, {self.relation}, delta {self.delta:g}, regime {self.regime}",
             f"eps_server {self.eps_server:.4f} of {self.budget_epsilon:g}; eps_peer: {peer}; {self.left:.1%} of the squared budget left",
+            *([] if self.honest == 1 else [f"these hold as each sum had at least {self.honest} honest clients in it"]),
             f"the server has learnt at most {self.bits:.3g} bits about the unit that spent most (mu {self.mu:.4f})",
         ]
         lines += [
@@ -165,7 +168,7 @@ def spending(ledger: Ledger, policy: Policy) -> SpendingReport:
         relation=privacy.relation, delta=privacy.delta, regime=privacy.regime, budget_epsilon=privacy.epsilon,
         budget_mu=budget, mu=mu, eps_server=enforced_epsilon(mu, privacy.delta),
         eps_peer=None if noiseless else enforced_epsilon(peer, privacy.delta), left=max(0.0, 1 - (mu / budget) ** 2),
-        bits=mu * mu / 8 / math.log(2),
+        bits=mu * mu / 8 / math.log(2), honest=(privacy.updates and privacy.updates.honest) or 1,
         channels=tuple(_channel(name, found, privacy.delta) for name, found in channels.items() if name != BARE),
         ceilings=tuple(CeilingReport(prior=p, ceiling=normal.cdf(normal.inv_cdf(p) + mu)) for p in PRIORS),
         adopted=adopted, entries=entries, head=ledger.head(),

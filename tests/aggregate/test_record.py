@@ -189,3 +189,13 @@ def test_a_record_can_be_made_before_anybody_is_known(config_of):
     early = record_round(config_of(), Peers((), b""), role="client", maker="amir", made=5, aborted="SS-6010")
     assert decode_record(encode_record(early)) == early
     assert (early.adverts, early.members, early.sum_digest, early.aborted) == ((), (), b"", "SS-6010")
+
+
+def test_a_round_that_broke_off_says_so_by_its_first_fault(cohort_of):
+    """Otherwise a lost connection would look like a round that ended without the signers it needs."""
+    member = cohort_of().clients["amir"]
+    member.advertise()
+    member.abort("SS-3020")
+    member.abort("SS-6005")
+    record = member.record(made=0)
+    assert (record.aborted, record.survivors, record.sum_digest) == ("SS-3020", (), b"")

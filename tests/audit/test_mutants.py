@@ -323,6 +323,17 @@ def test_a_ledger_that_writes_nothing(checks, mutate):
     assert checks.completeness().unknown > 0
 
 
+def test_a_sum_that_is_paid_for_once_and_drawn_anew_every_time(checks, mutate):
+    """What a name for the release in the ledger did: the second sum was taken for the first one resent, and was not."""
+    real = Gate._priced
+
+    def named(self, record, at, channel, **options):
+        return real(self, record, at, channel, **({"version": "a sum"} if at == "update" else {}) | options)
+
+    mutate("a sum paid once", (Gate, "_priced", named))
+    assert checks.completeness().undercharged > 0
+
+
 def raw_of(released):
     b, t, d = released.shape
     return Blob(dtype="f32", shape=(b * t, d), data=released.graph.detach().float().numpy().astype("<f4").tobytes())

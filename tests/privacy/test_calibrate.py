@@ -16,7 +16,6 @@ from scipy.integrate import quad
 
 from securesplit.privacy.calibrate import (
     delta_for,
-    epsilon_at_order,
     epsilon_for,
     epsilon_rdp_for,
     mu_for,
@@ -148,21 +147,12 @@ def test_renyi_epsilon_is_the_best_of_all_orders(mu, delta):
     assert epsilon >= min(tried) * (1 - 5e-3) or epsilon == 0.0
 
 
-@given(mu=MUS, delta=DELTAS)
+@given(epsilon=EPSILONS, delta=DELTAS)
 @settings(max_examples=25, deadline=None)
-def test_whole_orders_cost_a_little_and_are_the_best_of_theirs(mu, delta):
-    whole = epsilon_rdp_for(mu, delta, whole_orders=True)
-    assert whole >= epsilon_rdp_for(mu, delta) * (1 - 1e-12)
-    best = min(epsilon_at_order(order - 1, order * mu * mu / 2, delta) for order in range(2, 2000))
-    assert math.isclose(whole, best, rel_tol=1e-12) or whole < best  # The best order may lie beyond 2000.
-
-
-@given(epsilon=EPSILONS, delta=DELTAS, whole=st.booleans())
-@settings(max_examples=25, deadline=None)
-def test_renyi_mu_is_the_largest_that_the_budget_allows(epsilon, delta, whole):
-    mu = mu_rdp_for(epsilon, delta, whole_orders=whole)
-    assert epsilon_rdp_for(mu, delta, whole_orders=whole) <= epsilon
-    assert epsilon_rdp_for(mu * (1 + 1e-9), delta, whole_orders=whole) > epsilon
+def test_renyi_mu_is_the_largest_that_the_budget_allows(epsilon, delta):
+    mu = mu_rdp_for(epsilon, delta)
+    assert epsilon_rdp_for(mu, delta) <= epsilon
+    assert epsilon_rdp_for(mu * (1 + 1e-9), delta) > epsilon
     assert mu <= mu_for(epsilon, delta)
 
 

@@ -151,3 +151,18 @@ def test_a_whole_update_of_a_frozen_site_shares_its_noise_too(tmp_path):
     policy = policy_of(frozen.replace("share = 0.0", "share = 0.1").replace("share = 0.6", "share = 0.5"))
     released = gate_of(tmp_path, policy).release_update(np.full(64, 1e-3))
     assert (released.honest, released.step > 0) == (2, True)
+
+
+@pytest.mark.parametrize(("one", "other"), [(1.0, 1.0), (1.2, 1.0), (1.5, 1.5), (2.0, 1.0)])
+def test_a_sum_of_discrete_gaussians_is_one_up_to_the_factor_that_is_claimed(one, other):
+    """The oracle sums the probabilities themselves, at widths so small that doubles show the difference."""
+    support = np.arange(-60, 61)
+    first, second = (np.exp(-(support**2) / (2 * s * s)) for s in (one, other))
+    joined = np.convolve(first / first.sum(), second / second.sum())
+    wide = np.arange(-120, 121)
+    whole = np.exp(-(wide**2) / (2 * (one**2 + other**2)))
+    middle = np.abs(wide) <= 6  # Where doubles still hold the digits.
+    ratio = joined[middle] / (whole[middle] / whole.sum())
+    bound = 2.1 * math.exp(-2 * math.pi**2 / (one**-2 + other**-2))
+    assert np.abs(ratio - 1).max() <= 2 * bound + 1e-12, "each of the two laws' own sums may be off by as much"
+    assert np.abs(ratio - 1).max() > bound / 100 or bound < 1e-12, "the bound says something"

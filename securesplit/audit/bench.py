@@ -109,6 +109,7 @@ class Bench:
         codec: of the wire.
 
     Attributes:
+        exact: whether rows arrive to the last bit; a codec that rounds, after the noise, leaves nothing of its lattice.
         cohort: the site with its link, its tap and its peers.
         gate, ledger: the site's.
     """
@@ -116,6 +117,7 @@ class Bench:
     def __init__(self, policy: Policy, folder: Path, *, codec: Codec = "f32") -> None:
         self.policy = policy
         job = job_for(policy, codec=codec)
+        self.exact = codec == "f32"
         self._receiver = Receiver(job, model=MODEL, caps=Caps(message_bytes=policy.limits.max_message_bytes))
         self.cohort = Cohort(folder, policy, job, self._receiver)
         self._state = "start"
@@ -165,7 +167,7 @@ class Bench:
         responded = self.gate.respond(labels, records=keys, contents=keys)
         gradient = responded.labels[:, None, None].float()
         released = self.gate.release(gradient, at="gradient", records=keys, responded=responded)
-        return self._send(released, "gradient").ravel().astype(np.int64)
+        return np.rint(self._send(released, "gradient").ravel()).astype(np.int64)  # A codec rounds, an answer does not.
 
     def summing(self, dim: int) -> ClippedSum:
         """An empty sum, as a training loop makes it."""

@@ -18,13 +18,15 @@ from securesplit.aggregate.client import ClientRound
 from securesplit.aggregate.config import RoundConfig
 from securesplit.aggregate.fixedpoint import Words
 from securesplit.aggregate.wire import ADVERTISE, Outgoing
-from securesplit.client.link import Link, greet
+from securesplit.client.dial import greet
+from securesplit.client.link import Link
 from securesplit.errors import ConnectionFailed
 from securesplit.pki.authority import Authority
 from securesplit.pki.certificate import verify_signature
 from securesplit.pki.store import KeyFolder
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.privacy.ledger import Ledger
+from securesplit.privacy.released import Codec
 from securesplit.protocol.codec import Caps, decode
 from securesplit.protocol.job import Adapters, Cut, Job, Optimiser, Schedule, Sums, Task
 from securesplit.protocol.messages import Message, RoundBegin, RoundReady, Secagg
@@ -41,12 +43,12 @@ LARGEST = 64  # More clients would show nothing more and take long.
 _ANY = Caps(message_bytes=1 << 40)
 
 
-def job_for(policy: Policy, *, codec: str = "f32") -> Job:
+def job_for(policy: Policy, *, codec: Codec = "f32") -> Job:
     """A job that this policy admits, with the smallest cut and roster that it allows.
 
     Args:
         policy: the audited one.
-        codec: ``f32`` or ``bf16``.
+        codec: of rows on the wire.
     """
     rules, limits = policy.aggregation, policy.limits
     clients = min(LARGEST, max(rules.min_clients, rules.min_threshold, 3))

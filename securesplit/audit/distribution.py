@@ -40,17 +40,18 @@ class DistributionVerdict:
     Attributes:
         channel: ``cut``, ``decode``, ``gradient`` or ``update``.
         coordinates: how many noised numbers were looked at.
-        off_lattice: how many were no float32 of a multiple of the lattice step; must be none.
+        off_lattice: how many were no float32 of a multiple of the lattice step; must be none. None where the codec rounds the
+            noised numbers: lattice and law are then looked at by an audit under ``f32``, and the rest here.
         worst: the statistic farthest from 0.
         limit: what no ``|z|`` may exceed.
         sigma_ratio: measured over claimed standard deviation.
         findings: all statistics.
-        ok: no statistic is over its limit and every number lies on the lattice.
+        ok: no statistic is over its limit and every number lies on the lattice, where it can be told.
     """
 
     channel: str
     coordinates: int
-    off_lattice: int
+    off_lattice: int | None
     worst: str
     worst_z: float
     limit: float
@@ -105,19 +106,16 @@ def _verdict(bench: Bench, claim: Claim, messages: int, error: float) -> Distrib
         values[i] = _seen(bench, claim, records, learn=i % 2 == 0)
     clean = clipped(records, claim) if claim.at in ROWS else _summed(records, claim)
     residual = (values - clean) / claim.sigma
-    steps = _steps(bench, claim, values)
-    known = np.rint(steps)
-    wide = values.astype(np.float32) if claim.at in ROWS else values
-    off = int(np.count_nonzero((known * _step(bench, claim)).astype(wide.dtype) != wide))
+    off, law = _lattice(bench, claim, values, residual) if bench.exact or claim.at not in ROWS else (None, ())
     aligned = Finding(
         "along the clipped record", float((residual * clean).sum() / math.sqrt(len(values) * (clean**2).sum()))
     )
-    findings = (aligned, *_moments(residual), *_pairs(residual), *_law(residual, known))
+    findings = (aligned, *_moments(residual), *_pairs(residual), *law)
     worst = max(findings, key=lambda f: abs(f.z) if math.isfinite(f.z) else math.inf)
     limit = quantile(error / len(findings))
     return DistributionVerdict(
         channel=claim.at, coordinates=values.size, off_lattice=off, worst=worst.name, worst_z=worst.z, limit=limit,
-        sigma_ratio=float(np.sqrt((residual**2).mean())), findings=findings, ok=off == 0 and abs(worst.z) <= limit,
+        sigma_ratio=float(np.sqrt((residual**2).mean())), findings=findings, ok=not off and abs(worst.z) <= limit,
     )  # fmt: skip
 
 
@@ -142,9 +140,12 @@ def _step(bench: Bench, claim: Claim) -> float:
     return next(e.step for e in bench.ledger.entries() if e.channel == claim.at)
 
 
-def _steps(bench: Bench, claim: Claim, values: Floats) -> Floats:
-    out: Floats = values / _step(bench, claim)
-    return out
+def _lattice(bench: Bench, claim: Claim, values: Floats, residual: Floats) -> tuple[int, tuple[Finding, ...]]:
+    """How many numbers lie beside the lattice, and whether the noise on it has its law to the lowest bits."""
+    step = _step(bench, claim)
+    known = np.rint(values / step)
+    wide = values.astype(np.float32) if claim.at in ROWS else values
+    return int(np.count_nonzero((known * step).astype(wide.dtype) != wide)), _law(residual, known)
 
 
 def _z_of_squares(part: Floats) -> float:

@@ -24,6 +24,7 @@ from securesplit.model.plan import CutPlan
 from securesplit.model.split import Split, split_model
 from securesplit.policy.schema import Channel, Gaussian, Policy
 from securesplit.privacy.ledger import Ledger
+from securesplit.privacy.released import Codec
 from securesplit.server.serve import build_core
 
 _VOCABULARY, _WIDTH = 64, 32
@@ -76,6 +77,7 @@ class TinySite:
     Args:
         policy: the site's own.
         folder: for keys and the ledger; empty or new.
+        codec: of the wire.
 
     Attributes:
         client: as in production.
@@ -85,8 +87,8 @@ class TinySite:
         training, held_out: made-up records; under unit ``user`` three of those trained on are one user's, in two batches.
     """
 
-    def __init__(self, policy: Policy, folder: Path) -> None:
-        job = job_for(policy)
+    def __init__(self, policy: Policy, folder: Path, *, codec: Codec = "f32") -> None:
+        job = job_for(policy, codec=codec)
         self.policy, self.job = policy, job
         self.cohort = Cohort(folder, policy, job, build_core(job, policy, self._parts().middle, MODEL))
         self.cohort.invite()

@@ -16,7 +16,7 @@ __all__ = ["Codec", "Released", "ReleasedUpdate", "Responded"]
 
 _MINT = object()
 
-Codec = Literal["f32", "bf16"]
+Codec = Literal["f32", "bf16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,10 @@ class Released:
     """Rows that may leave. Only a gate can make one.
 
     Attributes:
-        payload: little-endian float bytes of type ``codec``, C order, shape (B, T, D).
+        payload: bytes of type ``codec``, little-endian, C order, shape (B, T, D); under ``int8`` each row is a float32
+            scale and D signed bytes.
         shape: (B, T, D).
-        codec: ``f32`` or ``bf16``.
+        codec: ``f32``, ``bf16`` or ``int8``.
         gain: public factor for B's input; see :meth:`securesplit.privacy.plan.ChannelPlan.gain`.
         graph: the clipped tensor with its autograd graph. It stays on the client; B's gradient is sent back into it.
     """

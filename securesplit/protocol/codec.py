@@ -8,7 +8,6 @@ checked against the caps before anything is allocated, and a decoded tensor is a
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +16,17 @@ import msgpack
 from pydantic import ValidationError
 
 from securesplit.errors import RemoteProtocolError
-from securesplit.protocol.messages import ITEM_BYTES, MESSAGES, VERSION, Blob, Forward, Gradient, Message
+from securesplit.protocol.messages import (
+    ITEM_BYTES,
+    MESSAGES,
+    ROW_TYPES,
+    VERSION,
+    Blob,
+    Forward,
+    Gradient,
+    Message,
+    size_of,
+)
 
 _PREFIX = struct.Struct("<2sBBI")
 _MAX_HEADER = 1 << 25
@@ -31,13 +40,13 @@ class Caps:
         message_bytes: largest whole message, in bytes.
         width: D, the only accepted number of columns of a two-dimensional tensor; None before it is known.
         code_width: k, instead of D, for what crosses in front of B (``Forward``, ``Gradient``) when the job has a code.
-        dtypes: accepted float types of hidden states and gradients.
+        dtypes: accepted types of hidden states and gradients; once there is a job, its codec alone.
     """
 
     message_bytes: int
     width: int | None = None
     code_width: int | None = None
-    dtypes: frozenset[str] = frozenset({"f32", "bf16"})
+    dtypes: frozenset[str] = frozenset(ROW_TYPES)
 
     def columns(self, message: type[Message]) -> int | None:
         """The only accepted number of columns of this message's rows; None when any will do."""
@@ -135,17 +144,21 @@ def _build(message: type[Message], header: dict[str, object], body: memoryview, 
 
 
 def _blob(described: object, body: memoryview, offset: int, caps: Caps, columns: int | None) -> tuple[Blob, int]:
-    bad = RemoteProtocolError("SS-4005", "a tensor's type, shape or size is not acceptable")
+    bad = RemoteProtocolError("SS-4005", "a tensor's type, shape, size or bytes are not acceptable")
     match described:
-        case (str(dtype), tuple(shape)) if dtype in ITEM_BYTES and 1 <= len(shape) <= 3:
+        case (str(dtype), tuple(shape)) if dtype in {*ITEM_BYTES, *ROW_TYPES} and 1 <= len(shape) <= 3:
             pass
         case _:
             raise bad
     if not all(type(n) is int and 0 <= n < 1 << 31 for n in shape):
         raise bad
-    size = math.prod(shape) * ITEM_BYTES[dtype]
+    size = size_of(dtype, shape)
     if size > len(body) - offset:
         raise bad
     if len(shape) == 2 and (dtype not in caps.dtypes or (columns is not None and shape[1] != columns)):
         raise bad
-    return Blob(dtype=dtype, shape=shape, data=bytes(body[offset : offset + size])), offset + size
+    try:
+        blob = Blob(dtype=dtype, shape=shape, data=bytes(body[offset : offset + size]))
+    except ValidationError:  # Scales or bytes that no int8 row has.
+        raise bad from None
+    return blob, offset + size

@@ -183,7 +183,7 @@ class Job(BaseModel):
     model_config = _STRICT
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
     model: Annotated[str, Field(min_length=1, max_length=512)]
-    codec: Literal["f32", "bf16"] = "f32"
+    codec: Literal["f32", "bf16", "int8"] = "f32"
     cut: Cut
     adapters: Adapters
     optimiser: Optimiser

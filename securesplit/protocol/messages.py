@@ -11,6 +11,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from securesplit.protocol import int8
+
 __all__ = [
     "MESSAGES",
     "Backward",
@@ -33,6 +35,8 @@ __all__ = [
 
 VERSION = 1
 ITEM_BYTES = {"f32": 4, "bf16": 2, "u8": 1, "u32": 4, "u64": 8}
+"""Types whose tensors are items and nothing else; ``int8`` has scales besides. :func:`size_of` counts both."""
+ROW_TYPES = ("f32", "bf16", "int8")
 _RINGS = ("u8", "u32", "u64")
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -48,25 +52,32 @@ Code = Annotated[str, Field(pattern=r"^SS-[0-9]{4}$")]
 Sealed = Annotated[bytes, Field(max_length=256, repr=False)]
 
 
+def size_of(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor."""
+    return int8.size(shape) if dtype == "int8" else math.prod(shape) * ITEM_BYTES[dtype]
+
+
 class Blob(BaseModel):
     """A tensor as bytes: little-endian, C order.
 
     Attributes:
-        dtype: ``f32`` or ``bf16`` for rows; ``u32`` or ``u64`` for words of a ring, ``u8`` for encrypted ones.
+        dtype: ``f32``, ``bf16`` or ``int8`` for rows; ``u32`` or ``u64`` for words of a ring, ``u8`` for encrypted ones.
         shape: each at least 0, at most 2^31 - 1; one to three of them.
-        data: exactly ``prod(shape)`` items.
+        data: exactly :func:`size_of` bytes; under ``int8`` as securesplit/protocol/int8.py says.
     """
 
     model_config = _STRICT
-    dtype: Literal["f32", "bf16", "u8", "u32", "u64"]
+    dtype: Literal["f32", "bf16", "int8", "u8", "u32", "u64"]
     shape: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...], Field(min_length=1, max_length=3)]
     data: Annotated[bytes, Field(repr=False)]
 
     @model_validator(mode="after")
     def _exact(self) -> Blob:
-        if math.prod(self.shape) * ITEM_BYTES[self.dtype] != len(self.data):
+        if size_of(self.dtype, self.shape) != len(self.data):
             msg = "the number of bytes does not match the shape"
             raise ValueError(msg)
+        if self.dtype == "int8":
+            int8.check(self.data, self.shape)
         return self
 
 

@@ -72,7 +72,8 @@ class Session:
     Args:
         role: ``client`` or ``server``.
         party: certificates and keys.
-        caps: what this side accepts; ``width`` is usually set later with :meth:`narrow`.
+        caps: what this side accepts; ``width`` is usually set later with :meth:`narrow`. Rows are of the job's codec and no
+            other type, as soon as there is a job.
     """
 
     def __init__(self, role: Role, party: Party, caps: Caps) -> None:
@@ -124,6 +125,7 @@ class Session:
             statement("server", self.hello, unsigned, client=self._party.peer, server=self._party.certificate)
         )
         self.send(unsigned.model_copy(update={"signature": signed}))
+        self._caps = replace(self._caps, dtypes=frozenset({job.codec}))
 
     def confirm(self) -> None:
         """Client: admit the job."""
@@ -174,6 +176,7 @@ class Session:
                     statement("server", self.hello, message, client=party.certificate, server=party.peer),
                 )
                 self.job = parse_job(message.job)
+                self._caps = replace(self._caps, dtypes=frozenset({self.job.codec}))
             case Confirm():
                 assert self.hello is not None
                 assert self.welcome is not None

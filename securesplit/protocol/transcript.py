@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from securesplit.errors import InputError
+from securesplit.protocol import int8
 from securesplit.protocol.codec import Caps, decode
 from securesplit.protocol.messages import Backward, Blob, Forward, Hidden, Message, Secagg
 
@@ -58,20 +59,26 @@ class Observation:
     Attributes:
         peer: certificate identity of the sender.
         connection, step, row: which message, and which sequence in it.
+        time_ns: when it arrived, by the server's clock.
         cache: 0, or the decoding cache that the rows extend.
         hidden: (T, D) float32, the released rows; T is the public bucket length.
         output: (T, D) float32, what the middle answered, or None when the answer was never sent.
         gradient: (T, D) float32, the released gradient of the same step, or None.
+        gain: public factor that B multiplies ``hidden`` by.
+        size: bytes of the message.
     """
 
     peer: str
     connection: int
     step: int
     row: int
+    time_ns: int
     cache: int
     hidden: npt.NDArray[np.float32]
     output: npt.NDArray[np.float32] | None
     gradient: npt.NDArray[np.float32] | None
+    gain: float
+    size: int
 
 
 def array_of(blob: Blob) -> npt.NDArray[np.float32]:
@@ -81,6 +88,8 @@ def array_of(blob: Blob) -> npt.NDArray[np.float32]:
     if blob.dtype == "bf16":
         wide = np.frombuffer(blob.data, dtype="<u2").astype(np.uint32) << np.uint32(16)
         return wide.view(np.float32).reshape(blob.shape)
+    if blob.dtype == "int8":
+        return int8.values(blob.data, blob.shape)
     raise InputError("SS-1302", f"a tensor of type {blob.dtype} holds no floats")
 
 
@@ -125,31 +134,36 @@ class Transcript:
 
     def frames(self, connection: int) -> Iterator[tuple[Direction, bytes]]:
         """The same as raw bytes."""
+        for direction, _, data in self.timed(connection):
+            yield direction, data
+
+    def timed(self, connection: int) -> Iterator[tuple[Direction, int, bytes]]:
+        """The same with the server's clock in nanoseconds, as it stood when the message passed."""
         with (self.directory / f"{connection:04d}.bin").open("rb") as file:
             while len(head := file.read(_RECORD.size)) == _RECORD.size:
-                direction, _, size = _RECORD.unpack(head)
+                direction, time_ns, size = _RECORD.unpack(head)
                 data = file.read(size)
                 if len(data) < size:
                     return
-                yield direction, data
+                yield direction, time_ns, data
 
     def observations(self) -> Iterator[Observation]:
         """Every released sequence, joined with the server's own answer and with the gradient of the same step."""
         for number, peer in self.peers:
-            forwards: dict[int, Forward] = {}
+            forwards: dict[int, tuple[int, int, Forward]] = {}
             outputs: dict[int, Hidden] = {}
             gradients: dict[int, Backward] = {}
-            for _, message in self.messages(number):
-                match message:
+            for _, time_ns, data in self.timed(number):
+                match message := decode(data, _CAPS):
                     case Forward():
-                        forwards.setdefault(message.step, message)
+                        forwards.setdefault(message.step, (time_ns, len(data), message))
                     case Hidden():
                         outputs.setdefault(message.step, message)
                     case Backward():
                         gradients.setdefault(message.step, message)
                     case _:
                         pass
-            for step, forward in forwards.items():
+            for step, (time_ns, size, forward) in forwards.items():
                 output = array_of(outputs[step].hidden) if step in outputs else None
                 gradient = array_of(gradients[step].gradient) if step in gradients else None
                 hidden, start = array_of(forward.hidden), 0
@@ -157,8 +171,9 @@ class Transcript:
                     rows = slice(start, start + length)
                     start += length
                     yield Observation(
-                        peer=peer, connection=number, step=step, row=row, cache=forward.cache, hidden=hidden[rows],
-                        output=None if output is None else output[rows], gradient=None if gradient is None else gradient[rows],
+                        peer=peer, connection=number, step=step, row=row, time_ns=time_ns, cache=forward.cache,
+                        hidden=hidden[rows], output=None if output is None else output[rows], gradient=None if gradient is None else gradient[rows],
+                        gain=forward.gain, size=size,
                     )  # fmt: skip
 
     def bytes_seen(self) -> tuple[int, int]:

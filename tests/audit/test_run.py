@@ -51,6 +51,25 @@ def test_every_kind_of_private_policy_is_green(quick, policy):
     assert all(c["mu_lower"] <= c["claimed_mu"] for c in whole["channels"])
 
 
+@pytest.mark.parametrize(
+    ("codec", "policy"),
+    [
+        pytest.param("bf16", builtin_policy(), id="bf16", marks=pytest.mark.slow),
+        pytest.param("int8", builtin_policy(), id="int8"),
+        pytest.param("int8", labelled_policy(classes=10), id="int8, labels"),
+        pytest.param("int8", with_privacy(unit="token", epsilon=100.0), id="int8, token", marks=pytest.mark.slow),
+    ],
+)
+def test_every_codec_is_green_and_says_that_the_lattice_was_not_seen(quick, codec, policy):
+    report = run_audit(policy, profile="smoke", codec=codec)
+    assert report.red == ()
+    assert report.as_json()["codec"] == codec
+    lattice = {v.channel: v.off_lattice for v in report.distribution}
+    assert lattice.pop("update") == 0  # Updates have no codec.
+    assert lattice
+    assert set(lattice.values()) == {None}
+
+
 def test_a_policy_without_protection_has_nothing_to_audit():
     with pytest.raises(InputError) as caught:
         run_audit(load_policy("policies/lab.toml"))
@@ -84,10 +103,12 @@ def test_the_command_says_one_object_and_ends_with_0(quick, said):
         assert math.isfinite(channel["mu_lower"])
 
 
-def test_a_broken_build_ends_with_1_and_says_what_is_red(quick, said, monkeypatch):
+@pytest.mark.parametrize("codec", ["f32", "int8"])
+def test_a_broken_build_ends_with_1_and_says_what_is_red(quick, said, monkeypatch, codec):
     real = mechanism.discrete_gaussian_like
     monkeypatch.setattr(mechanism, "discrete_gaussian_like", lambda like: real(like) // 2)
-    code, out, err = said()
+    code, out, err = said("--codec", codec)
+    assert ("Audit f32 too." in out) == (codec != "f32")
     assert code == 1
     assert "RED" in out
     assert "error[SS-1550]" in err

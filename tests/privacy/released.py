@@ -22,6 +22,9 @@ def values(released: Released) -> np.ndarray:
     """What the other side reads, float32 (B,T,D)."""
     if released.codec == "f32":
         return np.frombuffer(released.payload, dtype="<f4").reshape(released.shape)
+    if released.codec == "int8":
+        rows = np.frombuffer(released.payload, dtype=[("scale", "<f4"), ("steps", "i1", released.shape[2])])
+        return (rows["steps"] * rows["scale"][:, None]).astype(np.float32).reshape(released.shape)
     words = np.frombuffer(released.payload, dtype="<u2").astype("<u4") << 16
     return words.view("<f4").reshape(released.shape)
 

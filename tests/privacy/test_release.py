@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 
@@ -123,7 +124,7 @@ def test_releases_paid_by_all_are_never_remembered(policy_of, ledger):
 # ---- the noise -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("codec", ["f32", "bf16"])
+@pytest.mark.parametrize("codec", ["f32", "bf16", "int8"])
 def test_residuals_have_the_stated_law_in_every_row(policy_of, ledger, fixed_noise, codec):
     policy = policy_of(epsilon=2.0, **ROUND)
     sigma = plan_for(policy.privacy).cut.sigma
@@ -176,6 +177,30 @@ def test_bf16_is_torchs_cast_of_the_noised_values(policy_of, ledger, monkeypatch
     expected = torch.from_numpy(wide.copy()).to(torch.bfloat16)
     assert len(narrow.payload) == 2 * 256
     assert np.array_equal(values(narrow), expected.float().numpy())
+
+
+def test_int8_is_the_rounding_of_the_noised_values_and_of_nothing_else(policy_of, ledger, monkeypatch):
+    monkeypatch.setattr("securesplit.privacy.lattice.fresh_key", lambda: b"\5" * 32)
+    policy, hidden = policy_of(), torch.randn(2, 4, 64)
+    wide = values(Gate(policy, ledger).release(hidden, at="cut", records=["a", "b"]))
+    narrow = Gate(policy, ledger, codec="int8").release(hidden, at="cut", records=["c", "d"])
+    assert narrow.codec == "int8"
+    assert len(narrow.payload) == 2 * 4 * (4 + 64)
+    scales = np.abs(wide).max(axis=2, keepdims=True) / np.float32(127)
+    assert np.array_equal(values(narrow), np.rint(wide.astype(np.float64) / scales).astype(np.float32) * scales)
+    assert (
+        np.linalg.norm(narrow.graph[0].numpy()) <= plan_for(policy.privacy).cut.clip
+    )  # Clipped and clean, and stays here.
+
+
+def test_int8_is_remembered_by_its_bytes_and_resent_after_a_restart(policy_of, open_ledger):
+    policy, hidden = policy_of(), torch.randn(1, 3, 8)
+    first = Gate(policy, open_ledger(), codec="int8").release(hidden, at="cut", records=["a"], contents=["x"])
+    ledger = open_ledger()
+    again = Gate(policy, ledger, codec="int8").release(hidden, at="cut", records=["a"], contents=["x"])
+    assert again.payload == first.payload
+    assert ledger.knows(hashlib.sha256(first.payload).hexdigest()) is not None
+    assert ledger.summary()[0].releases == 1
 
 
 def test_the_gain_is_public_and_brings_a_release_back_to_the_clip(policy_of, ledger, fixed_noise):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from types import SimpleNamespace
 
 import pytest
@@ -33,9 +34,25 @@ WIDTH = 3
 
 
 @st.composite
-def blobs(draw, shape: tuple[int, ...] | None = None, dtypes: tuple[str, ...] = ("f32", "bf16")) -> Blob:
+def int8_rows(draw, count: int, width: int) -> bytes:
+    """Rows as docs/protocol.md allows them under int8, by struct alone."""
+    out = b""
+    for _ in range(count):
+        steps = draw(st.lists(st.integers(-127, 127), min_size=width, max_size=width))
+        if draw(st.booleans()) and width:
+            steps[draw(st.integers(0, width - 1))] = draw(st.sampled_from([-127, 127]))
+        full = max(map(abs, steps), default=0) == 127
+        scale = draw(st.floats(2.0**-126, 2.0**120, width=32)) if full else 0.0
+        out += struct.pack(f"<f{width}b", scale, *(steps if full else [0] * width))
+    return out
+
+
+@st.composite
+def blobs(draw, shape: tuple[int, ...] | None = None, dtypes: tuple[str, ...] = ("f32", "bf16", "int8")) -> Blob:
     shape = shape or (draw(st.integers(0, 5)), WIDTH)
     dtype, size = draw(st.sampled_from(dtypes)), 1
+    if dtype == "int8":
+        return Blob(dtype=dtype, shape=shape, data=draw(int8_rows(*shape)))
     for side in shape:
         size *= side
     data = draw(st.binary(min_size=size * ITEM_BYTES[dtype], max_size=size * ITEM_BYTES[dtype]))

@@ -134,7 +134,7 @@ HEADERS = st.dictionaries(
     | st.binary(max_size=3) | st.text(max_size=3),
     st.recursive(
         st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=40)
-        | st.sampled_from(["f32", "u32", [3], ["f32", [1, 3]], ["bf16", [0, 3]], ["f32", [1 << 40, 1]], ["f32", {}], [[], []]]),
+        | st.sampled_from(["f32", "u32", [3], ["f32", [1, 3]], ["bf16", [0, 3]], ["f32", [1 << 40, 1]], ["f32", {}], [[], []], ["int8", [1, 3]], ["int8", [3]]]),
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=2), inner, max_size=2), max_leaves=6,
     ), max_size=6,
 )  # fmt: skip
@@ -151,8 +151,8 @@ def test_well_formed_headers_with_the_wrong_contents_are_refused_or_valid(kind, 
 
 
 def rows(count: int, width: int, dtype: str = "f32") -> bytes:
-    size = {"f32": 4, "bf16": 2}[dtype]
-    blob = Blob(dtype=dtype, shape=(count, width), data=bytes(size * count * width))
+    size = {"f32": 4 * width, "bf16": 2 * width, "int8": 4 + width}[dtype]
+    blob = Blob(dtype=dtype, shape=(count, width), data=bytes(size * count))
     return encode(Forward(step=0, lengths=(count,), learn=False, hidden=blob))
 
 
@@ -165,8 +165,11 @@ def test_the_cap_on_a_message_is_exact():
 def test_width_and_types_are_those_that_were_agreed():
     assert decode(rows(2, 3), Caps(message_bytes=1 << 20, width=3))
     assert refusal(rows(2, 3), Caps(message_bytes=1 << 20, width=4)) == "SS-4005"
-    assert decode(rows(2, 3, "bf16"), CAPS)
-    assert refusal(rows(2, 3, "bf16"), Caps(message_bytes=1 << 20, dtypes=frozenset({"f32"}))) == "SS-4005"
+    for dtype in ("bf16", "int8"):
+        assert decode(rows(2, 3, dtype), CAPS)
+        assert refusal(rows(2, 3, dtype), Caps(message_bytes=1 << 20, width=4)) == "SS-4005"
+        assert refusal(rows(2, 3, dtype), Caps(message_bytes=1 << 20, dtypes=frozenset({"f32"}))) == "SS-4005"
+    assert refusal(rows(2, 3), Caps(message_bytes=1 << 20, dtypes=frozenset({"int8"}))) == "SS-4005"
 
 
 def test_under_a_code_what_crosses_in_front_of_b_has_its_own_width():

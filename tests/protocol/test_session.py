@@ -13,6 +13,8 @@ from securesplit.protocol import session as subject
 from securesplit.protocol.codec import encode
 from securesplit.protocol.messages import (
     Backward,
+    Blob,
+    Forward,
     Gradient,
     Hidden,
     Welcome,
@@ -100,6 +102,27 @@ def test_the_client_refuses_answers_that_it_did_not_ask_for():
     client.send(Backward(step=3, gradient=blob()))
     client.send(forward(4))
     assert refused(client, encode(Gradient(step=4, gradient=blob()))) == "SS-4013"
+
+
+ZEROS = {"f32": bytes(16), "bf16": bytes(8), "int8": bytes(12)}
+
+
+@pytest.mark.parametrize("codec", ZEROS)
+def test_rows_are_of_the_jobs_codec_and_of_no_other(codec, monkeypatch):
+    monkeypatch.setattr("tests.protocol.ends.JOB", JOB.model_copy(update={"codec": codec}))
+    for dtype, data in ZEROS.items():
+        client, server = opened()
+        assert client.job.codec == codec
+        rows = Blob(dtype=dtype, shape=(2, 2), data=data)
+        client.send(Forward(step=0, lengths=(2,), learn=True, hidden=rows))
+        sent = client.data_to_send()[0]
+        if dtype == codec:
+            server.receive(sent)
+            server.send(Hidden(step=0, hidden=rows))
+            carry(server, client)
+        else:
+            assert refused(server, sent) == "SS-4005"
+            assert refused(client, encode(Hidden(step=0, hidden=rows))) == "SS-4005"
 
 
 def test_a_narrowed_session_accepts_its_width_only():

@@ -137,6 +137,20 @@ def test_bf16_is_read_as_torch_reads_it():
     assert np.array_equal(found.ravel().view(np.uint32), expected.view(np.uint32))  # every bit pattern, NaN included
 
 
+def test_a_transcript_of_int8_is_read_as_floats(tmp_path):
+    rows = struct.pack("<f2b", 0.5, 127, -3) + struct.pack("<f2b", 0.0, 0, 0)
+    coded = Blob(dtype="int8", shape=(2, 2), data=rows)
+    frames = [
+        (0, encode(Forward(step=0, lengths=(2,), learn=True, hidden=coded))),
+        (1, encode(Hidden(step=0, hidden=coded))),
+        (0, encode(Backward(step=0, gradient=coded))),
+    ]
+    (found,) = recorded(tmp_path, frames).observations()
+    for seen in (found.hidden, found.output, found.gradient):
+        assert seen.dtype == np.float32
+        assert seen.tolist() == [[63.5, -1.5], [0.0, 0.0]]
+
+
 def test_f32_is_read_as_it_is_and_whole_numbers_are_no_floats():
     values = np.array([[1.5, -0.0], [np.inf, 3e-45]], dtype="<f4")
     assert np.array_equal(array_of(blob(values)), values)

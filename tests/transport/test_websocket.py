@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 from websockets.sync.client import connect
 
 import securesplit.transport.server as shell_module
-from securesplit.client.link import dial
+from securesplit.client.dial import dial
 from securesplit.errors import ConnectionFailed, InputError, PolicyDenied, RemoteProtocolError
 from securesplit.pki.authority import Authority
 from securesplit.protocol.codec import decode, encode
@@ -227,7 +227,7 @@ def test_the_recording_is_what_the_client_saw_byte_for_byte(house, core, tmp_pat
         with dialled(house, loop, "bob") as other:
             step_of(house, other)
         pipe = SpyPipe(open_pipe(loop.url, house.folder("alice"), max_message=1 << 20))
-        from securesplit.client.link import greet
+        from securesplit.client.dial import greet
 
         mine, _ = house.parties("alice")
         assert pipe.inner.peer == mine.peer

@@ -9,6 +9,7 @@ sample may lie a little above, so that a run compares the lower end of its inter
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -86,3 +87,23 @@ def best_guess(truths: Sequence[Sequence[int]], positional: Sequence[int], speci
         share_of(truths, [positional] * len(truths), special),
         share_of(truths, others, special),
     )
+
+
+def membership_ceiling(mu: float) -> float:
+    """The largest AUC of telling a record's presence under a mu-GDP release: ``Phi(mu / sqrt 2)``.
+
+    The Gaussian trade-off curve ``beta = Phi(Phi^-1(1 - alpha) - mu)`` bounds the ROC curve of every test (Dong, Roth, Su
+    2022), and its area is that of two normal laws mu apart.
+    """
+    return NormalDist().cdf(mu / math.sqrt(2))
+
+
+def capacity_bits(width: int, rms: float, sigma: float) -> float:
+    """Bits that one noised row can carry at most on average: ``D/2 log2(1 + rms^2 / sigma^2)`` (Shannon 1948).
+
+    Args:
+        width: D. rms: of one coordinate of a row before the noise. sigma: of the noise, above 0.
+    """
+    if not (width > 0 and rms >= 0 and sigma > 0):
+        raise ValueError("a row has a width, a size that is not negative, and noise")
+    return width / 2 * math.log2(1 + (rms / sigma) ** 2)

@@ -1,6 +1,6 @@
 """Attack a recording in a process that never sees the truth, then score what came back.
 
-    truth -> keys ---------------> attack process (recording, public files) -> tokens
+    truth -> keys ---------------> attack process (recording, public files) -> answers
     truth ---------------------------------------------------------------> score <-'
 
 The truth gives the attack process nothing but keys: places in the traffic, which the server knows anyway.
@@ -8,105 +8,129 @@ The truth gives the attack process nothing but keys: places in the traffic, whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
-from attacks.bounds import best_guess, ceiling, mu_of, unigram_share
-from attacks.config import AttackName, Config, ProfileName, config
-from attacks.exchange import Known, Progress, Recovered, Task
-from attacks.metrics import Decode, SequenceScore, interval, recovery, score_sequence
-from attacks.report import Example, Report, Result, require_below_ceiling
-from attacks.spawn import run_attack
+from attacks.asked import Asked, read_asked
+from attacks.baselines import baselines, forced
+from attacks.bounds import capacity_bits, membership_ceiling, mu_of
+from attacks.config import ProfileName, config
+from attacks.examples import examples_of
+from attacks.exchange import Known, Progress, Task, Told
+from attacks.judge import flags_of, score
+from attacks.report import Bounds, Check, Report, Result, Setting, Untested, require_below_ceiling
+from attacks.scoring import Scorer
+from attacks.spawn import Heard, run_attack
+from attacks.threat import Threat
 from attacks.truth import Truth, read_truth
-from attacks.view import Key, public_facts, sequences_of
+from attacks.view import Key, PublicFacts, noise_of, public_facts, sequences_of
 from securesplit.data.corpus import read_corpus
-from securesplit.errors import CheckFailed, InputError
-from securesplit.model.store import load_tokenizer
-from securesplit.policy.schema import Gaussian, Policy
+from securesplit.errors import InputError
+from securesplit.model.store import load_config, load_tokenizer, load_whole
+from securesplit.policy.schema import Gaussian
 from securesplit.protocol.transcript import Transcript
 
-__all__ = ["Example", "Progress", "Report", "Result", "choose", "evaluate", "refuse_overlap", "require_below_ceiling"]
+__all__ = ["Order", "Progress", "Report", "Result", "choose", "evaluate", "refuse_overlap", "require_below_ceiling"]
 
 _OVERLAP_WORDS = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Scorer:
-    """What answers are compared with; it exists in the scorer's process only.
+class Order:
+    """What to attack, and what the attacker is given.
 
     Attributes:
-        truths: the sequences that were attacked.
-        known: what the attacker guesses without looking.
-        special: ids that do not count.
-        decode: ids to text.
-        settings: the family's configuration.
+        transcript: what ``serve --record`` wrote.
+        model: a model directory with the cut of the run; its files are public.
+        truth: ``truth.jsonl`` of the clients of that run.
+        aux: public text of the same kind, as :func:`securesplit.data.corpus.read_corpus` reads it.
+        adapter: a standard PEFT adapter of the trained model, for O6 and for weights beyond the pre-trained ones.
+        candidates: texts whose membership is asked, as :mod:`attacks.asked` reads them.
+        profile: smoke, standard or full.
+        threat: the adversary.
+        attacks: which; empty runs all that fit.
+        examples: how many texts to put beside their recovery.
+        seed: of everything random.
     """
 
-    truths: tuple[Truth, ...]
-    known: Known
-    special: frozenset[int]
-    decode: Decode
-    settings: Config
+    transcript: Path
+    model: Path
+    truth: Path
+    aux: Path | None = None
+    adapter: Path | None = None
+    candidates: Path | None = None
+    profile: ProfileName = "smoke"
+    threat: Threat = field(default_factory=Threat)
+    attacks: tuple[str, ...] = ()
+    examples: int = 3
+    seed: int = 0
 
 
-def evaluate(
-    transcript_dir: Path,
-    model_dir: Path,
-    truth: Path,
-    aux_texts_file: Path | None = None,
-    profile: ProfileName = "smoke",
-    progress: Callable[[Progress], None] | None = None,
-    *,
-    attacks: Sequence[AttackName] = (),
-    examples: int = 3,
-) -> Report:
+def evaluate(order: Order, progress: Callable[[Progress], None] | None = None) -> Report:
     """Attack a recording and score the answer.
-
-    Args:
-        transcript_dir: what ``serve --record`` wrote.
-        model_dir: a model directory with the cut of the run; its front and tokenizer are read, which are public.
-        truth: ``truth.jsonl`` of the clients of that run.
-        aux_texts_file: public text of the same kind, as :func:`securesplit.data.corpus.read_corpus` reads it.
-        profile: smoke, standard or full.
-        progress: told how far each attack is.
-        attacks: which; empty runs all that fit the policy.
-        examples: how many texts to put beside their recovery in the report.
 
     Returns:
         The report, whatever it says; :func:`require_below_ceiling` judges it.
 
     Raises:
-        InputError: SS-1301, SS-1404 to SS-1406, SS-1701 to SS-1707, and those of the corpus.
+        InputError: SS-1301, SS-1404 to SS-1406, SS-1701 to SS-1712, and those of the corpus.
         CheckFailed: SS-1571 when a metric cannot be computed, SS-1572 when the attack process dies.
     """
-    settings = config()
-    transcript = Transcript.load(transcript_dir)
-    policy = public_facts(transcript).policy
-    truths = choose(
-        read_truth(truth),
-        [Key(peer=s.peer, step=s.step, row=s.row) for s in sequences_of(transcript)],
-        settings.profiles[profile].sequences,
-    )
-    if aux_texts_file is not None:
-        refuse_overlap(truths, [record.text for record in read_corpus(aux_texts_file)])
+    transcript = Transcript.load(order.transcript)
+    facts = public_facts(transcript)
+    everything = read_truth(order.truth)
+    sequences = sequences_of(transcript)
+    seen = [Key(peer=s.peer, step=s.step, row=s.row) for s in sequences]
+    taught = {key for key, s in zip(seen, sequences, strict=True) if s.gradient is not None}
+    victims, pairs = _collude(everything, order.threat)
+    truths = choose(victims, seen, config().profiles[order.profile].sequences, taught=taught)
+    asked = () if order.candidates is None else read_asked(order.candidates)
+    if order.aux is not None:
+        refuse_overlap(truths, [record.text for record in read_corpus(order.aux)])
     task = Task(
-        transcript=str(transcript_dir), model=str(model_dir), aux=None if aux_texts_file is None else str(aux_texts_file),
-        profile=profile, attacks=tuple(attacks), keys=tuple(t.key for t in truths),
+        transcript=str(order.transcript), model=str(order.model), aux=_path(order.aux), adapter=_path(order.adapter),
+        profile=order.profile, attacks=order.attacks, keys=tuple(t.key for t in truths), threat=order.threat,
+        pairs=tuple(Told(key=t.key, tokens=t.tokens) for t in pairs), candidates=tuple(c.text for c in asked),
+        seed=order.seed,
     )  # fmt: skip
-    known, recovered = run_attack(task, progress)
-    tokenizer = load_tokenizer(model_dir)
-
-    def decode(ids: Sequence[int]) -> str:
-        return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-    scorer = Scorer(truths, known, frozenset(tokenizer.all_special_ids), decode, settings)
-    results = tuple(score(answer, scorer) for answer in recovered)
-    return _report(results, recovered, scorer, policy, profile=profile, examples=examples)
+    known, heard = run_attack(task, progress)
+    scorer = _scorer(order, facts, truths, everything, known, asked)
+    results = tuple(score(heard.answers, scorer))
+    return _report(order, facts, scorer, results, heard)
 
 
-def choose(truths: Sequence[Truth], seen: Sequence[Key], most: int) -> tuple[Truth, ...]:
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _collude(truths: Sequence[Truth], threat: Threat) -> tuple[Sequence[Truth], Sequence[Truth]]:
+    """The victims' sequences, and the colluding client's: the first client by name, if the threat model has one.
+
+    Raises:
+        InputError: SS-1711 when there is nobody else to attack.
+    """
+    if threat.text != "colluder":
+        return truths, ()
+    traitor = min(t.peer for t in truths)
+    victims = [t for t in truths if t.peer != traitor]
+    if not victims:
+        raise InputError(
+            "SS-1711", "the truth names one client, who cannot both collude and be attacked",
+            hint="Give the truth of a run with two clients or more, or another --text.",
+        )  # fmt: skip
+    return victims, [t for t in truths if t.peer == traitor]
+
+
+def choose(
+    truths: Sequence[Truth], seen: Sequence[Key], most: int, *, taught: Collection[Key] = ()
+) -> tuple[Truth, ...]:
     """Which sequences to attack: the first sighting of each record, earliest first, senders in turn.
+
+    Records that were trained on come before those that were only evaluated, because of them more is seen (O3).
 
     Adapters start as the identity and drift while they are trained, so that the first sighting is the dearest.
 
@@ -114,6 +138,7 @@ def choose(truths: Sequence[Truth], seen: Sequence[Key], most: int) -> tuple[Tru
         truths: all that is known.
         seen: keys of the recording; truth of other sequences is left out.
         most: how many; 0 for all.
+        taught: keys whose gradient crossed.
 
     Raises:
         InputError: SS-1702 when the recording holds none of the sequences that the truth names.
@@ -121,7 +146,8 @@ def choose(truths: Sequence[Truth], seen: Sequence[Key], most: int) -> tuple[Tru
     present = set(seen)
     queues: dict[str, list[Truth]] = {}
     known: set[tuple[str, tuple[int, ...]]] = set()
-    for truth in sorted((t for t in truths if t.key in present), key=lambda t: (t.step, t.row, t.peer)):
+    order = sorted((t for t in truths if t.key in present), key=lambda t: (t.key not in taught, t.step, t.row, t.peer))
+    for truth in order:
         if (truth.peer, truth.tokens) not in known:
             known.add((truth.peer, truth.tokens))
             queues.setdefault(truth.peer, []).append(truth)
@@ -155,70 +181,60 @@ def refuse_overlap(truths: Sequence[Truth], texts: Sequence[str]) -> None:
             )
 
 
-def score(answer: Recovered, scorer: Scorer) -> Result:
-    """Score one attack's answer.
+def _scorer(
+    order: Order, facts: PublicFacts, truths: tuple[Truth, ...], everything: tuple[Truth, ...], known: Known,
+    asked: Sequence[Asked],
+) -> Scorer:  # fmt: skip
+    tokenizer = load_tokenizer(order.model)
 
-    Raises:
-        CheckFailed: SS-1571 when a metric cannot be computed or the answer lacks a sequence.
-    """
-    truths, known, special = scorer.truths, scorer.known, scorer.special
-    guesses = dict(zip(answer.keys, answer.tokens, strict=True))
-    if missing := [t for t in truths if t.key not in guesses]:
-        raise CheckFailed(
-            "SS-1571", f"{len(missing)} sequence(s) were not attacked", hint="This is a defect; report it."
-        )
-    scores: list[SequenceScore] = [
-        score_sequence(
-            t.tokens, guesses[t.key], special=special, common=frozenset(known.common), decode=scorer.decode, pii=t.pii
-        )
-        for t in truths
-    ]
-    hits, totals = [s.hits for s in scores], [s.total for s in scores]
-    content, pii = sum(s.content_total for s in scores), sum(s.pii_total for s in scores)
-    commonest = known.common[0] if known.informed else None
-    return Result(
-        name=answer.attack,
-        threat=scorer.settings.attacks[answer.attack].threat,
-        token_recovery=recovery(hits, totals),
-        ci95=interval(hits, totals),
-        prior=unigram_share([t.tokens for t in truths], special, commonest),
-        content_recovery=sum(s.content_hits for s in scores) / content if content else None,
-        pii_exact=sum(s.pii_hits for s in scores) / pii if pii else None,
-        pii_total=pii,
-        rouge_l=sum(s.rouge_l for s in scores) / len(scores),
-        exact_match=sum(s.exact for s in scores) / len(scores),
-        seconds=answer.seconds,
-        sequences=len(scores),
-        tokens=sum(totals),
-        unresolved=answer.unresolved,
-    )
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    special = frozenset(tokenizer.all_special_ids)
+    tokens = [t.tokens for t in truths]
+    public = () if order.aux is None else read_corpus(order.aux)
+    texts = [tokenizer.encode(r.text, truncation=True, max_length=1024) for r in public]
+    whole = load_whole(order.model)
+    sentinel = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)
+    told = forced(whole, tokens, special, sentinel)
+    privacy, task = facts.policy.privacy, None if facts.job is None else facts.job.task
+    return Scorer(
+        truths=truths, everything=everything, known=known, special=special, decode=decode, told=told,
+        mu=mu_of(facts.policy), classes=() if task is None else task.labels,
+        attributes=tuple(sorted({r.label for r in public if r.label is not None})),
+        baselines=baselines(tokens, known, special, int(whole.config.vocab_size), texts, told),
+        by_token=isinstance(privacy, Gaussian) and privacy.unit == "token", asked=tuple(asked),
+    )  # fmt: skip
+
+
+def transcript_digest(directory: Path) -> str:
+    """SHA-256 over a recording: names and contents of its files, the truth apart, in order of their names."""
+    whole = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        if path.is_file() and path.name != "truth.jsonl":
+            with path.open("rb") as file:
+                whole.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
 
 
 def _report(
-    results: tuple[Result, ...],
-    answers: tuple[Recovered, ...],
-    scorer: Scorer,
-    policy: Policy,
-    *,
-    profile: str,
-    examples: int,
-) -> Report:
-    privacy, mu = policy.privacy, mu_of(policy)
-    private = privacy if isinstance(privacy, Gaussian) else None
-    tokens = [t.tokens for t in scorer.truths]
-    kappa = max(best_guess(tokens, scorer.known.positional, scorer.special), *(r.prior for r in results))
-    worst = max(range(len(results)), key=lambda i: results[i].token_recovery)
-    guesses = dict(zip(answers[worst].keys, answers[worst].tokens, strict=True))
-    shown = tuple(
-        Example(scorer.decode(t.tokens), scorer.decode(guesses[t.key][: len(t.tokens)]))
-        for t in scorer.truths[:examples]
-    )
+    order: Order, facts: PublicFacts, scorer: Scorer, results: tuple[Result, ...], heard: Heard
+) -> Report:  # fmt: skip
+    policy, mu = facts.policy, scorer.mu
+    private = policy.privacy if isinstance(policy.privacy, Gaussian) else None
+    noise = noise_of(policy, 1 if facts.cut is None else facts.cut[0])
+    read = [r for r in results if r.token_recovery is not None]
+    worst = max(read, key=lambda r: r.value, default=None)
+    kappa = max([scorer.kappa, *(r.prior for r in read)])
+    width = _width(order.model)
+    limit = 1.0 if mu is None else scorer.bound(kappa) or 1.0
+    rms = None if noise.clip is None else noise.clip / (width * max(len(t.tokens) for t in scorer.truths)) ** 0.5
     return Report(
         attacks=results,
-        worst=results[worst].token_recovery,
-        worst_attack=results[worst].name,
+        worst=0.0 if worst is None else worst.value,
+        worst_attack="" if worst is None else worst.name,
         kappa=kappa,
-        ceiling=1.0 if mu is None else ceiling(kappa, mu),
+        ceiling=limit,
         epsilon=private.epsilon if private else None,
         delta=private.delta if private else None,
         mu=mu,
@@ -226,6 +242,29 @@ def _report(
         relation=private.relation if private else None,
         policy=policy.name,
         policy_digest=policy.digest,
-        profile=profile,
-        examples=shown,
-    )
+        profile=order.profile,
+        setting=Setting(
+            transcript=transcript_digest(order.transcript), model=facts.model, policy=policy.name,
+            policy_digest=policy.digest, mechanism=policy.mechanism_digest, cut=facts.cut,
+            codec="f32" if facts.job is None else facts.job.codec, sigma=noise.sigma, clip=noise.clip,
+            releases=facts.passes, profile=order.profile, threat=order.threat, seed=order.seed, asked=order.attacks,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        ),
+        baselines=scorer.baselines,
+        bounds=Bounds(
+            kappa=kappa, ceiling=limit, membership_ceiling=1.0 if mu is None else membership_ceiling(mu),
+            certified_floor=None if noise.sigma else 1.0,
+            capacity_bits=None if rms is None or not noise.sigma else capacity_bits(width, rms, noise.sigma),
+            token_bits=-math.log2(scorer.baselines.uniform),
+        ),
+        untested=tuple(Untested(name=s.attack, why=s.why) for s in heard.skipped),
+        checks=tuple(
+            Check(name=e.name, statistic=e.statistic, threshold=e.threshold, passed=e.passed) for e in heard.examined
+        ),
+        flags=flags_of(results),
+        examples=() if worst is None else examples_of(heard.answers, worst.name, scorer, order.examples),
+    )  # fmt: skip
+
+
+def _width(model: Path) -> int:
+    return int(load_config(model).hidden_size)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
 _RECORDED = frozenset({".bin", ".peer"})
+_NAMED = re.compile(r"transcript\.json|code\.safetensors|sum-[0-9]{4,}\.safetensors")
 _TRUTH = "truth.jsonl"
 
 
@@ -22,7 +24,7 @@ def guard(transcript: Path) -> None:
             return
         path = os.path.realpath(os.fsdecode(arguments[0]))
         folder, name = os.path.split(path)
-        recorded = name in {"transcript.json", "code.safetensors"} or os.path.splitext(name)[1] in _RECORDED  # noqa: PTH122 - runs at every open
+        recorded = _NAMED.fullmatch(name) is not None or os.path.splitext(name)[1] in _RECORDED  # noqa: PTH122 - runs at every open
         if name == _TRUTH or (folder == home and not recorded):
             msg = "the attack process may read nothing but the recording"
             raise PermissionError(msg)

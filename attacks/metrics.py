@@ -31,7 +31,8 @@ class SequenceScore:
         hits, total: positions named correctly, of those that count.
         content_hits, content_total: the same over tokens that are not among the 100 commonest.
         pii_hits, pii_total: labelled pieces with every token right, of those that lie within the sequence.
-        rouge_l: F1 of the longest common subsequence of words, 0 to 1.
+        rouge_1, rouge_2, rouge_l: F1 of words, of pairs of words, and of the longest common subsequence, 0 to 1.
+        bleu: sentence BLEU-4 of sacrebleu with tokenisation 13a and exponential smoothing, 0 to 1.
         exact: every position right.
     """
 
@@ -41,7 +42,10 @@ class SequenceScore:
     content_total: int
     pii_hits: int
     pii_total: int
+    rouge_1: float
+    rouge_2: float
     rouge_l: float
+    bleu: float
     exact: bool
 
 
@@ -53,6 +57,7 @@ def score_sequence(
     common: frozenset[int],
     decode: Decode,
     pii: Sequence[str] = (),
+    first: int = 0,
 ) -> SequenceScore:
     """Compare a recovered sequence with the true one.
 
@@ -63,12 +68,14 @@ def score_sequence(
         common: ids that content recovery leaves out.
         decode: ids to text.
         pii: labelled pieces of the text.
+        first: positions before this one are outside of the attack's reach, and count nowhere; a piece of the text that
+            begins there cannot be got and is missed.
 
     Raises:
         CheckFailed: SS-1571 when no position counts.
     """
     padded = [*guess[: len(truth)], *([-1] * (len(truth) - len(guess)))]
-    counted = [i for i, token in enumerate(truth) if token not in special]
+    counted = [i for i, token in enumerate(truth) if token not in special and i >= first]
     if not counted:
         raise CheckFailed(
             "SS-1571", "a sequence of special tokens alone cannot be scored", hint="Leave it out of the truth."
@@ -78,6 +85,7 @@ def score_sequence(
     spans = [span for piece in pii if (span := span_of(piece, truth, decode)) is not None]
     reference = decode([truth[i] for i in counted])
     candidate = decode([padded[i] for i in counted if padded[i] >= 0])
+    rouge = rouge_f1(reference, candidate)
     return SequenceScore(
         hits=sum(hit[i] for i in counted),
         total=len(counted),
@@ -85,7 +93,10 @@ def score_sequence(
         content_total=len(content),
         pii_hits=sum(all(hit[i] for i in span) for span in spans),
         pii_total=len(spans),
-        rouge_l=rouge_l(reference, candidate),
+        rouge_1=rouge[0],
+        rouge_2=rouge[1],
+        rouge_l=rouge[2],
+        bleu=bleu(reference, candidate),
         exact=all(hit[i] for i in counted),
     )
 
@@ -118,17 +129,48 @@ class _Words:
         return words(text)
 
 
-def rouge_l(reference: str, candidate: str) -> float:
-    """ROUGE-L F1 (Lin 2004), by the rouge-score package; 1 for two texts without any word, which agree."""
+def rouge_f1(reference: str, candidate: str) -> tuple[float, float, float]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L F1 (Lin 2004), by the rouge-score package.
+
+    Texts without any word agree: 1. Texts without a pair of words have no ROUGE-2 to compare, and get their ROUGE-1.
+    """
     from rouge_score.rouge_scorer import RougeScorer
 
     if not words(reference) and not words(candidate):
-        return 1.0
-    scorer = RougeScorer(["rougeL"], use_stemmer=False, tokenizer=_Words())
-    return float(scorer.score(reference, candidate)["rougeL"].fmeasure)
+        return 1.0, 1.0, 1.0
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=False, tokenizer=_Words())
+    found = scorer.score(reference, candidate)
+    one, two, long = (float(found[name].fmeasure) for name in ("rouge1", "rouge2", "rougeL"))
+    return one, one if len(words(reference)) < 2 else two, long
 
 
-def recovery(hits: Sequence[int], totals: Sequence[int]) -> float:
+def rouge_l(reference: str, candidate: str) -> float:
+    """ROUGE-L F1, the last of :func:`rouge_f1`."""
+    return rouge_f1(reference, candidate)[2]
+
+
+def bleu(reference: str, candidate: str) -> float:
+    """Sentence BLEU-4, 0 to 1, by sacrebleu: tokenisation 13a (for Chinese: its own), exponential smoothing."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    if not reference.strip() or not candidate.strip():
+        return 1.0 if reference.strip() == candidate.strip() else 0.0
+    chinese = any("\u3400" <= letter <= "\u9fff" for letter in reference)
+    scorer = BLEU(effective_order=True, tokenize="zh" if chinese else "13a")
+    return min(1.0, float(scorer.sentence_score(candidate, [reference]).score) / 100)
+
+
+def wilson(hits: int, total: int) -> tuple[float, float]:
+    """95 % interval of Wilson (1927) for a share of independent pieces; (0, 1) for none."""
+    if not total:
+        return 0.0, 1.0
+    z, share = 1.959963984540054, hits / total
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def recovery(hits: Sequence[float], totals: Sequence[int]) -> float:
     """Share of all positions.
 
     Raises:
@@ -139,13 +181,13 @@ def recovery(hits: Sequence[int], totals: Sequence[int]) -> float:
     return sum(hits) / sum(totals)
 
 
-def interval(hits: Sequence[int], totals: Sequence[int], *, resamples: int = RESAMPLES) -> tuple[float, float]:
+def interval(hits: Sequence[float], totals: Sequence[int], *, resamples: int = RESAMPLES) -> tuple[float, float]:
     """95 % percentile bootstrap of :func:`recovery` over *sequences*: tokens of one sequence stand or fall together.
 
     With one sequence it is that sequence's own figure twice: no interval can be had from one.
     """
     recovery(hits, totals)
     draws = np.random.default_rng(_SEED).integers(0, len(hits), size=(resamples, len(hits)))
-    h, n = np.asarray(hits)[draws].sum(1), np.asarray(totals)[draws].sum(1)
+    h, n = np.asarray(hits, dtype=np.float64)[draws].sum(1), np.asarray(totals)[draws].sum(1)
     low, high = np.quantile(h / np.maximum(n, 1), (0.025, 0.975))
     return float(low), float(high)

@@ -1,75 +1,258 @@
-"""What a run of the suite says: figures to print, and the judgement on them."""
+"""What a run of the suite says: figures to print, and the judgement on them. Its JSON schema is published in docs/.
+
+``attack-report.schema.json`` is made from these classes by scripts/write-attack-schema, and a test holds the two together.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from typing import Annotated
 
-from securesplit.errors import CheckFailed
+from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Example", "Report", "Result", "require_below_ceiling"]
+from attacks.config import Measure, Observed
+from attacks.threat import Threat
+from securesplit.errors import CheckFailed, LeakageExceeded
+
+__all__ = [
+    "Baselines",
+    "Bounds",
+    "Check",
+    "Example",
+    "Point",
+    "Report",
+    "Result",
+    "Setting",
+    "Untested",
+    "require_below_ceiling",
+    "require_noise",
+    "require_within_limits",
+]
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[float, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A true text beside what an attack made of it. It holds private text: show it only where the text may be shown."""
+class Piece(BaseModel):
+    """A part of a text: plain, or something that identifies somebody; and, in a recovered text, whether it is right."""
 
-    truth: str
-    recovered: str
+    model_config = _STRICT
+    text: str
+    pii: bool
+    right: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One attack, scored.
+class Example(BaseModel):
+    """A true text beside what an attack made of it. It holds private text: show it only where the text may be shown.
 
     Attributes:
-        name, threat: which attack, and what its adversary knows.
-        token_recovery: share of true positions (padding and special tokens apart) named correctly.
-        ci95: its 95 % bootstrap interval over sequences.
-        prior: the same share for naming one token everywhere: the auxiliary text's commonest; the truth's own commonest
-            without auxiliary text, the best such guess there is.
-        content_recovery: over tokens that are not among the 100 commonest; None when there are none.
-        pii_exact: share of labelled pieces with every token right; None without labels.
-        pii_total: labelled pieces within the sequences.
-        rouge_l: mean F1 over sequences.
-        exact_match: share of sequences without a fault.
-        seconds: time of the attack itself, without fitting.
-        sequences, tokens: what was scored.
-        unresolved: positions, padding included, where no candidate came as close as the right one should.
+        truth, recovered: the two texts.
+        attack: which attack.
+        truth_pieces, recovered_pieces: the same, token by token, with personal data and hits marked.
     """
 
+    model_config = _STRICT
+    truth: str
+    recovered: str
+    attack: str = ""
+    truth_pieces: tuple[Piece, ...] = ()
+    recovered_pieces: tuple[Piece, ...] = ()
+
+
+class Point(BaseModel):
+    """One point of a ROC curve."""
+
+    model_config = _STRICT
+    fpr: Share
+    tpr: Share
+
+
+class Result(BaseModel):
+    """One attack, scored. What an attack's kind of answer does not have is None.
+
+    Attributes:
+        name, threat: which attack, and what its adversary knows. channel: what of the server's view it reads.
+        measure: what ``value`` is: ``tokens``: share of true positions named correctly, padding and special tokens apart;
+            ``bag``: share of the distinct tokens of a sum that were named; ``membership``: AUC; ``labels``: accuracy;
+            ``links``: F1 of pairs; ``lengths``: share of lengths that are exact; ``pieces``: share of labelled pieces.
+        value: the attack's own figure. value_ci95: its 95 % interval. value_prior: the same figure without observation.
+        token_recovery, ci95: value and interval where the measure is ``tokens``.
+        prior: the unigram guess: naming one token everywhere (the auxiliary text's commonest; the truth's own commonest
+            without auxiliary text, the best such guess there is); 0.5 for membership.
+        shuffled: the same answers scored against other sequences than their own; what a shuffled transcript gives.
+        advantage: ``(value - best baseline) / (1 - best baseline)``.
+        bits_per_token: information about the text beyond a language model that knows every token before, in bits; a
+            lower bound (scoring.py says how it is had).
+        content_recovery: over tokens that are not among the 100 commonest.
+        pii_exact, pii_ci95, pii_total: share of labelled pieces with every token right, its Wilson interval, their number.
+        precision: of what was claimed, the share that is right (bags, links, pieces).
+        rouge_1, rouge_2, rouge_l, bleu: means over sequences. exact_match: share of sequences without a fault.
+        tpr_at_001, tpr_at_0001: true positives at 1 % and 0.1 % false ones. roc: the curve.
+        exposure_bits: of planted secrets, mean (Carlini et al. 2019).
+        ceiling: what no attack can exceed on average under the policy; None where nothing bounds it.
+        seconds: time of the attack itself, without what it shares with others.
+        seeds: how often it was repeated. sequences, tokens: what was scored.
+        unresolved: positions, padding included, where no candidate came as close as the right one should.
+        certified: positions that the attack proves to be right.
+        note: what a reader must know beside the figure; empty for nothing.
+    """
+
+    model_config = _STRICT
     name: str
     threat: str
-    token_recovery: float
-    ci95: tuple[float, float]
+    channel: Observed = "O1"
+    measure: Measure = "tokens"
+    value: float
+    value_ci95: Interval
+    value_prior: float
+    token_recovery: float | None
+    ci95: Interval | None
     prior: float
-    content_recovery: float | None
-    pii_exact: float | None
-    pii_total: int
-    rouge_l: float
-    exact_match: float
+    shuffled: float | None = None
+    advantage: float | None = None
+    bits_per_token: float | None = None
+    content_recovery: float | None = None
+    pii_exact: float | None = None
+    pii_ci95: Interval | None = None
+    pii_total: int = 0
+    precision: float | None = None
+    rouge_1: float | None = None
+    rouge_2: float | None = None
+    rouge_l: float | None = None
+    bleu: float | None = None
+    exact_match: float | None = None
+    tpr_at_001: float | None = None
+    tpr_at_0001: float | None = None
+    roc: tuple[Point, ...] = ()
+    exposure_bits: float | None = None
+    ceiling: float | None = None
     seconds: float
+    seeds: int = 1
     sequences: int
     tokens: int
-    unresolved: int
+    unresolved: int = 0
+    certified: int | None = None
+    note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Untested(BaseModel):
+    """An attack that was not run, and why."""
+
+    model_config = _STRICT
+    name: str
+    why: str
+
+
+class Check(BaseModel):
+    """One test of whether the noise that arrived is the noise that the policy pays for (attacks/forensics.py).
+
+    Attributes:
+        name: of the test. statistic, threshold: what was measured, and where an honest release lies but once in a million.
+        passed: whether it does.
+    """
+
+    model_config = _STRICT
+    name: str
+    statistic: float
+    threshold: float
+    passed: bool
+
+
+class Baselines(BaseModel):
+    """What is guessed without looking at the traffic, as shares of the same positions.
+
+    Attributes:
+        uniform: any token alike, 1 / V.
+        unigram: one token everywhere.
+        positional: the commonest token of each place.
+        lm_free: what the public language model writes by itself.
+        lm_forced: its best guess of each token, if it is told all true tokens before; None without a whole model.
+        lm_bits: its surprise at the text, in bits per token.
+        nearest_text: the auxiliary text that agrees best with the truth, position by position; chosen in hindsight.
+    """
+
+    model_config = _STRICT
+    uniform: Share
+    unigram: Share
+    positional: Share
+    lm_free: Share
+    lm_forced: Share | None
+    lm_bits: float | None
+    nearest_text: Share
+
+
+class Bounds(BaseModel):
+    """What theory says of the releases, beside what the attacks got.
+
+    Attributes:
+        kappa: the best guess without observation that we know; the ceiling starts from it.
+        ceiling: ``Phi(Phi^-1(kappa) + mu)``, per token; 1 when the policy bounds nothing.
+        membership_ceiling: ``Phi(mu / sqrt 2)``, the largest AUC of telling a record from any other.
+        certified_floor: the share of positions that an exact attacker must get, whatever the text: 1 where nothing is
+            noised and every row is told from every other; None where the noise leaves nothing certain.
+        capacity_bits: of one released row, ``D/2 log2(1 + rms^2 / sigma^2)``; None without noise.
+        token_bits: of one token drawn evenly, log2 V: where capacity is below it, some tokens must be lost.
+    """
+
+    model_config = _STRICT
+    kappa: Share
+    ceiling: Share
+    membership_ceiling: Share
+    certified_floor: float | None
+    capacity_bits: float | None
+    token_bits: float
+
+
+class Setting(BaseModel):
+    """What was attacked.
+
+    Attributes:
+        transcript: SHA-256 over the recording's files. model: manifest digest of the public model.
+        policy, policy_digest: under which policy the recording was made. mechanism: digest of what of the policy makes the
+            noise: a report proves a leakage limit for every policy with the same mechanism.
+        cut: decoder layers of A and of C. codec: how numbers crossed.
+        sigma, clip: the noise on O1. releases: the most fresh releases that any attacked record has.
+        profile, threat: how much work, and by whom. asked: attacks that were asked for by name; empty for the whole suite.
+        seed: of the run. created: when, ISO 8601, UTC.
+    """
+
+    model_config = _STRICT
+    transcript: str
+    model: str
+    policy: str
+    policy_digest: str
+    mechanism: str
+    cut: tuple[int, int] | None
+    codec: str
+    sigma: float
+    clip: float | None
+    releases: int
+    profile: str
+    threat: Threat
+    asked: tuple[str, ...]
+    seed: int
+    created: str
+
+
+class Report(BaseModel):
     """A run of the suite.
 
     Attributes:
         attacks: one result per attack.
         worst, worst_attack: the largest token recovery of the suite: the headline.
-        kappa: the best guess without observation that we know; the ceiling starts from it.
-        ceiling: ``Phi(Phi^-1(kappa) + mu)``; 1 when the policy bounds nothing.
+        kappa, ceiling: as in ``bounds``.
         epsilon, delta, mu: the policy's budget of one record's life; None when it bounds nothing.
         unit, relation: what epsilon speaks of.
-        policy, policy_digest: under which policy the recording was made.
-        profile: how much work the attacks might do.
+        policy, policy_digest, profile: as in ``setting``.
+        untested: attacks that were not run, and why.
+        checks: of the noise that arrived; empty where the policy adds none.
+        flags: what a reader should distrust: an adaptive attack below a naive one, a bound without use.
         examples: of the worst attack, a few. Not part of :meth:`to_json`.
     """
 
+    model_config = _STRICT
     attacks: tuple[Result, ...]
     worst: float
     worst_attack: str
@@ -83,13 +266,55 @@ class Report:
     policy: str
     policy_digest: str
     profile: str
+    setting: Setting
+    baselines: Baselines
+    bounds: Bounds
+    untested: tuple[Untested, ...]
+    checks: tuple[Check, ...]
+    flags: tuple[str, ...]
     examples: tuple[Example, ...]
 
     def to_json(self) -> str:
         """One JSON object of figures; the examples, which are text, are left out."""
-        figures = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"attacks", "examples"}}
-        results = [{f.name: getattr(result, f.name) for f in fields(result)} for result in self.attacks]
-        return json.dumps({"attacks": results, **figures}, allow_nan=False)
+        return self.model_dump_json(exclude={"examples"})
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Read what :meth:`to_json` wrote; it has no examples.
+
+        Raises:
+            ValueError: when it is not such an object.
+        """
+        raw = json.loads(text)
+        if not isinstance(raw, dict):
+            raise ValueError("a report is an object")  # noqa: TRY004 - one kind of error for everything that is no report
+        return cls.model_validate_json(json.dumps({"examples": [], **raw}))
+
+    @property
+    def pii_exact(self) -> float:
+        """The largest share of labelled pieces that any attack got."""
+        return max((r.pii_exact for r in self.attacks if r.pii_exact is not None), default=0.0)
+
+    @property
+    def membership(self) -> float | None:
+        """The largest AUC of any membership attack; None where none ran."""
+        return max((r.value for r in self.attacks if r.measure == "membership"), default=None)
+
+
+def require_noise(report: Report) -> None:
+    """Fail when the noise that arrived is not the noise that the policy pays for.
+
+    Raises:
+        CheckFailed: SS-1573, naming the tests.
+    """
+    failed = [check for check in report.checks if not check.passed]
+    if failed:
+        raise CheckFailed(
+            "SS-1573",
+            f"{len(failed)} test(s) say that what arrived is not protected as the policy states",
+            hint="Stop, keep the recording, and run `securesplit privacy audit` with the clients' policy.",
+            details=tuple(f"{c.name}: {c.statistic:.4g}, threshold {c.threshold:.4g}" for c in failed),
+        )
 
 
 def require_below_ceiling(report: Report) -> None:
@@ -100,11 +325,42 @@ def require_below_ceiling(report: Report) -> None:
     Raises:
         CheckFailed: SS-1570, naming the attacks.
     """
-    above = [r for r in report.attacks if r.ci95[0] > report.ceiling]
+    above = [r for r in report.attacks if r.ceiling is not None and r.value_ci95[0] > r.ceiling]
     if above:
         raise CheckFailed(
             "SS-1570",
-            f"{len(above)} attack(s) recovered more than the policy's bound of {report.ceiling:.3f} allows",
+            f"{len(above)} attack(s) got more than the policy's bound allows",
             hint="The noise that was sent is not the noise that the policy pays for. Stop, and keep the recording.",
-            details=tuple(f"{r.name}: {r.token_recovery:.3f}, interval from {r.ci95[0]:.3f}" for r in above),
+            details=tuple(
+                f"{r.name}: {r.value:.3f}, interval from {r.value_ci95[0]:.3f}, bound {r.ceiling:.3f}" for r in above
+            ),
+        )
+
+
+def require_within_limits(
+    report: Report, *, token_recovery: float | None, pii_exact: float | None, membership: float | None
+) -> None:
+    """Fail when an attack got more than a policy's ``[leakage]`` table allows.
+
+    The point estimate is compared: a limit that only an interval's end keeps is not kept.
+
+    Raises:
+        LeakageExceeded: SS-7001, with one detail per limit.
+    """
+    got = (
+        ("token recovery", report.worst, token_recovery),
+        ("personal data", report.pii_exact, pii_exact),
+        ("membership AUC", report.membership, membership),
+    )
+    over = [
+        f"{name}: {value:.3f}, limit {limit:.3f}"
+        for name, value, limit in got
+        if limit is not None and value is not None and value > limit
+    ]
+    if over:
+        raise LeakageExceeded(
+            "SS-7001",
+            f"the attacks got more than policy '{report.policy}' allows",
+            hint="Tighten the policy's budget or move the cut, record again, and attack the new recording.",
+            details=tuple(over),
         )

@@ -61,13 +61,14 @@ class Inverter:
 
     Attributes:
         first, later: maps for position 0 and for the rest.
-        embedding: (V, E) about its mean.
+        embedding: (V, E) about its mean. mean: (E,).
         recall: part of held-out noised public rows whose token stood among the first 64.
     """
 
     first: Affine
     later: Affine
     embedding: Tensor
+    mean: Tensor
     recall: float
 
     def propose(self, rows: Tensor, position: int, count: int) -> Tensor:
@@ -86,6 +87,11 @@ class Inverter:
         # Scores of 256 rows at a time: V is large, and more would not fit the processor's caches.
         parts = [_scores(chosen, self.embedding, part).topk(count, dim=1).indices for part in torch.split(rows, 256)]
         return torch.cat(parts)
+
+    def estimate(self, rows: Tensor, position: int) -> Tensor:
+        """Estimated embeddings (N, E) of the tokens of rows (N, D), which are as in :meth:`propose`."""
+        chosen = self.first if position == 0 else self.later
+        return (rows - chosen.mean) @ chosen.matrix + self.mean
 
 
 def _scores(affine: Affine, embedding: Tensor, rows: Tensor) -> Tensor:
@@ -167,7 +173,8 @@ def fit(
         held_out: part of the rows that chooses among the four forms.
     """
     embedding = embedding.detach().float()
-    centred = embedding - embedding[sequences.flatten()].mean(0)
+    mean = embedding[sequences.flatten()].mean(0)
+    centred = embedding - mean
     hidden = hidden_of(front, sequences)
     # Every known opening, then random tokens, each alone at position 0.
     generator = torch.Generator().manual_seed(_SEED)
@@ -180,4 +187,4 @@ def fit(
     later, recall = first, 0.0
     if sequences.shape[1] > 1:
         later, recall = _fit_one(hidden[:, 1:].flatten(0, 1), sequences[:, 1:].flatten(), centred, sigma, held_out)
-    return Inverter(first=first, later=later, embedding=centred, recall=recall), layer
+    return Inverter(first=first, later=later, embedding=centred, mean=mean, recall=recall), layer

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from pydantic import ValidationError
 
-from attacks.exchange import EVENT, Failed, Known, Progress, Recovered, Task
+from attacks.exchange import EVENT, Answer, Event, Examined, Failed, Known, Progress, Skipped, Task
 from securesplit import errors
 from securesplit.errors import CheckFailed, SecureSplitError
 
@@ -22,24 +24,40 @@ _KINDS: dict[str, type[SecureSplitError]] = {
 }
 
 
-def run_attack(task: Task, progress: Callable[[Progress], None] | None = None) -> tuple[Known, tuple[Recovered, ...]]:
+@dataclass(slots=True)
+class Heard:
+    """What an attack process said.
+
+    Attributes:
+        known: what it guesses without looking. answers: one per attack and seed. skipped: attacks that were not run.
+        examined: tests of the noise.
+    """
+
+    known: Known | None = None
+    answers: list[Answer] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    examined: list[Examined] = field(default_factory=list)
+
+
+def run_attack(task: Task, progress: Callable[[Progress], None] | None = None) -> tuple[Known, Heard]:
     """Run a task in a process of its own.
 
     The process gets the task and nothing else: no path to the truth, no memory shared with the caller.
+
+    Returns:
+        What the attacker guesses without looking, and all that it said.
 
     Raises:
         SecureSplitError: whatever the attack process raised, as it raised it.
         CheckFailed: SS-1572 when the process ended without an answer.
     """
-    known: Known | None = None
-    recovered: list[Recovered] = []
+    heard = Heard()
     root = str(Path(__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, inherited)))}
     with tempfile.TemporaryFile() as log:
-        command = [sys.executable, "-m", "attacks.worker"]
         with subprocess.Popen(
-            command,
+            [sys.executable, "-m", "attacks.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -52,40 +70,46 @@ def run_attack(task: Task, progress: Callable[[Progress], None] | None = None) -
             try:
                 _hand_over(process.stdin, task)
                 for line in process.stdout:
-                    match _event(line):
-                        case Progress() as event:
-                            if progress is not None:
-                                progress(event)
-                        case Known() as event:
-                            known = event
-                        case Recovered() as event:
-                            recovered.append(event)
-                        case Failed() as event:
-                            raise _KINDS.get(event.error, CheckFailed)(
-                                event.code, event.what, hint=event.hint, details=event.details
-                            )
+                    _take(heard, _event(line), progress)
             except BaseException:
                 process.kill()
                 raise
         log.seek(0)
-        if process.returncode or known is None:
+        if process.returncode or heard.known is None:
             raise CheckFailed(
                 "SS-1572",
                 f"the attack process ended with status {process.returncode} ({_cause(log.read())})",
                 hint="A status of -9 means that memory ran out: try --profile smoke.",
             )
-    return known, tuple(recovered)
+    return heard.known, heard
 
 
-def _hand_over(stdin: object, task: Task) -> None:
+def _take(heard: Heard, event: Event, progress: Callable[[Progress], None] | None) -> None:
+    match event:
+        case Progress():
+            if progress is not None:
+                progress(event)
+        case Known():
+            heard.known = event
+        case Skipped():
+            heard.skipped.append(event)
+        case Examined():
+            heard.examined.append(event)
+        case Failed():
+            raise _KINDS.get(event.error, CheckFailed)(event.code, event.what, hint=event.hint, details=event.details)
+        case _:
+            heard.answers.append(event)
+
+
+def _hand_over(stdin: IO[str], task: Task) -> None:
     try:
-        stdin.write(task.model_dump_json() + "\n")  # type: ignore[attr-defined]
-        stdin.close()  # type: ignore[attr-defined]
+        stdin.write(task.model_dump_json() + "\n")
+        stdin.close()
     except BrokenPipeError:
         return  # The process died at once; its status tells why.
 
 
-def _event(line: str) -> Progress | Known | Recovered | Failed:
+def _event(line: str) -> Event:
     try:
         return EVENT.validate_json(line)
     except ValidationError:

@@ -1,132 +1,106 @@
-"""The attacks of the family on one server view, in order of cost. Pure: a view and a model in, tokens out."""
+"""All attacks, which of them fit a view, and how one is run. A new attack is a file, its config, and a line here."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
-import torch
-from torch import Tensor
-
-from attacks.config import AttackName, Profile, Search
-from attacks.exchange import Progress, Recovered
-from attacks.prior import Prior, public_sequences
-from attacks.ridge import Inverter, Layer, fit
-from attacks.view import Noise, PublicModel, ServerView, batches
-from attacks.vocabulary import Scoring, decode
+from attacks.attack import Attack
+from attacks.config import AttackNote, Profile, config
+from attacks.exchange import Answer, Progress, Skipped
+from attacks.knowledge import Knowledge
+from attacks.threat import Threat, enough
+from attacks.view import ServerView
 from securesplit.errors import InputError
 
-Report = Callable[[Progress], None]
+# In the order in which they run: cheap ones first, so that an interrupted run has said most.
+_MODULES = (
+    "attacks.matching",
+    "attacks.metadata",
+    "attacks.completion",
+    "attacks.labels",
+    "attacks.leftward",
+    "attacks.label_class",
+    "attacks.frequency",
+    "attacks.attribute",
+    "attacks.membership",
+    "attacks.canary",
+    "attacks.span",
+    "attacks.update_bag",
+    "attacks.written",
+    "attacks.inverter",
+    "attacks.beam",
+    "attacks.later",
+    "attacks.mixture",
+    "attacks.colluder",
+    "attacks.sip",
+    "attacks.tag",
+    "attacks.patched",
+    "attacks.hijack",
+)
 
-_PUBLIC_LENGTH = 48
+
+def all_attacks() -> tuple[Attack, ...]:
+    """Every attack of this release."""
+    return tuple(attack for module in _MODULES for attack in import_module(module).ATTACKS)
 
 
 @dataclass(frozen=True, slots=True)
-class Knowledge:
-    """What is fitted before the traffic is looked at, and how much work may follow."""
+class Given:
+    """What the user gave besides text.
 
-    model: PublicModel
-    prior: Prior
-    inverter: Inverter
-    layer: Layer
-    profile: Profile
-    search: Search
+    Attributes:
+        candidates: whether there are texts whose membership is asked. labels: whether auxiliary texts have labels.
+    """
 
-
-def learn(model: PublicModel, prior: Prior, view: ServerView, profile: Profile, search: Search) -> Knowledge:
-    """Fit the inverter and the layer's statistics to public sequences as long as those that were released."""
-    lengths = sorted(len(seen.rows) for seen in view.sightings)
-    length = lengths[len(lengths) // 2] if lengths else _PUBLIC_LENGTH
-    sequences = public_sequences(prior, profile.rows, length)
-    inverter, layer = fit(model.front, model.embedding, sequences, view.noise, held_out=search.held_out)
-    return Knowledge(model, prior, inverter, layer, profile, search)
+    candidates: bool = False
+    labels: bool = False
 
 
-def fitting(view: ServerView, wanted: Sequence[AttackName]) -> tuple[AttackName, ...]:
-    """The attacks to run: those asked for, or all that can differ on this view.
+def fitting(
+    view: ServerView, wanted: Sequence[str], threat: Threat, profile: Profile, given: Given | None = None
+) -> tuple[tuple[Attack, ...], tuple[Skipped, ...]]:
+    """The attacks to run, and why the others are not run.
 
-    Without noise the posterior has nothing to weigh and equals the nearest neighbour.
+    Args:
+        view: what there is to attack.
+        wanted: names; empty for all that fit the view, the threat model and the profile. What is asked for by name runs
+            under every profile.
 
     Raises:
-        InputError: SS-1704 when averaging is asked for and no record has two fresh releases.
+        InputError: SS-1704 when one that is asked for by name cannot run.
     """
-    repeated = any(seen.releases > 1 for seen in view.sightings)
-    if "averaged-map" in wanted and not repeated:
-        raise InputError(
-            "SS-1704",
-            "there is nothing to average: every record has one fresh release",
-            hint="Leave averaged-map out; repeats of memoised bytes tell the server nothing new.",
-        )
-    if wanted:
-        return tuple(dict.fromkeys(wanted))
-    if not view.noise.sigma:
-        return ("ridge", "vocabulary-nn")
-    return ("ridge", "vocabulary-nn", "vocabulary-map", *(("averaged-map",) if repeated else ()))
-
-
-def run(name: AttackName, view: ServerView, known: Knowledge, report: Report) -> Recovered:
-    """Run one attack on every sighting.
-
-    Returns:
-        Tokens for every row, padding included: the true lengths are not public.
-    """
-    start = time.perf_counter()
-    linked = name == "averaged-map"
-    total = sum(len(seen.rows) for seen in view.sightings)
-    done = 0
-
-    def tick(more: int) -> None:
-        nonlocal done
-        done += more
-        report(Progress(attack=name, done=done, total=total))
-
-    tokens: dict[int, tuple[int, ...]] = {}
-    model, profile = known.model, known.profile
-    unresolved, budget = 0, profile.budget
-    for indices, rows in batches(view, linked=linked):
-        noise = view.noise.averaged(view.sightings[indices[0]].releases) if linked else view.noise
-        if name == "ridge":
-            found = invert(known, rows)
-            tick(rows.shape[0] * rows.shape[1])
+    notes, chosen, skipped = config().attacks, [], []
+    for attack in all_attacks():
+        if wanted and attack.name not in wanted:
+            continue
+        why = _unfit(notes[attack.name], threat, given or Given()) or attack.blocked(view, threat)
+        if why is None and not wanted and notes[attack.name].slow and not profile.slow:
+            why = "it takes too long for this profile"
+        if why is None:
+            chosen.append(attack)
+        elif wanted:
+            raise InputError(
+                "SS-1704", f"attack '{attack.name}' cannot run on this recording: {why}", hint="Leave it out."
+            )
         else:
-            answer = decode(
-                model.front, rows, known.inverter.propose, scoring(name, known, noise), known.search,
-                vocabulary=len(model.embedding), budget=budget,
-                candidates=profile.candidates if noise.sigma else None, progress=tick,
-            )  # fmt: skip
-            found, unresolved, budget = answer.tokens, unresolved + answer.unresolved, budget - answer.spent
-        tokens.update(zip(indices, map(tuple, found.tolist()), strict=True))
-    return Recovered(
-        attack=name,
-        keys=tuple(seen.key for seen in view.sightings),
-        tokens=tuple(tokens[i] for i in range(len(view.sightings))),
-        unresolved=unresolved,
-        seconds=time.perf_counter() - start,
-    )
+            skipped.append(Skipped(attack=attack.name, why=why))
+    return tuple(chosen), tuple(skipped)
 
 
-def scoring(name: AttackName, known: Knowledge, noise: Noise) -> Scoring:
-    """How an attack of the family compares candidates.
-
-    Without the posterior the favourites of the prior are still tried where there is noise: both then choose among the
-    same candidates, and the difference between them is the scoring alone.
-    """
-    posterior = name in {"vocabulary-map", "averaged-map"} and noise.sigma > 0
-    return Scoring(
-        sigma=noise.sigma,
-        layer=known.layer,
-        log_prior=known.prior.log_probability if posterior else None,
-        favourites=known.prior.favourites[: known.profile.candidates if noise.sigma else 0],
-    )
+def _unfit(note: AttackNote, threat: Threat, given: Given) -> str | None:
+    if not enough(threat.weights, note.weights):
+        return f"the threat model grants '{threat.weights}' weights, and it needs '{note.weights}'"
+    if note.conduct == "active" and threat.conduct == "passive":
+        return "the threat model is passive, and it must send"
+    if note.measure == "membership" and not given.candidates:
+        return "no texts were given whose membership is asked (--candidates)"
+    if note.measure == "labels" and note.channel != "O3" and not given.labels:
+        return "the auxiliary text has no labels to learn from"
+    return None
 
 
-def invert(known: Knowledge, rows: Tensor) -> Tensor:
-    """The ridge inverter's first choice for every row: (N, T, D) to (N, T)."""
-    estimate = rows / known.layer.factor
-    count, length, width = rows.shape
-    first = known.inverter.propose(estimate[:, 0], 0, 1)
-    if length == 1:
-        return first
-    later = known.inverter.propose(estimate[:, 1:].reshape(-1, width), 1, 1).view(count, length - 1)
-    return torch.cat((first, later), dim=1)
+def run(attack: Attack, view: ServerView, known: Knowledge, report: Callable[[Progress], None]) -> Answer:
+    """Run one attack, with its progress."""
+    return attack.run(view, known, lambda done, total: report(Progress(attack=attack.name, done=done, total=total)))

@@ -21,6 +21,7 @@ class Truth(BaseModel):
         tokens: its ids without padding.
         text: the record it was made from.
         pii: pieces of the text that identify somebody.
+        label: name of the record's class, or of a sensitive property, as its source says; None where it says none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
@@ -30,6 +31,7 @@ class Truth(BaseModel):
     tokens: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     text: str
     pii: tuple[str, ...] = ()
+    label: str | None = None
 
     @property
     def key(self) -> Key:

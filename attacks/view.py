@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -44,12 +44,25 @@ class PublicModel:
     """What the model's publisher gave to everybody.
 
     Attributes:
-        front: partition A with its pre-trained weights.
+        front: partition A with its pre-trained weights, and with the adapters that the threat model grants.
         embedding: (V, E), the input embedding, which is part of A.
+        middle: loads partition B when it is needed; None where only A is at hand.
+        back: loads partition C.
+        whole: loads the unsplit causal model, which is a language model for priors as well.
+        trained: loads the causal model as it stands after training (O6), in the attacker's hands; None when it is not.
+        sentinel: the public token that stands before every text; None where there is none.
+        encode, decode: the public tokenizer, without special tokens; None where there is none.
     """
 
     front: Front
     embedding: Tensor
+    middle: Callable[[], Any] | None = None
+    back: Callable[[], Any] | None = None
+    whole: Callable[[], Any] | None = None
+    trained: Callable[[], Any] | None = None
+    sentinel: int | None = None
+    encode: Callable[[str], list[int]] | None = None
+    decode: Callable[[Sequence[int]], str] | None = None
 
 
 def fork(cache: PartCache, rows: Tensor) -> PartCache:
@@ -98,22 +111,86 @@ class Sighting:
     Attributes:
         key: where.
         rows: (T, D) float32; T is the public bucket length, so the last rows may be padding.
-        linked: (T, D), the mean over the record's fresh releases as far as order links them; ``rows`` itself when K = 1.
+        linked: (T, D), the mean over the record's fresh releases as far as they can be linked; ``rows`` itself when K = 1.
         releases: K.
+        output: (T, D) float32, B's own answer (O2); None where the server did not answer.
+        gradient: (T, D) float32, the released gradient at B's output (O3); None where no gradient crossed.
+        gain: public factor that B multiplied the rows by before its first layer.
     """
 
     key: Key
     rows: npt.NDArray[np.float32]
     linked: npt.NDArray[np.float32]
     releases: int
+    output: npt.NDArray[np.float32] | None = None
+    gradient: npt.NDArray[np.float32] | None = None
+    gain: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One sequence of the whole traffic, attacked or not, in the order of arrival (O7).
+
+    Attributes:
+        key: where it stood.
+        time_ns: the server's clock when it arrived.
+        rows: (T, D) float32, as released.
+        size: bytes of the message that brought it.
+    """
+
+    key: Key
+    time_ns: int
+    rows: npt.NDArray[np.float32]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSum:
+    """One secure sum that the server opened (O5); blind rounds leave none.
+
+    Attributes:
+        round: its number. peers: certificate identities that it sums over. weight: the total weight.
+        names: of the adapters' tensors, in order, under the whole model's names; tensors: the *mean* update of each.
+        sigma: standard deviation of the noise in one coordinate of the mean, as the policy states it; 0 for none.
+    """
+
+    round: int
+    peers: tuple[str, ...]
+    weight: int
+    names: tuple[str, ...]
+    tensors: tuple[npt.NDArray[np.float32], ...]
+    sigma: float
 
 
 @dataclass(frozen=True, slots=True)
 class ServerView:
-    """Everything an attack on O1 gets from the traffic."""
+    """Everything an attack gets from the traffic.
+
+    Attributes:
+        sightings: the sequences to attack.
+        noise: the mechanism on O1. gradient_noise: the mechanism on O3; sigma 0 where gradients cross bare.
+        cut: decoder layers of A and of C; None when the recording names no job.
+        codec: how numbers cross: f32, bf16 or int8.
+        responded: whether labels were answered at random, so that O3 carries no true label.
+        classes: how many labels a classification task has; 0 where text itself is learnt.
+        traffic: every sequence of the recording, in the order of arrival.
+        sums: what secure aggregation opened to the server.
+        trained: whether a trained model is at hand (O6).
+        permuted: what a secret permutation of a defence shuffled: nothing, "rows", "columns" or "both". The shipped
+            protocol permutes nothing; benchmarks of other defences do.
+    """
 
     sightings: tuple[Sighting, ...]
     noise: Noise
+    gradient_noise: Noise = field(default_factory=lambda: Noise(0.0, None))
+    cut: tuple[int, int] | None = None
+    codec: str = "f32"
+    responded: bool = False
+    classes: int = 0
+    traffic: tuple[Passage, ...] = ()
+    sums: tuple[OpenedSum, ...] = ()
+    trained: bool = False
+    permuted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +201,18 @@ class PublicFacts:
         policy: the clients' policy.
         model: the model manifest's digest.
         passes: how many *fresh* releases of one record the schedule makes: one per state of partition A.
-        cut: decoder layers of A and of C; None when the facts hold no job.
+        job: what the server offered; None when the facts hold no job.
     """
 
     policy: Policy
     model: str
     passes: int
-    cut: tuple[int, int] | None
+    job: Job | None
+
+    @property
+    def cut(self) -> tuple[int, int] | None:
+        """Decoder layers of A and of C."""
+        return None if self.job is None else (self.job.cut.front, self.job.cut.back)
 
 
 def public_facts(transcript: Transcript) -> PublicFacts:
@@ -157,7 +239,7 @@ def public_facts(transcript: Transcript) -> PublicFacts:
         policy=policy,
         model=model,
         passes=job.schedule.rounds if job is not None and fresh else 1,
-        cut=None if job is None else (job.cut.front, job.cut.back),
+        job=job,
     )
 
 
@@ -181,6 +263,14 @@ def noise_of(policy: Policy, front: int = 1) -> Noise:
         return Noise(sigma=0.0, clip=None)
     cut = plan_for(policy.privacy, rows=rows_moved(front, policy.limits.buckets)).cut
     return Noise(sigma=cut.sigma, clip=None if cut.per_row else cut.clip)
+
+
+def gradient_noise_of(policy: Policy, front: int = 1) -> Noise:
+    """The noise on O3; none where the policy leaves gradients bare, or releases labels in their place."""
+    if not isinstance(policy.privacy, Gaussian):
+        return Noise(sigma=0.0, clip=None)
+    gradient = plan_for(policy.privacy, rows=rows_moved(front, policy.limits.buckets)).gradient
+    return Noise(sigma=0.0, clip=None) if gradient is None else Noise(sigma=gradient.sigma, clip=gradient.clip)
 
 
 def sequences_of(transcript: Transcript) -> list[Observation]:
@@ -223,11 +313,18 @@ def link_by_order(digests: Sequence[str], passes: int) -> list[list[int]]:
     return [[distinct[place[first[d]] % stride + stride * k] for k in range(passes)] for d in digests]
 
 
-def read_view(transcript: Transcript, wanted: Sequence[Key]) -> ServerView:
-    """The server's view of the wanted sequences, in the order asked for; unknown keys are left out."""
+def read_view(transcript: Transcript, wanted: Sequence[Key], *, most: int = 1_000_000) -> ServerView:
+    """The server's view of the wanted sequences, in the order asked for; unknown keys are left out.
+
+    Args:
+        transcript: the recording.
+        wanted: which sequences are attacked.
+        most: at most so many fresh releases of a record are used, K of the threat model.
+    """
     facts = public_facts(transcript)
+    everything = sequences_of(transcript)
     by_peer: dict[str, list[Observation]] = {}
-    for seen in sequences_of(transcript):
+    for seen in everything:
         by_peer.setdefault(seen.peer, []).append(seen)
     sightings: dict[Key, Sighting] = {}
     targets = set(wanted)
@@ -235,13 +332,35 @@ def read_view(transcript: Transcript, wanted: Sequence[Key]) -> ServerView:
         links = link_by_order([hashlib.sha256(s.hidden.tobytes()).hexdigest() for s in seen_here], facts.passes)
         for seen, linked in zip(seen_here, links, strict=True):
             key = Key(peer=peer, step=seen.step, row=seen.row)
-            if key not in targets or key in sightings:
-                continue
-            same = [seen_here[i].hidden for i in linked]
-            alike = all(rows.shape == seen.hidden.shape for rows in same)
-            mean = np.stack(same).mean(axis=0, dtype=np.float64).astype(np.float32) if alike else seen.hidden
-            sightings[key] = Sighting(key=key, rows=seen.hidden, linked=mean, releases=len(same) if alike else 1)
-    return ServerView(sightings=tuple(sightings[k] for k in wanted if k in sightings), noise=noise_of(facts.policy))
+            if key in targets and key not in sightings:
+                sightings[key] = _sighting(key, seen, [seen_here[i].hidden for i in linked[:most]])
+    return _view_of(facts, tuple(sightings[k] for k in wanted if k in sightings), everything)
+
+
+def _sighting(key: Key, seen: Observation, same: Sequence[npt.NDArray[np.float32]]) -> Sighting:
+    alike = all(rows.shape == seen.hidden.shape for rows in same)
+    mean = np.stack(same).mean(axis=0, dtype=np.float64).astype(np.float32) if alike else seen.hidden
+    return Sighting(
+        key=key, rows=seen.hidden, linked=mean, releases=len(same) if alike else 1, output=seen.output,
+        gradient=seen.gradient, gain=seen.gain,
+    )  # fmt: skip
+
+
+def _view_of(facts: PublicFacts, sightings: tuple[Sighting, ...], everything: Sequence[Observation]) -> ServerView:
+    front = 1 if facts.cut is None else facts.cut[0]
+    arrived = sorted(everything, key=lambda seen: (seen.time_ns, seen.connection, seen.step, seen.row))
+    return ServerView(
+        sightings=sightings,
+        noise=noise_of(facts.policy, front),
+        gradient_noise=gradient_noise_of(facts.policy, front),
+        cut=facts.cut,
+        codec="f32" if facts.job is None else facts.job.codec,
+        responded=isinstance(facts.policy.privacy, Gaussian) and facts.policy.privacy.labels is not None,
+        classes=0 if facts.job is None or facts.job.task is None else len(facts.job.task.labels),
+        traffic=tuple(
+            Passage(Key(seen.peer, seen.step, seen.row), seen.time_ns, seen.hidden, seen.size) for seen in arrived
+        ),
+    )
 
 
 def batches(view: ServerView, *, linked: bool, most: int = 64) -> list[tuple[list[int], Tensor]]:

@@ -23,7 +23,7 @@ _HOMES = {
     "clip_sequence": "securesplit.privacy.clip",
     "clip_tokens": "securesplit.privacy.clip",
     "Client": "securesplit.client.client",
-    "dial": "securesplit.client.link",
+    "dial": "securesplit.client.dial",
     "serve": "securesplit.server.serve",
     "Session": "securesplit.protocol.session",
     "Batch": "securesplit.data.batches",

@@ -6,10 +6,13 @@ The server's wishes never loosen anything: a job carries no privacy parameter, a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from securesplit.aggregate.config import Floors, RoundConfig, largest_scale
 from securesplit.aggregate.fit import Wishes, fit_round
-from securesplit.errors import InputError, PolicyDenied
+from securesplit.errors import InputError, LeakageExceeded, PolicyDenied
+from securesplit.policy.leakage import Proof, faults_of
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.protocol.job import Job
 
@@ -155,6 +158,44 @@ def admit(policy: Policy, job: Job, *, peer: str) -> None:
             f"policy '{policy.name}' does not allow the job '{job.name}' of server '{peer}': {len(found)} breach(es)",
             hint="Ask the server's operator for another job; a policy is loosened by its owner only, after thought.",
             details=found,
+        )
+
+
+def require_proof(
+    policy: Policy, job: Job, *, model: str, proofs: Sequence[Proof], now: datetime | None = None
+) -> None:
+    """Hold a policy with ``[leakage]`` limits to its reports; without the table everything passes.
+
+    Args:
+        policy: this side's own.
+        job: what is to be served or joined.
+        model: digest of the model's manifest.
+        proofs: the reports in this side's own folder.
+        now: for tests; the clock when absent.
+
+    Raises:
+        LeakageExceeded: SS-7002 when the last report exceeds a limit.
+        PolicyDenied: SS-2027 when no fresh report speaks of this job.
+    """
+    if policy.leakage is None:
+        return
+    missing, over = faults_of(
+        policy.leakage, proofs, mechanism=policy.mechanism_digest, model=model, cut=(job.cut.front, job.cut.back),
+        codec=job.codec, now=now or datetime.now(UTC),
+    )  # fmt: skip
+    if over:
+        raise LeakageExceeded(
+            "SS-7002",
+            f"policy '{policy.name}' allows less than the attacks got from traffic like that of job '{job.name}'",
+            hint="Tighten the budget or move the cut, record again, and attack the new recording.",
+            details=over,
+        )
+    if missing:
+        raise PolicyDenied(
+            "SS-2027",
+            f"policy '{policy.name}' limits what attacks may get, and no fresh report proves it for the job '{job.name}'",
+            hint="Attack a recording of this mechanism, cut and codec with `attack run --out DIR`, and name the folder by --evidence.",
+            details=missing,
         )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from securesplit.cli.output import Cache, Code, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
 
 
 def generate(
@@ -22,6 +22,7 @@ def generate(
     model: Model = None,
     cache: Cache = None,
     code: Code = None,
+    evidence: Evidence = None,
     output: Output = "text",
 ) -> None:
     """Continue a prompt. The prompt and each fed-back token are releases under the policy, and charged."""
@@ -33,7 +34,7 @@ def generate(
     from securesplit.client.run import open_client
 
     with open_client(
-        rules, keys, server, model=model, cache=cache_or_default(cache), adapters=adapters, code=code
+        rules, keys, server, model=model, cache=cache_or_default(cache), adapters=adapters, code=code, evidence=evidence
     ) as client:
         made = client.generate(prompt, max_new_tokens=max_new_tokens, sampling=Sampling(temperature, seed))
     show(

@@ -20,6 +20,10 @@ Cache = Annotated[
 Code = Annotated[
     Path | None, typer.Option("--code", help="File of the public code at the cut, when the job has one; see model fit.")
 ]
+Evidence = Annotated[
+    Path | None,
+    typer.Option("--evidence", help="Folder with reports of `attack run --out`, for a policy with [leakage] limits."),
+]
 
 
 def cache_or_default(cache: Path | None) -> Path:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from securesplit.cli.output import Cache, Code, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
 from securesplit.cli.progress import Plain
 
 
@@ -23,6 +23,7 @@ def serve(
         Path | None, typer.Option(help="Record all that the server sees into this new directory.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write B's trained adapters here at the end.")] = None,
+    evidence: Evidence = None,
     threads: Annotated[int, typer.Option(help="Threads of computation; 0 leaves torch's choice.")] = 0,
     output: Output = "text",
 ) -> None:
@@ -61,6 +62,7 @@ def serve(
         code=code,
         record=record,
         out=out,
+        evidence=evidence,
         ready=ready,
         progress=progress,
     )

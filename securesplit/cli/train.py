@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from securesplit.cli.output import Cache, Code, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
 from securesplit.cli.progress import ProgressStyle, reporting
 
 
@@ -30,6 +30,15 @@ def train(
     model: Model = None,
     cache: Cache = None,
     code: Code = None,
+    evidence: Evidence = None,
+    watch_server: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Compute one of so many steps of the server's part here as well, and end the run when its answers are other "
+            "ones; needs that part's weights and memory. 0: trust it.",
+        ),
+    ] = 0,
     threads: Annotated[int, typer.Option(help="Threads of computation; 0 leaves torch's choice.")] = 0,
     progress: ProgressStyle = "auto",
     output: Output = "text",
@@ -50,6 +59,7 @@ def train(
         run = Run(
             policy=rules, keys=keys, server=server, data=data, out=out, held_out=held_out, limit=limit, max_tokens=max_tokens,
             truth=truth, alone=alone, model=model, cache=cache_or_default(cache), code=code,
+            evidence=evidence, watch=watch_server,
         )  # fmt: skip
         record = run_training(run, report)
     epsilon = (

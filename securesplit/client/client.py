@@ -14,6 +14,7 @@ from torch import Tensor
 from securesplit.admit import ring_steps
 from securesplit.client.answers import answered
 from securesplit.client.generate import Generated, Sampling, generate
+from securesplit.client.guardian import Guardian
 from securesplit.client.link import Link
 from securesplit.client.middle import Observer, RememberingMiddle, RemoteMiddle
 from securesplit.client.sharing import alike_digest, frozen_digest
@@ -36,7 +37,7 @@ from securesplit.model.manifest import read_manifest
 from securesplit.model.parts import Back, Front
 from securesplit.model.plan import CutPlan
 from securesplit.model.resolve import resolve_model
-from securesplit.model.store import load_back, load_front, load_tokenizer
+from securesplit.model.store import load_back, load_front, load_middle, load_tokenizer
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.privacy.gate import Gate
 from securesplit.privacy.ledger import Ledger
@@ -129,6 +130,7 @@ class Client:
         cache: Path | None = None,
         code: CutCode | None = None,
         observe: Observer | None = None,
+        watch: int = 0,
     ) -> Client:
         """Load A and C of a model and join them to a link.
 
@@ -140,6 +142,8 @@ class Client:
             ledger: this site's; by default the one beside the link's keys.
             cache: where pulled models lie; by default under the home directory.
             code, observe: see :class:`Client`.
+            watch: compute one of so many steps of the server's part here, from the published B, and end the run where the
+                server's answers are not like it (securesplit/client/guardian.py); 0 for none. Takes B's weights and memory.
 
         Raises:
             InputError: SS-1430 for another model or cut than the server's, SS-1431 for another code, SS-14xx when the model
@@ -154,10 +158,14 @@ class Client:
         directory = resolve_model(str(model), cache or Path.home() / ".cache" / "securesplit" / "models", plan)
         if ledger is None and not policy.unsafe and link.folder is not None:
             ledger = Ledger(link.folder.path / "ledger")
-        return cls(
+        client = cls(
             load_front(directory), load_back(directory), load_tokenizer(directory), model=read_manifest(directory).digest,
             policy=policy, link=link, ledger=ledger, code=code, observe=observe,
         )  # fmt: skip
+        if watch:
+            learns = client.regime != "frozen"
+            client.remote.guardian = Guardian(load_middle(directory), every=watch, learns=learns, code=code)
+        return client
 
     @property
     def regime(self) -> str:

@@ -2,30 +2,24 @@
 
     with dial("wss://gpu.example:8443", keys="keys/alice", policy=policy) as link: ...
 
-``dial`` verifies the server, learns the job, admits or refuses it by the client's own policy, and signs the handshake.
+Opening one is :func:`securesplit.client.dial.dial`, which verifies the server and admits the job before this begins.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from ipaddress import ip_address
-from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from securesplit.admit import admit
-from securesplit.errors import ConnectionFailed, PolicyDenied, RemoteProtocolError, SecureSplitError, raised_for
-from securesplit.pki.certificate import verify_signature
+from securesplit.errors import ConnectionFailed, RemoteProtocolError, SecureSplitError, raised_for
 from securesplit.pki.store import KeyFolder
 from securesplit.policy.schema import Policy
 from securesplit.privacy.gate import Released
-from securesplit.protocol.codec import Caps
 from securesplit.protocol.job import Job
 from securesplit.protocol.messages import (
     Backward,
@@ -41,16 +35,14 @@ from securesplit.protocol.messages import (
     RoundBegin,
     RoundReady,
     Secagg,
-    Welcome,
 )  # fmt: skip
-from securesplit.protocol.session import Party, Session
-from securesplit.transport.client import host_of, open_pipe
+from securesplit.protocol.session import Session
 from securesplit.transport.pipe import Pipe
 from securesplit.transport.tensors import tensor_of
 
 M = TypeVar("M", bound=Message)
 
-_OPENING = 20.0
+OPENING = 20.0
 """Seconds for each step of opening a session: the connection, and the server's greeting, which it gives without computing."""
 _SHORTEST = 1.0
 
@@ -262,82 +254,3 @@ def _finite(rows: Tensor) -> Tensor:
     if not bool(torch.isfinite(rows).all()):
         raise RemoteProtocolError("SS-4019", "the server answered with NaN or infinity")
     return rows.float()
-
-
-def greet(
-    pipe: Pipe, party: Party, policy: Policy, *, name: str, server: str, patience: float = 600.0, opening: float = _OPENING
-) -> Link:  # fmt: skip
-    """Run the handshake over an open pipe and admit the job.
-
-    Args:
-        pipe: verified by its transport.
-        party: both certificates and the signing key.
-        policy: the client's own.
-        name, server: certificate names of both ends.
-        patience: seconds to wait for any answer once the session is open.
-        opening: seconds for the server's greeting.
-
-    Raises:
-        PolicyDenied: SS-20xx with every breach of the policy by the job.
-        RemoteProtocolError, ConnectionFailed: as in :meth:`Link.next`.
-    """
-    session = Session("client", party, Caps(message_bytes=policy.limits.max_message_bytes))
-    link = Link(pipe, session, policy, name=name, patience=patience)
-    session.hail(nonce=os.urandom(32), policy=policy.digest)
-    for data in session.data_to_send():
-        pipe.send(data)
-    link.expect(Welcome, within=opening)
-    admit(policy, link.job, peer=server)
-    session.confirm()
-    for data in session.data_to_send():
-        pipe.send(data)
-    return link
-
-
-def dial(url: str, *, keys: str | Path, policy: Policy, patience: float = 600.0, opening: float = _OPENING) -> Link:
-    """Connect to a server.
-
-    Args:
-        url: ``wss://host:port``.
-        keys: the client's key folder, such as ``keys/alice``.
-        policy: the client's own policy.
-        patience: seconds to wait for any answer once the session is open.
-        opening: seconds for the connection, and again for the server's greeting.
-
-    Raises:
-        ConnectionFailed: SS-30xx with the cause, PolicyDenied: SS-20xx, RemoteProtocolError: SS-40xx.
-    """
-    refuse_remote(url, policy)
-    folder = KeyFolder.open(Path(keys), "client")
-    pipe = open_pipe(url, folder, max_message=policy.limits.max_message_bytes, timeout=opening)
-    try:
-        party = Party(folder.cert_der, pipe.peer, folder.sign, verify_signature)
-        link = greet(
-            pipe, party, policy, name=folder.identity.name, server=pipe.identity.name, patience=patience, opening=opening
-        )  # fmt: skip
-    except BaseException:
-        pipe.close()
-        raise
-    link.folder = folder
-    link.redial = lambda within: dial(url, keys=keys, policy=policy, patience=patience, opening=within)
-    return link
-
-
-def refuse_remote(url: str, policy: Policy) -> None:
-    """Hold a loopback-only policy to loopback.
-
-    Raises:
-        InputError: SS-1140 when the address is not a wss:// URL.
-        PolicyDenied: SS-2003.
-    """
-    host = host_of(url)
-    if not policy.transport.loopback_only:
-        return
-    try:
-        local = host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if not local:
-        raise PolicyDenied(
-            "SS-2003", f"policy '{policy.name}' is for loopback only", hint="Use a policy that protects what it sends."
-        )

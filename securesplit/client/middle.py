@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from securesplit.client.guardian import Guardian
 from securesplit.client.link import Link
 from securesplit.client.plausible import Witness
 from securesplit.data.batches import Batch
@@ -33,12 +34,14 @@ class RemoteMiddle:
         learn: whether B and A get gradients from the next calls.
         batch: what the next call is about, by :meth:`about`; its records are charged for the gradient.
         witness: keeps how every answer of the server looked.
+        guardian: computes some steps itself and ends the run where the server's answers are other ones; None for trust.
     """
 
     def __init__(self, link: Link, gate: Gate, *, observe: Observer | None = None) -> None:
         self.learn = False
         self.batch: Batch | None = None
         self.witness = Witness()
+        self.guardian: Guardian | None = None
         self._responded: Responded | None = None
         self._link = link
         self._gate = gate
@@ -61,6 +64,8 @@ class RemoteMiddle:
         """One request without a graph."""
         mixed = self._link.forward(private, learn=self.learn)
         self.witness.answered(private, mixed)
+        if self.guardian is not None:
+            self.guardian.answered(private, mixed, learn=self.learn)
         if self._observe is not None and self.batch is not None:
             self._observe(self._link.step, self.batch)
         return mixed
@@ -73,6 +78,8 @@ class RemoteMiddle:
         released = self._gate.release(gradient, at="gradient", records=records, memoise=False, responded=responded)
         received = self._link.backward(released)
         self.witness.taught(released, received)
+        if self.guardian is not None:
+            self.guardian.taught(released, received)
         return received
 
 

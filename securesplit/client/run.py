@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from securesplit.aggregate.answered import AnswerLog
 from securesplit.client.alone import train_alone
 from securesplit.client.client import Client
-from securesplit.client.link import dial
+from securesplit.client.dial import dial
 from securesplit.client.middle import Observer
 from securesplit.client.records import job_batches
 from securesplit.client.train import Progress, Trained, Trainer
@@ -48,6 +48,8 @@ class Run:
     model: str | None
     cache: Path | None
     code: Path | None = None
+    evidence: Path | None = None
+    watch: int = 0
 
 
 class ChannelSpent(BaseModel):
@@ -118,9 +120,14 @@ def open_client(
     cache: Path | None = None,
     adapters: Path | None = None,
     code: Path | None = None,
+    evidence: Path | None = None,
     observe: Observer | None = None,
+    watch: int = 0,
 ) -> Iterator[Client]:
     """Dial a server and load this site's parts; ``adapters`` restores a run's, ``code`` is a file of ``model fit``.
+
+    ``evidence`` is the folder of reports that a policy with ``[leakage]`` limits needs. ``watch`` is as in
+    :meth:`securesplit.client.client.Client.from_pretrained`.
 
     Raises:
         InputError: before anything is dialled: SS-1414 when ``adapters`` holds none of a client's, SS-1416 for a code
@@ -133,10 +140,10 @@ def open_client(
             hint="Name the --out directory of `securesplit train`.",
         )
     known = None if code is None else read_code(code)
-    with dial(server, keys=keys, policy=policy) as link:
+    with dial(server, keys=keys, policy=policy, evidence=evidence) as link:
         cut = CutPlan(front=link.job.cut.front, back=link.job.cut.back)
         client = Client.from_pretrained(
-            model or link.job.model, cut, policy, link, cache=cache, code=known, observe=observe
+            model or link.job.model, cut, policy, link, cache=cache, code=known, observe=observe, watch=watch
         )
         try:
             if adapters is not None:
@@ -189,7 +196,15 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
             writer = files.enter_context(closing(_TruthWriter(run.truth, records)))
         client = files.enter_context(
             open_client(
-                run.policy, run.keys, run.server, model=run.model, cache=run.cache, code=run.code, observe=writer
+                run.policy,
+                run.keys,
+                run.server,
+                model=run.model,
+                cache=run.cache,
+                code=run.code,
+                evidence=run.evidence,
+                observe=writer,
+                watch=run.watch,
             )
         )
         if writer is not None:
@@ -272,6 +287,7 @@ class _TruthWriter:
             line = {
                 "peer": self.name, "step": step, "row": row, "tokens": batch.tokens[row, :length].tolist(),
                 "text": record.text, "pii": list(record.pii),
+                **({} if record.label is None else {"label": record.label}),
             }  # fmt: skip
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
 

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from securesplit.policy.aggregation import Aggregation, Plausible
+from securesplit.policy.leakage import Leakage
 from securesplit.policy.table import STRICT, Table, at
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Channel",
     "Gaussian",
     "Labels",
+    "Leakage",
     "Limits",
     "Plausible",
     "Policy",
@@ -193,6 +195,7 @@ class Policy(Table):
         name: short name, shown everywhere.
         purpose: in plain words, whom the policy is for.
         cost: in plain words, what it costs in quality.
+        leakage: what the attacks may get, by a fresh report; absent: anything.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
@@ -202,6 +205,8 @@ class Policy(Table):
     aggregation: Aggregation
     limits: Limits
     transport: Transport
+    # A policy without the table is the policy that it was before the table existed, digest included.
+    leakage: Annotated[Leakage | None, Field(exclude_if=lambda value: value is None)] = None
 
     @staticmethod
     def rules(table: object) -> Iterator[str]:
@@ -230,3 +235,13 @@ class Policy(Table):
     def digest(self) -> str:
         """SHA-256 of :meth:`canonical`, in hex."""
         return hashlib.sha256(self.canonical()).hexdigest()
+
+    @property
+    def mechanism_digest(self) -> str:
+        """SHA-256 of what of the policy decides what the server sees: budget, channels, length buckets; in hex.
+
+        Name, purpose and limits on leakage are not in it, so that a measurement under one policy speaks for another that
+        differs in words alone.
+        """
+        seen = {"privacy": self.privacy.model_dump(mode="json"), "buckets": list(self.limits.buckets)}
+        return hashlib.sha256(json.dumps(seen, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from securesplit.admit import admit, round_config
+from securesplit.admit import admit, require_proof, round_config
 from securesplit.aggregate.config import RoundConfig
 from securesplit.aggregate.encryption import SumWorker
 from securesplit.aggregate.server import ServerRound
@@ -28,12 +28,14 @@ from securesplit.model.resolve import resolve_model
 from securesplit.model.store import load_middle
 from securesplit.pki.certificate import verify_signature
 from securesplit.pki.store import KeyFolder
+from securesplit.policy.leakage import read_proofs
 from securesplit.policy.schema import Policy
 from securesplit.protocol.job import Job
 from securesplit.protocol.messages import RoundReady
 from securesplit.server.anchors import KeptAnchors
 from securesplit.server.core import ServerCore
 from securesplit.server.engine import Engine
+from securesplit.server.recording import SumRecords
 from securesplit.server.rounds import RoundRecords
 from securesplit.server.sums import Patience, Sums
 from securesplit.transport.refusal import Refusal
@@ -77,6 +79,7 @@ def build_core(
     *,
     worker: SumWorker | None = None,
     records: RoundRecords | None = None,
+    seen: SumRecords | None = None,
 ) -> ServerCore:
     """The server's core, without a network.
 
@@ -89,6 +92,7 @@ def build_core(
         kept: what clients asked to keep; in memory alone when absent.
         worker: adds ciphertexts, for jobs with homomorphic encryption.
         records: keeps what can be verified of each secure sum.
+        seen: keeps what this server sees of each sum, as a part of its recording.
 
     Raises:
         InputError: SS-1431 when the job names another code, or none.
@@ -103,11 +107,16 @@ def build_core(
             job, model=model, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen, step=ready.step
         )
 
+    def keep(ended: ServerRound) -> None:
+        for kept_by in (records, seen):
+            if kept_by is not None:
+                kept_by(ended)
+
     wait = job.sums.stage_seconds
     sums = Sums(
         roster=job.sums.roster, quorum=max(job.sums.min_clients, job.sums.threshold), config_of=config_of,
         patience=Patience(stage=wait, gather=10 * wait, reconnect=job.sums.patience),
-        randomness=os.urandom, worker=worker, verify=_signed, keep=records or _forget,
+        randomness=os.urandom, worker=worker, verify=_signed, keep=keep,
     )  # fmt: skip
     return ServerCore(job, policy, model=model, engine=engine, sums=sums, randomness=os.urandom, kept=kept)
 
@@ -123,6 +132,7 @@ def serve(
     code: Path | None = None,
     record: Path | None = None,
     out: Path | None = None,
+    evidence: Path | None = None,
     ready: Callable[[str, int], None] = lambda _host, _port: None,
     progress: Callable[[str, float], None] = lambda _phase, _fraction: None,
 ) -> Served:
@@ -137,17 +147,20 @@ def serve(
         code: file of the public code that the job names.
         record: directory for a transcript of everything that the server sees.
         out: directory for B's trained adapters.
+        evidence: folder with the server's reports of the attack suite, for a policy with ``[leakage]`` limits.
         ready: called with host and port once the server listens.
         progress: told of each phase when the model has to be made first.
 
     Raises:
         PolicyDenied: SS-2003 when the policy is for loopback only and the address is not, SS-2001 with every breach when the
             job breaks the server's own policy, or its sums cannot be made.
+            SS-2027 when the policy limits what attacks may get, and no fresh report proves it. LeakageExceeded: SS-7002.
         InputError, ConnectionFailed: when files cannot be used.
     """
     host, port = split_listen(listen)
     _require_loopback(policy, host)
     admit(policy, job, peer="this server")  # Every client would be turned away later, and told no reason.
+    proofs = () if evidence is None else read_proofs(evidence)
     tls = ContextHolder(keys, on_refusal=_audit)
     known = None if code is None else read_code(code)
     plan = CutPlan(front=job.cut.front, back=job.cut.back)
@@ -155,6 +168,7 @@ def serve(
         str(model or job.model), cache or Path.home() / ".cache" / "securesplit" / "models", plan, progress=progress
     )
     digest = read_manifest(directory).digest
+    require_proof(policy, job, model=digest, proofs=proofs)
     middle = load_middle(directory)
     files = ExitStack()
     worker = None
@@ -166,7 +180,8 @@ def serve(
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
     records = None if out is None else RoundRecords(KeyFolder.open(Path(keys), "server"), out)
     anchors = KeptAnchors(Path(keys) / "anchors")
-    core = build_core(job, policy, middle, digest, known, anchors, worker=worker, records=records)
+    seen = None if record is None else SumRecords(record, directory, job)
+    core = build_core(job, policy, middle, digest, known, anchors, worker=worker, records=records, seen=seen)
     if record is not None:
         _write_public(record, job, policy, digest)
         if known is not None:
@@ -191,10 +206,6 @@ def listen_for(job: Job, policy: Policy, host: str, port: int, record: Path | No
 def _signed(_name: str, certificate: bytes, signature: bytes, data: bytes) -> None:
     """Whose certificate it is the clients check; here a fault is to be found before it spoils the sum."""
     verify_signature(certificate, signature, data)
-
-
-def _forget(_ended: ServerRound) -> None:
-    """Without a directory for records none is kept."""
 
 
 async def _until_signal(shell: Shell, ready: Callable[[int], None]) -> None:

@@ -10,7 +10,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from attacks.config import Search, config
+from attacks.config import Search, settings_of
 from securesplit.model.manifest import read_manifest
 from securesplit.model.plan import CutPlan
 from securesplit.model.store import load_front
@@ -28,7 +28,7 @@ WIDTH = 32
 
 @pytest.fixture(scope="session")
 def search() -> Search:
-    return config().search
+    return settings_of("vocabulary", Search)
 
 
 @pytest.fixture(scope="session")

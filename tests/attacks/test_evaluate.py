@@ -7,11 +7,15 @@ import sys
 
 import pytest
 
-from attacks.evaluate import evaluate, require_below_ceiling
+from attacks.evaluate import Order, evaluate, require_below_ceiling
 from attacks.exchange import Task
+from attacks.report import require_noise
 from attacks.spawn import _cause, run_attack
 from attacks.truth import read_truth
 from securesplit.errors import CheckFailed, InputError
+
+
+FAMILY = ("ridge", "vocabulary-nn", "vocabulary-map")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,9 @@ def bare(home, record, unsafe, draw):
 @pytest.fixture(scope="module")
 def unprotected(bare, model_dirs, aux):
     told = []
-    return evaluate(bare, model_dirs(2), bare / "truth.jsonl", aux, "smoke", told.append), told
+    return evaluate(
+        Order(transcript=bare, model=model_dirs(2), truth=bare / "truth.jsonl", aux=aux, attacks=FAMILY[:2]), told.append
+    ), told
 
 
 def test_an_unprotected_recording_gives_everything_away(unprotected):
@@ -63,12 +69,28 @@ def test_the_json_has_the_contracts_keys_and_no_text(unprotected):
 
 def test_a_protected_recording_gives_the_prior_away(home, record, private, draw, model_dirs, aux):
     directory = record(home / "private", draw(12, 10, seed=1), private(1.0, 10.0))
-    report = evaluate(directory, model_dirs(2), directory / "truth.jsonl", aux)
+    report = evaluate(
+        Order(transcript=directory, model=model_dirs(2), truth=directory / "truth.jsonl", aux=aux, attacks=FAMILY)
+    )
     assert [r.name for r in report.attacks] == ["ridge", "vocabulary-nn", "vocabulary-map"]
     assert report.worst <= report.attacks[0].prior + 0.1
     assert report.epsilon == 1.0
     assert report.kappa < report.ceiling < 0.6
+    assert all(check.passed for check in report.checks)
+    assert {check.name for check in report.checks} == {"O1 energy", "O1 reuse", "O1 reuse within", "O1 clip"}
+    require_noise(report)
     require_below_ceiling(report)
+
+
+def test_a_tenth_of_the_noise_is_no_protection_whatever_the_attacks_get(home, record, private, draw, model_dirs):
+    directory = record(home / "cheat", draw(12, 10, seed=1), private(1.0, 10.0), cheat=0.1)
+    report = evaluate(
+        Order(transcript=directory, model=model_dirs(2), truth=directory / "truth.jsonl", attacks=("frequency",))
+    )
+    assert {check.name for check in report.checks if not check.passed} == {"O1 energy", "O1 reuse", "O1 reuse within"}
+    with pytest.raises(CheckFailed) as caught:
+        require_noise(report)
+    assert (caught.value.code, caught.value.exit_code) == ("SS-1573", 1)
 
 
 def test_without_truth_or_text_and_on_a_torn_recording(home, record, unsafe, draw, model_dirs):
@@ -82,7 +104,8 @@ def test_without_truth_or_text_and_on_a_torn_recording(home, record, unsafe, dra
         transcript=str(directory), model=str(model_dirs(2)), aux=None, profile="smoke", attacks=("vocabulary-nn",),
         keys=tuple(t.key for t in truths),
     )  # fmt: skip
-    known, (answer,) = run_attack(task)
+    known, heard = run_attack(task)
+    (answer,) = heard.answers
     assert not known.informed
     left = {t.key: t for t in truths if t.peer != "spiffe://test/client0" or t.step == 0}
     assert set(answer.keys) == set(left)
@@ -91,7 +114,7 @@ def test_without_truth_or_text_and_on_a_torn_recording(home, record, unsafe, dra
 
 def test_errors_of_the_attack_process_arrive_as_they_were(bare, model_dirs):
     with pytest.raises(InputError) as caught:
-        evaluate(bare, model_dirs(1), bare / "truth.jsonl")
+        evaluate(Order(transcript=bare, model=model_dirs(1), truth=bare / "truth.jsonl"))
     assert (caught.value.code, caught.value.exit_code) == ("SS-1706", 2)
     assert "same cut" in caught.value.hint
 
@@ -99,7 +122,7 @@ def test_errors_of_the_attack_process_arrive_as_they_were(bare, model_dirs):
 def test_a_process_that_dies_is_an_error(bare, model_dirs, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(CheckFailed) as caught:
-        evaluate(bare, model_dirs(2), bare / "truth.jsonl")
+        evaluate(Order(transcript=bare, model=model_dirs(2), truth=bare / "truth.jsonl"))
     assert caught.value.code == "SS-1572"
 
 

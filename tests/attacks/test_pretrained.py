@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from attacks.evaluate import evaluate, require_below_ceiling
+from attacks.evaluate import Order, evaluate, require_below_ceiling
 from securesplit.cli.model import default_cache
 from securesplit.data.notes import ward_notes, write_notes
 from securesplit.model.manifest import read_manifest
@@ -58,12 +58,12 @@ def recording(directory, model, policy, forward):
 def test_unprotected_notes_are_read_and_protected_ones_are_not(tmp_path, public, unsafe, private, forward):
     model, aux = public
     bare = recording(tmp_path / "bare", model, unsafe, forward)
-    report = evaluate(bare, model, bare / "truth.jsonl", aux)
+    report = evaluate(Order(transcript=bare, model=model, truth=bare / "truth.jsonl", aux=aux))
     assert report.worst >= 0.99
     assert report.attacks[1].pii_exact == 1.0
 
     noised = recording(tmp_path / "noised", model, private(8.0, 560.0), forward)
-    report = evaluate(noised, model, noised / "truth.jsonl", aux)
+    report = evaluate(Order(transcript=noised, model=model, truth=noised / "truth.jsonl", aux=aux))
     assert report.worst <= report.attacks[0].prior + 0.10
     assert all(result.pii_exact == 0 for result in report.attacks)
     require_below_ceiling(report)

@@ -7,7 +7,10 @@ import pytest
 
 from attacks.config import config
 from attacks.prior import prior_from
-from attacks.suite import Knowledge, fitting, learn, run
+from attacks.knowledge import Knowledge, learn
+from attacks.suite import all_attacks, fitting
+from attacks.suite import run as suite_run
+from attacks.threat import Threat
 from attacks.view import Key, Noise, PublicModel, ServerView, Sighting
 from securesplit.errors import InputError
 
@@ -23,14 +26,40 @@ def view(sigma, releases=1):
     return ServerView((sighting(0, rows, rows, releases),), Noise(sigma, CLIP if sigma else None))
 
 
+SMOKE = config().profiles["smoke"]
+
+
+def names(view, wanted=(), threat=None):
+    chosen, skipped = fitting(view, wanted, threat or Threat(), SMOKE)
+    return tuple(a.name for a in chosen), {s.attack: s.why for s in skipped}
+
+
 def test_the_attacks_fit_the_view():
-    assert fitting(view(0.0), ()) == ("ridge", "vocabulary-nn")
-    assert fitting(view(1.0), ()) == ("ridge", "vocabulary-nn", "vocabulary-map")
-    assert fitting(view(1.0, 3), ())[-1] == "averaged-map"
-    assert fitting(view(0.0), ("vocabulary-map", "ridge", "ridge")) == ("vocabulary-map", "ridge")
+    bare, left_out = names(view(0.0))
+    assert bare[:2] == ("ridge", "vocabulary-nn")
+    assert "there is no noise" in left_out["vocabulary-map"]
+    assert {"ridge", "vocabulary-nn", "vocabulary-map"} <= set(names(view(1.0))[0])
+    assert "averaged-map" in names(view(1.0, 3))[0]
+    assert names(view(1.0), ("vocabulary-map", "ridge", "ridge"))[0] == ("ridge", "vocabulary-map")
     with pytest.raises(InputError) as caught:
-        fitting(view(1.0), ("averaged-map",))
+        names(view(1.0), ("averaged-map",))
     assert caught.value.code == "SS-1704"
+
+
+def test_what_is_not_run_is_named_with_its_reason():
+    """Every attack of the release is either run or left out for a reason."""
+    chosen, left_out = names(view(1.0), threat=Threat(weights="none"))
+    assert set(chosen) | set(left_out) == set(config().attacks) and not set(chosen) & set(left_out)
+    assert "'none' weights" in left_out["ridge"]
+
+
+def test_every_attack_has_a_note_and_every_note_an_attack():
+    assert [a.name for a in all_attacks()] and {a.name for a in all_attacks()} == set(config().attacks)
+
+
+def run(name, view, known, report):
+    attack = next(a for a in all_attacks() if a.name == name)
+    return suite_run(attack, view, known, report)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +76,7 @@ def repeated(fronts, draw) -> tuple[Knowledge, ServerView, np.ndarray]:
     )
     public = draw(150, 10, seed=2)
     prior = prior_from([str(i) for i in range(150)], lambda i: public[int(i)].tolist(), len(embedding))
-    settings = config()
-    known = learn(PublicModel(front, embedding), prior, seen, settings.profiles["smoke"], settings.search)
+    known = learn(PublicModel(front, embedding), prior, seen, SMOKE)
     return known, seen, tokens.numpy()
 
 

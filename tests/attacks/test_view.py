@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attacks.exchange import Task
-from attacks.view import Key, ServerView, Sighting, batches, link_by_order, noise_of, public_facts, read_view
+from attacks.view import Key, Passage, ServerView, Sighting, batches, link_by_order, noise_of, public_facts, read_view
 from attacks.view import sequences_of as _sequences
 from securesplit.errors import InputError
 from securesplit.policy.load import load_policy
@@ -29,9 +29,14 @@ def keys_of(directory):
 
 
 def test_nothing_an_attack_is_given_can_hold_the_truth():
-    assert {f.name for f in dataclasses.fields(ServerView)} == {"sightings", "noise"}
-    assert {f.name for f in dataclasses.fields(Sighting)} == {"key", "rows", "linked", "releases"}
-    assert set(Task.model_fields) == {"transcript", "model", "aux", "profile", "attacks", "keys"}
+    view = {"sightings", "noise", "gradient_noise", "cut", "codec", "responded", "classes", "traffic", "sums", "trained", "permuted"}
+    assert {f.name for f in dataclasses.fields(ServerView)} == view
+    seen = {"key", "rows", "linked", "releases", "output", "gradient", "gain"}
+    assert {f.name for f in dataclasses.fields(Sighting)} == seen
+    assert {f.name for f in dataclasses.fields(Passage)} == {"key", "time_ns", "rows", "size"}
+    # Candidates are members and others mixed; pairs are a colluding client's own words.
+    task = {"transcript", "model", "aux", "adapter", "profile", "attacks", "keys", "threat", "pairs", "candidates", "seed"}
+    assert set(Task.model_fields) == task
     assert {f.name for f in dataclasses.fields(Key)} == {"peer", "step", "row"}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from securesplit.client.link import dial
+from securesplit.client.dial import dial
 from securesplit.errors import ConnectionFailed
 from securesplit.pki.authority import Authority
 from tests.e2e.house import (

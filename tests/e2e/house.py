@@ -25,7 +25,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from securesplit.client.client import Client
-from securesplit.client.link import Link, greet
+from securesplit.client.dial import greet
+from securesplit.client.link import Link
 from securesplit.data.batches import Batch, encode_records, make_batches
 from securesplit.model.manifest import read_manifest
 from securesplit.model.plan import CutPlan

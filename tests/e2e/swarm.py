@@ -32,7 +32,8 @@ from securesplit.aggregate.answered import AnswerLog
 from securesplit.aggregate.client import ClientRound
 from securesplit.aggregate.fixedpoint import Floats, Words
 from securesplit.client import rounds
-from securesplit.client.link import Link, dial
+from securesplit.client.dial import dial
+from securesplit.client.link import Link
 from securesplit.errors import AggregationAborted, SecureSplitError
 from securesplit.policy.load import load_policy
 from securesplit.privacy.gate import Gate

@@ -21,7 +21,8 @@ from securesplit.aggregate.answered import AnswerLog
 from securesplit.aggregate.client import ClientRound
 from securesplit.aggregate.fixedpoint import Aggregate
 from securesplit.client import rounds
-from securesplit.client.link import Link, dial
+from securesplit.client.dial import dial
+from securesplit.client.link import Link
 from securesplit.errors import AggregationAborted, ConnectionFailed, RemoteProtocolError
 from securesplit.privacy.gate import Gate
 from securesplit.protocol.messages import Message, RoundReady, Secagg

@@ -263,7 +263,7 @@ def test_a_handshake_signed_by_another_key_is_refused(house, server):
     _, theirs = house.parties("alice")
     pipe = server.connect("alice", theirs)
     bob, _ = house.parties("bob")
-    from securesplit.client.link import greet
+    from securesplit.client.dial import greet
     from securesplit.protocol.session import Party
 
     thief = Party(house.folder("alice").cert_der, bob.peer, bob.sign, bob.verify)

@@ -86,7 +86,8 @@ def run_demo(setting: Setting) -> tuple[report.Report, Path]:
     Raises:
         Any error of the tree; a party's failure names its log.
     """
-    from attacks.evaluate import evaluate, require_below_ceiling
+    from attacks.evaluate import Order, evaluate
+    from attacks.report import require_below_ceiling, require_noise
 
     clock = Clock()
     with bars() as watched:
@@ -102,8 +103,12 @@ def run_demo(setting: Setting) -> tuple[report.Report, Path]:
         for run in ("unprotected", "protected"):
             with clock.phase(f"attack on the {run} run"):
                 place = scene.directory / "transcripts" / run
-                found[run] = evaluate(place, model, place / "truth.jsonl", scene.public, "smoke", watched.attack(run))
+                found[run] = evaluate(
+                    Order(transcript=place, model=model, truth=place / "truth.jsonl", aux=scene.public),
+                    watched.attack(run),
+                )
     for result in found.values():
+        require_noise(result)
         require_below_ceiling(result)
     whole = _report(setting, scene, model, clock, open_run, private_run, found)
     report.write_report(whole, scene.directory / "report.json")
@@ -173,7 +178,7 @@ def _report(
 ) -> report.Report:
     manifest, rules = read_manifest(model), scene.rules
     shown = scene.synthetic or setting.show_text
-    worst = {run: max(r.attacks, key=lambda a: a.token_recovery) for run, r in found.items()}
+    worst = {run: next(a for a in r.attacks if a.name == r.worst_attack) for run, r in found.items()}
     return report.Report(
         release=__version__,
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -240,7 +245,7 @@ def _privacy(scene: Scene) -> report.Privacy:
 
 def _recovery(result: Result) -> dict[str, object]:
     return {
-        "token_recovery": result.token_recovery, "ci95": result.ci95, "prior": result.prior, "pii_exact": result.pii_exact,
+        "token_recovery": result.value, "ci95": result.value_ci95, "prior": result.prior, "pii_exact": result.pii_exact,
         "tokens": result.tokens,
     }  # fmt: skip
 

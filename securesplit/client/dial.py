@@ -1,0 +1,122 @@
+"""From an address to an open session: verify the server, learn the job, admit or refuse it, sign the handshake.
+
+Nothing but the handshake is sent before the client's own policy has admitted the job.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from ipaddress import ip_address
+from pathlib import Path
+
+from securesplit.admit import admit, require_proof
+from securesplit.client.link import OPENING, Link
+from securesplit.errors import PolicyDenied
+from securesplit.pki.certificate import verify_signature
+from securesplit.pki.store import KeyFolder
+from securesplit.policy.leakage import Proof, read_proofs
+from securesplit.policy.schema import Policy
+from securesplit.protocol.codec import Caps
+from securesplit.protocol.messages import Welcome
+from securesplit.protocol.session import Party, Session
+from securesplit.transport.client import host_of, open_pipe
+from securesplit.transport.pipe import Pipe
+
+__all__ = ["dial", "greet", "refuse_remote"]
+
+
+def greet(
+    pipe: Pipe, party: Party, policy: Policy, *, name: str, server: str, patience: float = 600.0, opening: float = OPENING,
+    proofs: Sequence[Proof] = (),
+) -> Link:  # fmt: skip
+    """Run the handshake over an open pipe and admit the job.
+
+    Args:
+        pipe: verified by its transport.
+        party: both certificates and the signing key.
+        policy: the client's own.
+        name, server: certificate names of both ends.
+        patience: seconds to wait for any answer once the session is open.
+        opening: seconds for the server's greeting.
+        proofs: this site's reports of the attack suite, for a policy with ``[leakage]`` limits.
+
+    Raises:
+        PolicyDenied: SS-20xx with every breach of the policy by the job. LeakageExceeded: SS-7002.
+        RemoteProtocolError, ConnectionFailed: as in :meth:`Link.next`.
+    """
+    session = Session("client", party, Caps(message_bytes=policy.limits.max_message_bytes))
+    link = Link(pipe, session, policy, name=name, patience=patience)
+    session.hail(nonce=os.urandom(32), policy=policy.digest)
+    for data in session.data_to_send():
+        pipe.send(data)
+    link.expect(Welcome, within=opening)
+    admit(policy, link.job, peer=server)
+    require_proof(policy, link.job, model=link.model, proofs=proofs)
+    session.confirm()
+    for data in session.data_to_send():
+        pipe.send(data)
+    return link
+
+
+def dial(
+    url: str,
+    *,
+    keys: str | Path,
+    policy: Policy,
+    patience: float = 600.0,
+    opening: float = OPENING,
+    evidence: Path | None = None,
+) -> Link:
+    """Connect to a server.
+
+    Args:
+        url: ``wss://host:port``.
+        keys: the client's key folder, such as ``keys/alice``.
+        policy: the client's own policy.
+        patience: seconds to wait for any answer once the session is open.
+        opening: seconds for the connection, and again for the server's greeting.
+        evidence: folder with this site's reports of the attack suite, for a policy with ``[leakage]`` limits.
+
+    Raises:
+        ConnectionFailed: SS-30xx with the cause, PolicyDenied: SS-20xx, RemoteProtocolError: SS-40xx.
+        LeakageExceeded: SS-7002 when the last report exceeds the policy's limits.
+    """
+    refuse_remote(url, policy)
+    proofs = () if evidence is None else read_proofs(evidence)
+    folder = KeyFolder.open(Path(keys), "client")
+    pipe = open_pipe(url, folder, max_message=policy.limits.max_message_bytes, timeout=opening)
+    try:
+        party = Party(folder.cert_der, pipe.peer, folder.sign, verify_signature)
+        link = greet(
+            pipe, party, policy, name=folder.identity.name, server=pipe.identity.name, patience=patience, opening=opening,
+            proofs=proofs,
+        )  # fmt: skip
+    except BaseException:
+        pipe.close()
+        raise
+    link.folder = folder
+    link.redial = lambda within: dial(
+        url, keys=keys, policy=policy, patience=patience, opening=within, evidence=evidence
+    )
+    return link
+
+
+def refuse_remote(url: str, policy: Policy) -> None:
+    """Hold a loopback-only policy to loopback.
+
+    Raises:
+        InputError: SS-1140 when the address is not a wss:// URL.
+        PolicyDenied: SS-2003.
+    """
+    host = host_of(url)
+    if not policy.transport.loopback_only:
+        return
+    try:
+        local = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise PolicyDenied(
+            "SS-2003", f"policy '{policy.name}' is for loopback only", hint="Use a policy that protects what it sends."
+        )

@@ -44,6 +44,8 @@ class Descent:
         factor: Tensor,
         *,
         after: Tensor | None = None,
+        steps: int = STEPS,
+        rate: float = _RATE,
     ) -> Tensor:
         """Embeddings whose states come close to the targets.
 
@@ -54,6 +56,7 @@ class Descent:
             targets: (n, L, D) received rows; the last L rows of what is fed are compared with them.
             factor: (n,) clipping factors that states are multiplied by.
             after: (n, w) tokens that follow the one that is sought; None for none.
+            steps, rate: Adam's; the rate as a part of the embeddings' root mean square.
 
         Returns:
             (n, E).
@@ -61,12 +64,12 @@ class Descent:
         # Any token will do where the embedding is replaced.
         fed = torch.zeros(len(start), 1, dtype=torch.long)
         fed = fed if after is None else torch.cat([fed, after], dim=1)
-        place, rate = -fed.shape[1], _RATE * float(self.table.square().mean().sqrt())
+        place, step = -fed.shape[1], rate * float(self.table.square().mean().sqrt())
         # What is copied outside inference mode may take part in a backward pass.
         with torch.inference_mode(mode=False), torch.enable_grad():
             targets, factor, fed = targets.clone(), factor.float()[:, None, None].clone(), fed.clone()
             found = start.clone().requires_grad_()
-            adam = torch.optim.Adam([found], lr=rate)
+            adam = torch.optim.Adam([found], lr=step)
 
             def replace(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
                 output = output.detach().clone()
@@ -75,7 +78,7 @@ class Descent:
 
             hook = self.inner.register_forward_hook(replace)
             try:
-                for _ in range(STEPS):
+                for _ in range(steps):
                     states = self.front(fed, cache=fork(cache, who))[:, -targets.shape[1] :].float()
                     loss = (factor * states - targets).square().sum()
                     (found.grad,) = torch.autograd.grad(loss, found)
@@ -88,6 +91,11 @@ class Descent:
         """The tokens nearest to embeddings (n, E), best first: (n, count)."""
         short = self.table.square().sum(1) / 2
         return (embeddings @ self.table.T - short).topk(min(count, len(self.table)), dim=1).indices
+
+    def aligned(self, embeddings: Tensor, count: int) -> Tensor:
+        """The tokens whose embeddings have the directions of (n, E), best first; norms are lost in A's first norm."""
+        directions = torch.nn.functional.normalize(self.table, dim=1)
+        return (embeddings @ directions.T).topk(min(count, len(self.table)), dim=1).indices
 
 
 def descent_of(front: Front) -> Descent | None:

@@ -29,7 +29,9 @@ from securesplit.model.parts import PartCache
 
 __all__ = ["ATTACKS", "Settings", "from_later_rows"]
 
-_DESCENDED = 64
+# Of a descent's end: so many nearest tokens, and as many by direction. Through attention the way is rougher than from a
+# row of its own: smaller steps, more of them, and again from the best token so far.
+_DESCENDED, _STEPS, _RATE = 128, 32, 0.15
 _WIDER = (1024, 8192)
 # Rounding of the forward passes as a part of a row's largest coordinate: what a noiseless comparison cannot resolve.
 _FLOOR = 1e-5
@@ -41,6 +43,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     window: int = Field(ge=1)
     candidates: int = Field(ge=1)
+    spoken: int = Field(ge=0)
+    rounds: int = Field(ge=0)
 
 
 @dataclass(slots=True)
@@ -102,14 +106,25 @@ class _Window:
         best.boxed[who] = torch.where(won, boxed.gather(1, top)[:, 0], best.boxed[who])
 
     def descended(self, guide: Descent, best: _Best, who: Tensor) -> Tensor:
-        """Candidates (n, 64) that descent through the later rows ends next to."""
+        """Candidates (n, 256) that descent through the later rows ends next to."""
         factor = torch.full((len(who),), self.scoring.layer.factor)
-        found = guide(self.cache, who, guide.table[best.token[who]], self.rows[who], factor, after=self.after[who])
-        return guide.nearest(found, _DESCENDED)
+        found = guide(
+            self.cache, who, guide.table[best.token[who]], self.rows[who], factor, after=self.after[who], steps=_STEPS,
+            rate=_RATE,
+        )  # fmt: skip
+        return torch.cat([guide.nearest(found, _DESCENDED), guide.aligned(found, _DESCENDED)], dim=1)
 
 
 def from_later_rows(
-    front: Front, rows: Tensor, base: Tensor, scoring: Scoring, log_prior: Tensor, settings: Settings, *, budget: int
+    front: Front,
+    rows: Tensor,
+    base: Tensor,
+    scoring: Scoring,
+    log_prior: Tensor,
+    settings: Settings,
+    *,
+    budget: int,
+    spoken: Tensor | None = None,
 ) -> Tensor:
     """Name every token without its own row.
 
@@ -121,6 +136,7 @@ def from_later_rows(
         log_prior: (V,).
         settings: of the family.
         budget: candidates, beyond the first and the descended, that a noiseless search may try in all.
+        spoken: (N, T, k) what a language model expects at each position after the tokens before it; None for nothing.
 
     Returns:
         (N, T) tokens; the prior's favourite at the last position.
@@ -137,10 +153,12 @@ def from_later_rows(
             outside = sums.sum(2) - sums[:, :, t:end].sum(2)
             window = _Window(front, cache, base[:, t + 1 : end], rows[:, t + 1 : end], here, outside, scoring)
             best = _Best(torch.full((count,), -1), torch.full((count,), -math.inf).double(), torch.zeros(count).bool())
-            window.attempt(best, everyone, scoring.favourites[: settings.candidates].expand(count, -1), log_prior)
-            open_ = everyone[~best.boxed]
-            if guide is not None and cache.past is not None and len(open_) and not _hopeless(scoring):
-                window.attempt(best, open_, window.descended(guide, best, open_), log_prior)
+            first = scoring.favourites[: settings.candidates].expand(count, -1)
+            window.attempt(best, everyone, first if spoken is None else torch.cat([first, spoken[:, t]], 1), log_prior)
+            for _ in range(settings.rounds if cache.past is not None and not _hopeless(scoring) else 0):
+                open_ = (~best.boxed).nonzero()[:, 0]
+                if guide is not None and len(open_):
+                    window.attempt(best, open_, window.descended(guide, best, open_), log_prior)
             if not scoring.sigma:
                 budget -= _widen(window, best, scoring.favourites, log_prior, settings.candidates, budget)
             tokens[:, t] = best.token
@@ -158,6 +176,16 @@ def _sums(front: Front, rows: Tensor, base: Tensor, errors: Errors) -> Tensor:
     states = front(base).double()
     pair = torch.stack(((rows.double() * states).sum(-1), states.square().sum(-1)))
     return pair / errors.variance.double()
+
+
+def _spoken(known: Knowledge, base: Tensor, most: int) -> Tensor | None:
+    """What the public language model expects at each position, behind the sentinel: (N, T, k); None without one."""
+    if known.model.whole is None or known.model.sentinel is None or not most:
+        return None
+    whole = known.model.whole()
+    fed = torch.cat([torch.full_like(base[:, :1], known.model.sentinel), base[:, :-1]], dim=1)
+    with torch.inference_mode():
+        return torch.cat([whole(part).logits.topk(min(most, known.vocabulary)).indices for part in torch.split(fed, 4)])
 
 
 def _widen(window: _Window, best: _Best, ranking: Tensor, log_prior: Tensor, done: int, budget: int) -> int:
@@ -187,8 +215,9 @@ def _run(view: ServerView, known: Knowledge, tick: Tick) -> Recovered:
         ).tokens  # fmt: skip
         how = replace(how, favourites=known.prior.favourites)
         found = from_later_rows(
-            known.model.front, rows, base, how, known.prior.log_probability, settings, budget=budget
-        )
+            known.model.front, rows, base, how, known.prior.log_probability, settings, budget=budget,
+            spoken=_spoken(known, base, settings.spoken),
+        )  # fmt: skip
         tokens.update(zip(indices, map(tuple, found.tolist()), strict=True))
         tick(done := done + found.numel(), total)
     return Recovered(

@@ -7,7 +7,6 @@ noise, B and C, and a temperature and a share for the unigram prior are fitted t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +19,7 @@ from securesplit.model.code import CutCode
 from securesplit.model.coded import CodedFront
 from securesplit.privacy.clip import clip_sequence
 
-__all__ = ["Outlook", "answered", "outlook_for", "public_texts", "recorded_outputs"]
+__all__ = ["Outlook", "answered", "outlook_for", "public_texts", "recorded_outputs", "simulated"]
 
 _TEMPERATURES = (0.6, 0.8, 1.0, 1.3, 1.7, 2.5)
 _SHARE_ROUNDS = 20
@@ -132,8 +131,3 @@ def noised(rows: Tensor, noise: Noise, seed: int) -> Tensor:
         return bounded
     generator = torch.Generator().manual_seed(seed)
     return bounded + noise.sigma * torch.randn(bounded.shape, generator=generator)
-
-
-def lengths(view: ServerView) -> Sequence[int]:
-    """T of every sighting."""
-    return [len(seen.rows) for seen in view.sightings]

@@ -19,9 +19,14 @@ __all__ = ["clean_rows", "framed", "padding_of", "public_texts"]
 
 
 def padding_of(known: Knowledge) -> int:
-    """The token that clients fill up with; the tokenizer says it, and so it is public."""
-    padding = getattr(known.model, "padding", None)
-    return int(padding if padding is not None else known.model.sentinel or 0)
+    """The token that clients fill up with; it is public.
+
+    The tokenizer says it, and as a rule the model's configuration says the same. A wrong token would teach the attacks
+    the wrong padding and make them look weak, so that the sentinel is only what is left when neither says anything.
+    """
+    config = getattr(getattr(known.model.front, "base", None), "config", None)
+    named = (getattr(known.model, "padding", None), getattr(config, "pad_token_id", None), known.model.sentinel, 0)
+    return int(next(token for token in named if token is not None))
 
 
 def public_texts(known: Knowledge, count: int, length: int, generator: torch.Generator) -> list[tuple[int, ...]]:

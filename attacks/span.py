@@ -55,6 +55,7 @@ class Settings(BaseModel):
     exact: Annotated[float, Field(gt=0, lt=1)]
     loose: Annotated[float, Field(ge=1)]
     beams: Annotated[int, Field(ge=1)]
+    budget: Annotated[int, Field(ge=1)]
     longest: Annotated[int, Field(ge=1)]
 
 
@@ -208,11 +209,11 @@ def _grow(
     one key is constant: so one of the spans is enough.
     """
     modules = {module: modules_of(front)[module]}
-    candidates, close = torch.tensor(bag), settings.close
+    candidates, close, left = torch.tensor(bag), settings.close, settings.budget
     alive: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     done: list[tuple[float, tuple[int, ...]]] = []
     for length in range(settings.longest):
-        grown = []
+        grown, left = [], left - len(alive)
         for cost, prefix in alive:
             inputs = next_layer_inputs(front, prefix, candidates, modules)
             beyond = torch.stack([space.beyond(inputs) for space in found])
@@ -227,7 +228,7 @@ def _grow(
             if prefix and not bool(fits.any()):
                 done.append((cost / length, prefix))
         alive = sorted(grown)[: settings.beams]
-        if not alive:
+        if not alive or left <= 0:
             break
     done += [(cost / len(prefix), prefix) for cost, prefix in alive if prefix]
     return tuple(prefix for _, prefix in sorted(done) if not _is_run(prefix, 0))

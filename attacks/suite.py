@@ -17,6 +17,7 @@ from securesplit.errors import InputError
 # In the order in which they run: cheap ones first, so that an interrupted run has said most.
 _MODULES = (
     "attacks.matching",
+    "attacks.permuted",
     "attacks.metadata",
     "attacks.completion",
     "attacks.labels",

@@ -251,20 +251,20 @@ def _attack(
     codebook = fit_codebook(defence, world.table, alone, public.train, seen)
     guesses["codebook"] = torch.stack([(codebook.scores(part) + world.log_unigram).argmax(-1) for part in rows])
     unresolved = None
+    name = "match" if defence.exact else "beam"
+
+    def progress(share: float) -> None:
+        if round(share * cell.length) % 8 == 0:
+            bench.say(f"{cell.name} {name} {share:.0%}")
+
     if defence.exact:
-        bench.say(f"{cell.name} matching")
-        matched = match(world, front, defence, rows, codebook, Search())
-        guesses["match"], unresolved = matched.tokens, matched.unresolved
+        matched = match(world, front, defence, rows, codebook, Search(), progress)
+        guesses[name], unresolved = matched.tokens, matched.unresolved
     else:
-
-        def progress(share: float) -> None:
-            if round(share * cell.length) % 8 == 0:
-                bench.say(f"{cell.name} beam {share:.0%}")
-
         beam = Beam(cell.width, cell.candidates)
         # A group at a time: the scores of all would fill the memory.
         groups = torch.split(rows, _TOGETHER)
-        guesses["beam"] = torch.cat(
+        guesses[name] = torch.cat(
             [beam_search(world, front, defence, part, codebook, beam, progress) for part in groups]
         )
     truth = bench.texts.test.flatten(0, 1)

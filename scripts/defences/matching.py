@@ -7,6 +7,7 @@ the set of rows, and the prefix says which of them can come next.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,12 +49,21 @@ class Matched:
 
 
 @torch.inference_mode()
-def match(world: World, front: Front, defence: Defence, rows: Tensor, codebook: Codebook, search: Search) -> Matched:
+def match(
+    world: World,
+    front: Front,
+    defence: Defence,
+    rows: Tensor,
+    codebook: Codebook,
+    search: Search,
+    progress: Callable[[float], None],
+) -> Matched:
     """Recover texts from canonical rows (N, T, k), one sequence at a time, the rows in any order if the defence says so.
 
     Args:
         world: the public model. front: A as the clients have it. defence: one without noise. rows: what was seen.
         codebook: proposes tokens for a row. search: how far it goes.
+        progress: told the share that is done.
     """
     spread = float((rows - rows.flatten(0, 1).mean(0)).square().sum(-1).median())
     tokens, unresolved, deep = [], 0, search.deep
@@ -63,6 +73,7 @@ def match(world: World, front: Front, defence: Defence, rows: Tensor, codebook: 
         tokens.append(one.run(deep))
         unresolved += one.unresolved
         deep -= one.deep
+        progress(len(tokens) / len(rows))
     return Matched(torch.stack(tokens), unresolved)
 
 

@@ -11,6 +11,7 @@ from securesplit.privacy.calibrate import epsilon_for
 
 DELTA = 1e-5
 KEPT = (0.75, 0.5, 0.25, 0.0)  # Parts of the server's value, from client-only up to the noiseless split.
+_SAME = 0.03  # Recoveries that differ by less are called the same, however small their interval.
 BEYOND = 1.0  # Nats above client-only, where the server is a net harm and the attack at last gets less.
 
 _NAMES = {
@@ -45,14 +46,8 @@ def page(file: Path) -> str:
     measured = read(file)
     found = curves(measured.points)
     found = {name: found[name] for name in _NAMES if name in found}
-    parts = [
-        _head(measured),
-        _matched(measured, found),
-        _verdicts(measured, found),
-        _points(measured, found),
-        _training(found),
-        _tail(measured),
-    ]
+    tables = (_summary, _matched, _verdicts, _points)
+    parts = [_head(measured), *(write(measured, found) for write in tables), _training(found), _tail(measured)]
     return "\n".join(parts)
 
 
@@ -118,10 +113,38 @@ def _verdicts(measured: Measured, found: dict[str, tuple[Point, ...]]) -> str:
             if gap is not None:
                 said.append(f"{label}: {_number(gap.value, gap.low, gap.high)} ({_verdict(gap)})")
         rows.append(f"* **{_NAMES[name]}**: " + ("; ".join(said) or "no loss in common") + ".")
+    return "\n".join([*rows, "", *_denoising(found), ""])
+
+
+def _denoising(found: dict[str, tuple[Point, ...]]) -> list[str]:
+    """What the client's denoiser gains at equal mu, where the released bytes and hence the recovery are the same."""
+    plain = {point.level: point for point in found.get("gaussian", ())}
+    pairs = [(plain[p.level], p) for p in sorted(found.get("denoised", ()), key=lambda p: -p.level) if p.level in plain]
+    gains = [f"mu {p.level:g}: {_number(*mean_interval(before.losses - p.losses))}" for before, p in pairs]
+    return (
+        [f"Denoising at the client gains, at equal mu and the same released bytes, in nats: {'; '.join(gains)}."]
+        if gains
+        else []
+    )
+
+
+def _summary(measured: Measured, found: dict[str, tuple[Point, ...]]) -> str:
+    """The finding in one sentence for each loss: which defence, at its best, leaves how much."""
+    rows = ["## In short", ""]
+    for label, target in _targets(measured):
+        here = {name: got for name, curve in found.items() if (got := matched(curve, target)) is not None}
+        if here:
+            best = min(here, key=lambda name: here[name].value)
+            rows.append(
+                f"* At {label} (loss {target:.2f}) {len(here)} of {len(found)} can be had; the least recovery is {_shown(here[best])}, "
+                f"by {_NAMES[best]}; the most {max(got.value for got in here.values()):.2f}."
+            )
     return "\n".join([*rows, ""])
 
 
 def _verdict(gap: Matched) -> str:
+    if max(abs(gap.low), abs(gap.high)) < _SAME:
+        return f"the same within {_SAME:g}"
     if gap.high < 0:
         return "leaks less"
     return "leaks more" if gap.low > 0 else "no difference shown"
@@ -199,6 +222,9 @@ def _tail(measured: Measured) -> str:
         )
     lines += _weaker(points)
     hours = sum(p.seconds for p in points if p.kind != "denoised") / 3600
+    absent = [title for name, title in _NAMES.items() if name not in curves(points)]
+    if absent:
+        lines.append(f"* **Not measured, so that nothing is said of it here: {'; '.join(absent)}.**")
     return "\n".join([*lines, "", _TAIL.format(hours=f"{hours:.1f}", seeds=measured.setting["seeds"])])
 
 

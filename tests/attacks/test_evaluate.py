@@ -14,7 +14,6 @@ from attacks.spawn import _cause, run_attack
 from attacks.truth import read_truth
 from securesplit.errors import CheckFailed, InputError
 
-
 FAMILY = ("ridge", "vocabulary-nn", "vocabulary-map")
 
 
@@ -41,7 +40,8 @@ def bare(home, record, unsafe, draw):
 def unprotected(bare, model_dirs, aux):
     told = []
     return evaluate(
-        Order(transcript=bare, model=model_dirs(2), truth=bare / "truth.jsonl", aux=aux, attacks=FAMILY[:2]), told.append
+        Order(transcript=bare, model=model_dirs(2), truth=bare / "truth.jsonl", aux=aux, attacks=FAMILY[:2]),
+        told.append,
     ), told
 
 

@@ -74,14 +74,14 @@ def gentle():
 def scene(gentle, draw):
     """``scene(layers, noise, seed)``: a view, what is known, and the true tokens."""
 
-    def make(layers: int, noise: Noise, *, count=24, seed=1, whole=None, rows=1500, parts=None):
+    def make(layers: int, noise: Noise, *, count=24, seed=1, whole=None, rows=1500, parts=None, slow=False):
         front, embedding = parts or gentle[layers]
         truth = draw(count, LENGTH, 900 + seed)
         with torch.inference_mode():
             view = view_of(release(front(truth).float(), noise, seed), noise)
         prior = prior_of(draw(500, LENGTH, 5), len(embedding))
         model = PublicModel(front, embedding, whole=whole, sentinel=None if whole is None else 0)
-        profile = config().profiles["smoke"].model_copy(update={"rows": rows})
+        profile = config().profiles["smoke"].model_copy(update={"rows": rows, "slow": slow})
         return view, learn(model, prior, view, profile, Threat(), seed=seed), truth
 
     return make
@@ -115,8 +115,9 @@ def test_a_clip_alone_hides_nothing(scene, gentle, draw):
     assert hits(INVERTER.run(view, known, quiet), truth) > 0.93
 
 
-def test_at_infinite_noise_it_falls_to_the_prior_and_not_below(scene):
-    view, known, truth = scene(2, Noise(1e6, None), count=80)
+@pytest.mark.parametrize("slow", [False, True])
+def test_at_infinite_noise_it_falls_to_the_prior_and_not_below(scene, slow):
+    view, known, truth = scene(2, Noise(1e6, None), count=80, slow=slow)
     share = mode_share(known, truth)
     assert abs(hits(INVERTER.run(view, known, quiet), truth) - share) <= half_width(truth, share) + 0.02
 
@@ -143,7 +144,7 @@ def test_recovery_falls_with_the_noise(scene):
 @pytest.mark.parametrize("sigma", [0.0, 2.0])
 def test_it_is_at_least_bisr_sip_on_the_same_public_rows(scene, fronts, sigma):
     # On rows that mostly say their context, where a recurrence is what counts.
-    view, known, truth = scene(1, Noise(sigma, None), rows=1500, parts=fronts(1), count=60)
+    view, known, truth = scene(1, Noise(sigma, None), rows=1500, parts=fronts(1), count=60, slow=True)
     study = study_of(known)
     settings = SipSettings(hidden=256, dropout=0.1, rate=1e-3, decay=1e-5, batch=6, epochs=3)
     sip = train_sip(study.train, study.test, sigma, settings, epochs=3, seed=1)
@@ -181,7 +182,7 @@ def test_the_form_that_ignores_the_noise_competes_and_the_best_is_kept(scene):
 
 
 def test_a_seed_repeats_and_the_study_is_shared(scene):
-    view, known, _ = scene(1, Noise(3.0, None))
+    view, known, _ = scene(1, Noise(3.0, None), slow=True)
     assert study_of(known) is study_of(known.reseeded(5))
     first, second = (INVERTER.run(view, known, quiet) for _ in range(2))
     assert first.tokens == second.tokens
@@ -264,7 +265,7 @@ def test_on_the_pretrained_model_it_is_at_least_bisr_sip(layers):
     for noise, floor in ((Noise(0.0, None), 0.95), (Noise(sigma, None), 0.6)):
         view = view_of(release(hidden, noise, 3), noise)
         model = PublicModel(front, embedding, whole=lambda: whole, sentinel=tokenizer.bos_token_id)
-        known = learn(model, prior, view, config().profiles["smoke"])
+        known = learn(model, prior, view, config().profiles["smoke"].model_copy(update={"slow": True}))
         study = study_of(known)
         sip = train_sip(study.train, study.test, noise.sigma, settings_of("bisr_sip", SipSettings), epochs=7, seed=1)
         rows = torch.stack([torch.from_numpy(seen.rows) for seen in view.sightings])

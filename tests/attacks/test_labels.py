@@ -125,6 +125,29 @@ def test_what_b_answered_is_computed_again_where_it_was_not_recorded(unsafe):
     assert recovery(run(CLOSED[0], bare, known_of(where, bare)), tokens) == 1.0
 
 
+@pytest.mark.parametrize("back", [0, 1])
+def test_a_gradient_of_zeros_leaves_the_prior(unsafe, back):
+    where, tokens = site(back), draw(2, 8, seed=11)
+    view = lesson(where, tokens, unsafe)
+    zeros = replace(view, sightings=tuple(replace(seen, gradient=0 * seen.gradient) for seen in view.sightings))
+    answer = run(attack_for(back), zeros, known_of(where, zeros))
+    assert recovery(answer, tokens) == pytest.approx(own_guess(where, view, tokens), abs=0.15)
+
+
+def test_a_single_row_or_none_breaks_nothing(unsafe):
+    where, tokens = site(1), draw(2, 2, seed=12)
+    view = lesson(where, tokens, unsafe)
+    short = replace(
+        view,
+        sightings=tuple(
+            replace(seen, rows=seen.rows[:1], output=seen.output[:1], gradient=seen.gradient[:1])
+            for seen in view.sightings
+        ),
+    )
+    assert run(LEFTWARD[0], short, known_of(where, short)).tokens == ((-1,), (-1,))
+    assert recovery(run(LEFTWARD[0], view, known_of(where, view)), tokens) == 1.0
+
+
 def test_derivatives_agree_with_finite_differences(unsafe):
     del unsafe
     where = site(2)

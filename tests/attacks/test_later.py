@@ -17,7 +17,7 @@ from attacks.view import Key, Noise, PublicModel, ServerView, Sighting
 from attacks.vocabulary import Scoring
 
 V, T, N = 120, 8, 10
-SETTINGS = Settings(window=4, candidates=16)
+SETTINGS = Settings(window=4, candidates=16, spoken=0, rounds=1)
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,8 @@ def test_rounding_to_int8_leaves_most_of_it(world):
 
 def test_a_spent_budget_leaves_the_best_so_far(world):
     place = world(1)
-    found = name(place, Noise(0.0, None), settings=Settings(window=2, candidates=1), budget=0)
-    assert 0.3 < share(found, place[2]) <= 1.0
+    found = name(place, Noise(0.0, None), settings=Settings(window=2, candidates=1, spoken=0, rounds=0), budget=0)
+    assert share(found, place[2]) < 0.5
 
 
 def test_the_attack_recovers_what_it_hypothesises_by_itself(world):

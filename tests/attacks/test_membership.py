@@ -316,7 +316,7 @@ def test_on_the_pretrained_model_and_real_text():
     def trained_on(its_own):
         model = load_whole(directory)
         add_adapters(model, 8, 16.0, seed=1)
-        recipe = Recipe(rank=8, scale=2.0, targets=(), samples=50, batch=10, steps=20, rate=2e-3, moved=None, limit=48)
+        recipe = Recipe(rank=8, scale=2.0, targets=(), samples=50, batch=10, steps=40, rate=2e-3, moved=None, limit=48)
         fine_tune(model, [encode(t) for t in its_own], recipe, torch.Generator().manual_seed(1))
         return model
 

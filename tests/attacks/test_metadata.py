@@ -19,7 +19,7 @@ from attacks.linkage import assign, compare, group, spread_of
 from attacks.metadata import ATTACKS, frame_of
 from attacks.prior import prior_from
 from attacks.rates import length_errors, pairwise
-from attacks.simulated import clean_rows, framed
+from attacks.simulated import clean_rows, framed, padding_of
 from attacks.threat import Threat
 from attacks.view import Key, Noise, Passage, PublicModel, ServerView, Sighting
 
@@ -342,6 +342,18 @@ def test_a_resent_message_is_one_release(know, texts):
     view, truth = traffic_of(known, texts(6, 1, low=8), passes=2)
     again = ServerView(view.sightings, view.noise, traffic=(*view.traffic, view.traffic[0]))
     assert pairwise(truth, run("linkage", again, known).groups).f1 == 1.0
+
+
+def test_padding_is_the_models_own_and_not_the_sentinel(know):
+    known = know()
+    assert padding_of(known) == 0
+    config = known.model.front.base.config
+    before = config.pad_token_id
+    try:
+        config.pad_token_id = 7
+        assert padding_of(known) == 7
+    finally:
+        config.pad_token_id = before
 
 
 def test_sizes_say_nothing_within_a_bucket(know, texts):

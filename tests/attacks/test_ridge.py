@@ -17,6 +17,13 @@ def test_at_an_embedding_cut_the_inverse_is_exact(fronts, draw):
     assert torch.equal(inverter.propose(embedding[every], 0, 1)[:, 0], every)
 
 
+def test_at_an_embedding_cut_the_estimate_is_the_embedding(fronts, draw):
+    front, embedding = fronts(0)
+    inverter, _ = fit(front, embedding, draw(100, 12, seed=2), Noise(0.0, None))
+    seen = torch.unique(draw(100, 12, seed=2))
+    assert torch.allclose(inverter.estimate(embedding[seen], 3), embedding[seen], atol=1e-2)
+
+
 def test_proposals_are_different_tokens_best_first(fronts, draw):
     front, embedding = fronts(1)
     inverter, _ = fit(front, embedding, draw(100, 12, seed=2), Noise(0.0, None))

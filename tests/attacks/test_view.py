@@ -29,13 +29,37 @@ def keys_of(directory):
 
 
 def test_nothing_an_attack_is_given_can_hold_the_truth():
-    view = {"sightings", "noise", "gradient_noise", "cut", "codec", "responded", "classes", "traffic", "sums", "trained", "permuted"}
+    view = {
+        "sightings",
+        "noise",
+        "gradient_noise",
+        "cut",
+        "codec",
+        "responded",
+        "classes",
+        "traffic",
+        "sums",
+        "trained",
+        "permuted",
+    }
     assert {f.name for f in dataclasses.fields(ServerView)} == view
     seen = {"key", "rows", "linked", "releases", "output", "gradient", "gain"}
     assert {f.name for f in dataclasses.fields(Sighting)} == seen
     assert {f.name for f in dataclasses.fields(Passage)} == {"key", "time_ns", "rows", "size"}
     # Candidates are members and others mixed; pairs are a colluding client's own words.
-    task = {"transcript", "model", "aux", "adapter", "profile", "attacks", "keys", "threat", "pairs", "candidates", "seed"}
+    task = {
+        "transcript",
+        "model",
+        "aux",
+        "adapter",
+        "profile",
+        "attacks",
+        "keys",
+        "threat",
+        "pairs",
+        "candidates",
+        "seed",
+    }
     assert set(Task.model_fields) == task
     assert {f.name for f in dataclasses.fields(Key)} == {"peer", "step", "row"}
 

@@ -10,8 +10,9 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner
 
+from attacks.config import config
 from securesplit.cli.attack import app
-from securesplit.errors import CheckFailed, InputError
+from securesplit.errors import CheckFailed, InputError, LeakageExceeded
 from securesplit.model.manifest import read_manifest
 from securesplit.model.plan import CutPlan
 from securesplit.model.store import load_front
@@ -102,8 +103,10 @@ def call(run, *words, recording="lab"):
 def test_list_names_every_attack():
     done = CliRunner().invoke(app, ["list", "--output", "json"])
     value = json.loads(done.stdout)
-    assert [a["name"] for a in value["attacks"]] == ["ridge", "vocabulary-nn", "vocabulary-map", "averaged-map"]
-    assert all(a["threat"] and a["published"]["arxiv"] == "2505.18332" for a in value["attacks"])
+    named = {a["name"]: a for a in value["attacks"]}
+    assert named.keys() == config().attacks.keys()
+    assert all(a["threat"] and a["summary"] and a["published"]["title"] and a["deviations"] for a in named.values())
+    assert named["vocabulary-nn"]["published"]["arxiv"] == "2505.18332"
     assert "ICML 2025" in CliRunner().invoke(app, ["list"]).stdout
 
 
@@ -116,11 +119,31 @@ def test_run_prints_one_json_object(run):
 
 
 def test_a_broken_guarantee_prints_its_figures_and_exits_with_1(run):
-    done = call(run, recording="strict")
+    """Rows without any noise under a policy that pays for much of it: neither the noise nor the bound is kept."""
+    done = call(run, "--attack", "vocabulary-nn", recording="strict")
     assert isinstance(done.exception, CheckFailed)
-    assert (done.exception.code, done.exception.exit_code) == ("SS-1570", 1)
+    assert (done.exception.code, done.exception.exit_code) == ("SS-1573", 1)
     assert "replace-one" in done.stdout
     assert "1.000" in done.stdout
+
+
+def test_a_policys_limit_decides_the_exit_status_and_a_report_is_kept(run, tmp_path):
+    limited = tmp_path / "limited.toml"
+    plain = (run / "lab.toml").read_text()
+    limited.write_text(plain + "\n[leakage]\ntoken_recovery = 0.5\nmax_age_days = 30\n")
+    done = call(run, "--attack", "vocabulary-nn", "--policy", limited, "--out", tmp_path / "report")
+    assert isinstance(done.exception, LeakageExceeded)
+    assert (done.exception.code, done.exception.exit_code) == ("SS-7001", 7)
+    assert {p.name for p in (tmp_path / "report").iterdir()} == {"report.json", "report.md", "report.html"}
+    again = call(run, "--attack", "vocabulary-nn", "--out", tmp_path / "report")
+    assert isinstance(again.exception, InputError)
+    assert again.exception.code == "SS-1712"
+    read = CliRunner().invoke(app, ["compare", *[str(tmp_path / "report" / "report.json")] * 2, "--output", "json"])
+    assert json.loads(read.stdout)["settings"] == []
+    made = ["report", "--report", str(tmp_path / "report" / "report.json"), "--out", str(tmp_path / "again")]
+    assert CliRunner().invoke(app, made).exit_code == 0
+    for words in (["report", "--out", "x"], ["compare", str(limited), str(limited)]):
+        assert CliRunner().invoke(app, words).exception.code == "SS-1715"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from securesplit.aggregate import wire
-from securesplit.client import link as link_module
+from securesplit.client.dial import greet
 from securesplit.client.link import Link
 from securesplit.client.rounds import RECONNECTS, _Line
 from securesplit.errors import ConnectionFailed, PolicyDenied, RemoteProtocolError
@@ -210,5 +210,5 @@ def test_the_greeting_has_less_patience_than_a_round(house, monkeypatch):
     mine, _ = house.parties("alice")
     for options in ({}, {"opening": 3.0}):
         with pytest.raises(ConnectionFailed):
-            link_module.greet(Silent(), mine, POLICY, name="alice", server="gpu", patience=600.0, **options)
+            greet(Silent(), mine, POLICY, name="alice", server="gpu", patience=600.0, **options)
     assert waited == [20.0, 3.0]

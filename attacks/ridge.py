@@ -31,12 +31,14 @@ class Affine:
     Attributes:
         mean: (D,). matrix: (D, E).
         bias: (V,) subtracted from a token's score. scale: (V,) multiplied with it. Together the ranking rule.
+        offset: (E,) added to make the estimate itself; the mean embedding of the rows that the map was fitted on.
     """
 
     mean: Tensor
     matrix: Tensor
     bias: Tensor
     scale: Tensor
+    offset: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class Inverter:
     def estimate(self, rows: Tensor, position: int) -> Tensor:
         """Estimated embeddings (N, E) of the tokens of rows (N, D), which are as in :meth:`propose`."""
         chosen = self.first if position == 0 else self.later
-        return (rows - chosen.mean) @ chosen.matrix + self.mean
+        return (rows - chosen.mean) @ chosen.matrix + chosen.offset + self.mean
 
 
 def _scores(affine: Affine, embedding: Tensor, rows: Tensor) -> Tensor:
@@ -143,7 +145,7 @@ def _fit_one(rows: Tensor, tokens: Tensor, embedding: Tensor, sigma: float, held
     for penalty in dict.fromkeys((floor, floor + len(train) * sigma**2)):
         matrix = torch.linalg.solve(gram + penalty * identity, cross).float()
         for bias, scale in ((norms.square() / 2, torch.ones_like(norms)), (torch.zeros_like(norms), 1 / norms)):
-            affine = Affine(mean=mean, matrix=matrix, bias=bias, scale=scale)
+            affine = Affine(mean=mean, matrix=matrix, bias=bias, scale=scale, offset=Y.mean(0).float())
             recall = _recall(affine, embedding, noised, tokens[test])
             if best is None or recall > best[0]:
                 best = recall, affine

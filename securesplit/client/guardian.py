@@ -10,7 +10,8 @@ drift, and measured over noise and learning rates
 
     1 - likeness of gradients  <=  10 (1 - likeness of outputs)
 
-holds to a likeness of 0.5 (docs/benchmarks/hijack.md). So the outputs, which C learns from, say how like the gradients
+held, but for single steps, on the one model where it was measured, SmolLM2-135M (docs/benchmarks/hijack.md). So the
+outputs, which C learns from, say how like the gradients
 must be: ``allowed``. What is missing adds up over the watched steps, and what is there to spare is not saved (CUSUM: Page,
 Biometrika 1954), so that it does not matter when a hijack begins. In regime ``frozen`` nothing drifts and no gradient
 comes; there the outputs themselves must be those of the published B.

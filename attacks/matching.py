@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -57,11 +58,13 @@ def _match(name: str, view: ServerView, known: Knowledge, tick: Tick) -> Recover
     tokens: dict[int, tuple[int, ...]] = {}
     unresolved, budget = 0, known.profile.budget
     for indices, rows in batches(view, linked=linked):
-        noise = view.noise.averaged(view.sightings[indices[0]].releases) if linked else view.noise
+        releases = view.sightings[indices[0]].releases if linked else 1
+        noise = view.noise.averaged(releases)
+        rule = replace(scoring(name, known, noise), codec=view.codec, releases=releases)
         answer = decode(
-            known.model.front, rows, known.inverter.propose, scoring(name, known, noise), known.search,
-            vocabulary=known.vocabulary, budget=budget, candidates=known.profile.candidates if noise.sigma else None,
-            progress=more,
+            known.model.front, rows, known.inverter.propose, rule, known.search, vocabulary=known.vocabulary,
+            budget=budget, candidates=known.profile.candidates if noise.sigma else None, progress=more,
+            estimate=known.inverter.estimate,
         )  # fmt: skip
         unresolved, budget = unresolved + answer.unresolved, budget - answer.spent
         tokens.update(zip(indices, map(tuple, answer.tokens.tolist()), strict=True))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.policy_sign import Trusted, trusted_policy
 
 
 def generate(
@@ -23,12 +24,11 @@ def generate(
     cache: Cache = None,
     code: Code = None,
     evidence: Evidence = None,
+    policy_key: Trusted = None,
     output: Output = "text",
 ) -> None:
     """Continue a prompt. The prompt and each fed-back token are releases under the policy, and charged."""
-    from securesplit.policy.load import load_policy
-
-    rules = load_policy(policy)
+    rules = trusted_policy(policy, policy_key, keys)
 
     from securesplit.client.generate import Sampling
     from securesplit.client.run import open_client

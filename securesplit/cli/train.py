@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.policy_sign import Trusted, trusted_policy
 from securesplit.cli.progress import ProgressStyle, reporting
 
 
@@ -31,6 +32,7 @@ def train(
     cache: Cache = None,
     code: Code = None,
     evidence: Evidence = None,
+    policy_key: Trusted = None,
     watch_server: Annotated[
         int,
         typer.Option(
@@ -44,9 +46,7 @@ def train(
     output: Output = "text",
 ) -> None:
     """Train on private text with a server that never sees it. The ledger lies in the key folder and is charged."""
-    from securesplit.policy.load import load_policy
-
-    rules = load_policy(policy)
+    rules = trusted_policy(policy, policy_key, keys)
     os.umask(0o077)  # What a run writes is private: adapters, its record, and its own part of each sum.
 
     import torch

@@ -211,7 +211,7 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
             writer.name = client.link.name
         identify = client.ledger.key if client.ledger is not None else _anonymous
         batches, held_out = job_batches(
-            records, run.policy, client.job, client.tokenizer, identify, held_out=run.held_out, max_tokens=run.max_tokens
+            records, client.policy, client.job, client.tokenizer, identify, held_out=run.held_out, max_tokens=run.max_tokens
         )  # fmt: skip
         answers = files.enter_context(closing(AnswerLog(run.keys / "answered.log")))
         trained = Trainer(client, batches, held_out, answers=answers, progress=progress, records=run.out).run()

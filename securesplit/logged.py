@@ -59,8 +59,14 @@ def open_journal(
 
 
 def signer_of(folder: KeyFolder) -> Signer:
-    """A key folder as what signs a log; again after a renewal, for :meth:`Journal.rekey`."""
-    return Signer(folder.cert_der, folder.sign, verify_signature, known_to(folder.ca_pem, folder.crl_pem))
+    """A key folder as what signs a log; again after a renewal, for :meth:`Journal.rekey`.
+
+    Rows that older certificates of the same key began are the party's own, whatever became of the authority that issued
+    them: a renewal keeps the key, and a retired authority vouches for nothing any more.
+    """
+    own = read_certificate(folder.cert_der).public_bytes(Encoding.PEM)
+    trust = pinned((own,), known_to(folder.ca_pem, folder.crl_pem))
+    return Signer(folder.cert_der, folder.sign, verify_signature, trust)
 
 
 def known_to(ca_pem: bytes, crl_pem: bytes) -> Callable[[bytes, int], str]:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from securesplit.cli.output import Output, show
+from securesplit.cli.passphrase import KeyPassFd, KeyPassFile, existing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from securesplit.transport.checkup import Check
 
@@ -23,6 +24,8 @@ def doctor(
         str | None, typer.Option("--connect", metavar="URL", help="Walk to a server step by step; needs --keys.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, max=600, help="Seconds for each step of --connect.")] = 10.0,
+    key_pass_file: KeyPassFile = None,
+    key_pass_fd: KeyPassFd = None,
     output: Output = "text",
 ) -> None:
     """Check versions, TLS, keys, certificates, clock, ledger and disk; with --connect, a server, too."""
@@ -32,7 +35,7 @@ def doctor(
         raise InputError(
             "SS-1001", "--connect needs --keys", hint="Name the client's folder, such as --keys keys/alice."
         )
-    found = list(_checks(keys, connect, timeout))
+    found = list(_checks(keys, connect, timeout, existing("the party's key", key_pass_file, key_pass_fd)))
     bad = sum(check.status == "fail" for check in found)
     width = max(len(check.name) for check in found)
     lines = []
@@ -47,7 +50,9 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _checks(keys: Path | None, connect: str | None, timeout: float) -> Iterator[Check]:
+def _checks(
+    keys: Path | None, connect: str | None, timeout: float, passphrase: Callable[[], bytes] | None
+) -> Iterator[Check]:
     from datetime import UTC, datetime
 
     from securesplit.errors import ConnectionFailed, SecureSplitError
@@ -59,7 +64,7 @@ def _checks(keys: Path | None, connect: str | None, timeout: float) -> Iterator[
         yield from check_place(Path.cwd())
         return
     role = "client" if connect is not None else role_of(keys)
-    yield from check_keys(keys, role, datetime.now(UTC))
+    yield from check_keys(keys, role, datetime.now(UTC), passphrase)
     yield from check_place(keys)
     book = keys / "ledger"
     if (book / "ledger.sqlite").is_file():
@@ -81,7 +86,7 @@ def _checks(keys: Path | None, connect: str | None, timeout: float) -> Iterator[
         from securesplit.transport.walk import walk
 
         try:
-            folder = KeyFolder.open(keys, "client")
+            folder = KeyFolder.open(keys, "client", passphrase=passphrase)
         except ConnectionFailed:
             return  # Told above.
         yield from walk(connect, folder, timeout=timeout)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.passphrase import KeyPassFd, KeyPassFile, existing
 from securesplit.cli.policy_sign import Trusted, trusted_policy
 
 
@@ -25,6 +26,8 @@ def generate(
     code: Code = None,
     evidence: Evidence = None,
     policy_key: Trusted = None,
+    key_pass_file: KeyPassFile = None,
+    key_pass_fd: KeyPassFd = None,
     output: Output = "text",
 ) -> None:
     """Continue a prompt. The prompt and each fed-back token are releases under the policy, and charged."""
@@ -34,7 +37,15 @@ def generate(
     from securesplit.client.run import open_client
 
     with open_client(
-        rules, keys, server, model=model, cache=cache_or_default(cache), adapters=adapters, code=code, evidence=evidence
+        rules,
+        keys,
+        server,
+        model=model,
+        cache=cache_or_default(cache),
+        adapters=adapters,
+        code=code,
+        evidence=evidence,
+        passphrase=existing("the client's key", key_pass_file, key_pass_fd),
     ) as client:
         made = client.generate(prompt, max_new_tokens=max_new_tokens, sampling=Sampling(temperature, seed))
     show(

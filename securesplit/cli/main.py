@@ -14,7 +14,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from securesplit import __version__
-from securesplit.cli import aggregate, attack, audit, certs, doctor, explain, generate, model, policy, privacy, serve, train
+from securesplit.cli import (
+    aggregate,
+    attack,
+    audit,
+    certs,
+    doctor,
+    explain,
+    generate,
+    model,
+    policy,
+    privacy,
+    serve,
+    train,
+)
 from securesplit.cli.demo.command import demo
 from securesplit.errors import CheckFailed, InputError, SecureSplitError
 

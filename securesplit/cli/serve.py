@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.passphrase import KeyPassFd, KeyPassFile, existing
 from securesplit.cli.policy_sign import Trusted, trusted_policy
 from securesplit.cli.progress import Plain
 
@@ -26,6 +27,8 @@ def serve(
     out: Annotated[Path | None, typer.Option(help="Write B's trained adapters here at the end.")] = None,
     evidence: Evidence = None,
     policy_key: Trusted = None,
+    key_pass_file: KeyPassFile = None,
+    key_pass_fd: KeyPassFd = None,
     limits: Annotated[
         Path | None, typer.Option("--limits", help="What the server takes from whom; see docs/limits.md.")
     ] = None,
@@ -70,6 +73,7 @@ def serve(
         out=out,
         evidence=evidence,
         limits=bounds,
+        passphrase=existing("the server's key", key_pass_file, key_pass_fd),
         ready=ready,
         progress=progress,
     )

@@ -17,6 +17,7 @@ from securesplit.client.diary import Diary
 from securesplit.client.link import OPENING, Link
 from securesplit.errors import LeakageExceeded, PolicyDenied, SecureSplitError
 from securesplit.pki.certificate import verify_signature
+from securesplit.pki.passphrase import Passphrase
 from securesplit.pki.store import KeyFolder
 from securesplit.policy.leakage import Proof, read_proofs
 from securesplit.policy.schema import Policy
@@ -101,6 +102,7 @@ def dial(
     opening: float = OPENING,
     evidence: Path | None = None,
     diary: Diary | None = None,
+    passphrase: Passphrase | None = None,
 ) -> Link:
     """Connect to a server.
 
@@ -112,6 +114,7 @@ def dial(
         opening: seconds for the connection, and again for the server's greeting.
         evidence: folder with this site's reports of the attack suite, for a policy with ``[leakage]`` limits.
         diary: the audit log to go on with; by default the one beside the keys, which the link then closes.
+        passphrase: asked when the client's key is encrypted, and again for every new connection.
 
     Raises:
         ConnectionFailed: SS-30xx with the cause, PolicyDenied: SS-20xx, RemoteProtocolError: SS-40xx.
@@ -119,7 +122,7 @@ def dial(
         CheckFailed: SS-1580 to SS-1585 when the client's audit log was tampered with or takes no rows.
     """
     try:
-        folder = KeyFolder.open(Path(keys), "client")
+        folder = KeyFolder.open(Path(keys), "client", passphrase=passphrase)
     except SecureSplitError:
         refuse_remote(url, policy)  # Which does not need keys, and is the better thing to hear.
         raise
@@ -139,7 +142,14 @@ def dial(
         raise
     link.own_log = diary is None
     link.redial = lambda within: dial(
-        url, keys=keys, policy=policy, patience=patience, opening=within, evidence=evidence, diary=book
+        url,
+        keys=keys,
+        policy=policy,
+        patience=patience,
+        opening=within,
+        evidence=evidence,
+        diary=book,
+        passphrase=passphrase,
     )
     return link
 

@@ -30,7 +30,7 @@ from securesplit.model.plan import CutPlan
 from securesplit.model.resolve import resolve_model
 from securesplit.model.store import load_middle
 from securesplit.pki.certificate import verify_signature
-from securesplit.pki.store import KeyFolder
+from securesplit.pki.passphrase import Passphrase
 from securesplit.policy.leakage import read_proofs
 from securesplit.policy.schema import Policy
 from securesplit.protocol.job import Job
@@ -155,6 +155,7 @@ def serve(
     out: Path | None = None,
     evidence: Path | None = None,
     limits: Limits | None = None,
+    passphrase: Passphrase | None = None,
     ready: Callable[[str, int], None] = lambda _host, _port: None,
     progress: Callable[[str, float], None] = lambda _phase, _fraction: None,
 ) -> Served:
@@ -171,6 +172,7 @@ def serve(
         out: directory for B's trained adapters.
         evidence: folder with the server's reports of the attack suite, for a policy with ``[leakage]`` limits.
         limits: what the server takes from whom; the defaults when absent.
+        passphrase: asked once, when the server's key is encrypted.
         ready: called with host and port once the server listens.
         progress: told of each phase when the model has to be made first.
 
@@ -185,7 +187,7 @@ def serve(
     admit(policy, job, peer="this server")  # Every client would be turned away later, and told no reason.
     require_short(policy)
     proofs = () if evidence is None else read_proofs(evidence)
-    tls = ContextHolder(keys)
+    tls = ContextHolder(keys, passphrase=passphrase)
     known = None if code is None else read_code(code)
     plan = CutPlan(front=job.cut.front, back=job.cut.back)
     directory = resolve_model(
@@ -207,7 +209,7 @@ def serve(
         worker = files.enter_context(HeWorker())
     if out is not None:
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    records = None if out is None else RoundRecords(KeyFolder.open(Path(keys), "server"), out)
+    records = None if out is None else RoundRecords(tls.folder, out)
     anchors = KeptAnchors(Path(keys) / "anchors")
     seen = None if record is None else SumRecords(record, directory, job)
     core = build_core(

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import serialization
 
 from securesplit.errors import ConnectionFailed, SecureSplitError
 from securesplit.pki.identity import Role, identity_of, read_certificate
+from securesplit.pki.passphrase import Passphrase
 from securesplit.pki.store import KeyFolder
 from securesplit.transport.quantum import offers_hybrid
 
@@ -89,16 +90,17 @@ def check_machine() -> Iterator[Check]:
         )
 
 
-def check_keys(path: Path, role: Role, now: datetime) -> Iterator[Check]:
+def check_keys(path: Path, role: Role, now: datetime, passphrase: Passphrase | None = None) -> Iterator[Check]:
     """A party's folder: modes and key, certificate, days left, revocation list, clock.
 
     Args:
         path: the party's folder, or the one above.
         role: what it is to be good for.
         now: the time of the check.
+        passphrase: asked when the key is encrypted.
     """
     try:
-        folder = KeyFolder.open(path, role, now=now)
+        folder = KeyFolder.open(path, role, now=now, passphrase=passphrase)
     except ConnectionFailed as error:
         yield failed("keys", error)
         yield from _clock(path, now)

@@ -88,4 +88,4 @@ def test_everything_is_exchanged_during_training(house):
     assert len(rows(house, "accepted")) == 4, "alice's and bob's, once in each run: nobody had to come back"
     finish_rotation(Authority.open(house.keys))
     with Loopback(house.core(house.job(), POLICY), house.keys) as loop:
-        dial(loop.url, keys=house.keys / "carol", policy=POLICY).close()
+        dial(loop.url, keys=house.keys / "alice", policy=POLICY).close()

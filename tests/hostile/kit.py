@@ -1,7 +1,7 @@
 """A recorded conversation to play again, wrongly: an honest client's messages, and a stage with an honest one beside it.
 
 The server is the real core with a real audit log, in memory. What a hostile client does may end its own session with a
-declared code, which then stands in the log; the honest client's learning goes on and comes to the same weights.
+declared code, and nothing else: the honest client beside it goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from securesplit.client.link import Link
 from securesplit.codes import explained_codes
 from securesplit.errors import ConnectionFailed
 from securesplit.journal.checkpoint import Checkpoints
-from securesplit.journal.events import Event, Refused
+from securesplit.journal.events import Event
 from securesplit.journal.log import Journal
 from securesplit.logged import open_journal
 from securesplit.model.lora import adapter_layout, read_adapters
@@ -69,13 +69,12 @@ def conversation() -> tuple[Message, ...]:
 
 @dataclass
 class Stage:
-    """A served core and the refusals that its log holds."""
+    """A served core with its log, and a clock."""
 
     house: House
     core: ServerCore
     server: MemoryServer
     journal: Journal
-    refused: list[str]
     clock: float = 0.0
 
     def link(self, name: str) -> Link:
@@ -112,16 +111,13 @@ class Stage:
 @contextmanager
 def stage(house: House, root: Path) -> Iterator[Stage]:
     """A served core with its audit log."""
-    refused: list[str] = []
     with open_journal(house.folder("gpu"), path=root / "audit") as journal:
 
         def note(event: Event) -> None:
-            if isinstance(event, Refused):
-                refused.append(event.code)
             journal.append(event, durable=False)
 
         core = house.core(house.job(blind=False), POLICY, note=note, checkpoints=Checkpoints(journal, verify_signature))
-        yield Stage(house, core, MemoryServer(core), journal, refused)
+        yield Stage(house, core, MemoryServer(core), journal)
 
 
 def ending(pipe: MemoryPipe) -> str | None:

@@ -14,6 +14,7 @@ from securesplit.protocol.messages import (
     Blob,
     Failure,
     Forward,
+    Gradient,
     Hello,
     Hidden,
     Message,
@@ -120,17 +121,19 @@ def test_every_message_said_twice_changes_nothing_or_is_refused(scene):
         pipe.close()
 
 
-@pytest.mark.parametrize("pair", itertools.combinations(range(len(GOOD) - 1), 2), ids=str)
-def test_two_messages_that_change_places(scene, pair):
-    order = list(GOOD)
-    order[pair[0]], order[pair[1]] = order[pair[1]], order[pair[0]]
-    pipe, bob = greeted(scene), scene.link("bob")
-    say(pipe, *order)
-    code = ending(pipe)
-    assert code in {None, "", "SS-4013", "SS-4014", "SS-4010", "SS-4022", "SS-6006", "SS-4025"}
-    if not pipe.closed:
-        pipe.close()
-    scene.step(bob, 0)
+def test_two_messages_that_change_places(scene):
+    bob, codes = scene.link("bob"), set()
+    for number, (first, second) in enumerate(itertools.combinations(range(len(GOOD) - 1), 2)):
+        order = list(GOOD)
+        order[first], order[second] = order[second], order[first]
+        pipe = greeted(scene)
+        say(pipe, *order)
+        codes.add(ending(pipe))
+        if not pipe.closed:
+            pipe.close()
+        scene.step(bob, number)
+    assert codes - {None} <= {"SS-4013", "SS-4014", "SS-4010", "SS-4022", "SS-6006", "SS-4025"}
+    assert "SS-4013" in codes
 
 
 CASES: dict[str, tuple[object, str]] = {
@@ -183,6 +186,7 @@ def test_a_flood_of_messages_ends_with_its_own_client_alone(scene):
     assert ending(pipe) == "SS-4025"
     bob.expect(Hidden)
     bob.tell(Backward(step=0, gradient=rows(3, 6)))
+    bob.expect(Gradient)
     scene.step(bob, 1)
 
 

@@ -69,19 +69,30 @@ def signer_of(folder: KeyFolder) -> Signer:
     return Signer(folder.cert_der, folder.sign, verify_signature, trust)
 
 
-def known_to(ca_pem: bytes, crl_pem: bytes) -> Callable[[bytes, int], str]:
+def known_to(
+    ca_pem: bytes, crl_pem: bytes, *, otherwise: Callable[[bytes, int], str] | None = None
+) -> Callable[[bytes, int], str]:
     """Whose a certificate was at a time of the past, by an authority's files: for journals and those who check them.
 
     A revocation counts from its date: what a party logged before its key was lost stays true. Who stole the key can write
     earlier dates; the other ends' logs tell.
 
+    Args:
+        ca_pem, crl_pem: the authority's certificates and revocation lists.
+        otherwise: asked where this authority does not vouch for a certificate.
+
     Raises, when called: ConnectionFailed: SS-32xx. InputError: SS-1621 when the authority's files are unusable.
     """
 
     def owner(certificate: bytes, at: int) -> str:
-        role = identity_of(certificate).role
         moment = datetime.fromtimestamp(at / 1e9, UTC)
-        return PastAuthority.parse(ca_pem, crl_pem).verify(certificate, role, at=moment, vouched=True).uri
+        try:
+            role = identity_of(certificate).role
+            return PastAuthority.parse(ca_pem, crl_pem).verify(certificate, role, at=moment, vouched=True).uri
+        except ConnectionFailed:
+            if otherwise is None:
+                raise
+            return otherwise(certificate, at)
 
     return owner
 

@@ -61,10 +61,17 @@ def verify(
         typer.Option("--key", help="Trust this certificate or public key (PEM), or a party's folder; repeatable."),
     ] = None,
     ca: Annotated[
-        Path | None, typer.Option("--ca", help="Trust this authority; ca.pem beside the log's folder when absent.")
+        list[Path] | None,
+        typer.Option(
+            "--ca",
+            help="Trust this authority; ca.pem beside the log's folder when absent; repeatable, for one that was exchanged.",
+        ),
     ] = None,
     crl: Annotated[
-        Path | None, typer.Option("--crl", help="Its revocation list; crl.pem beside the authority's file when absent.")
+        list[Path] | None,
+        typer.Option(
+            "--crl", help="Its revocation list, in the order of --ca; crl.pem beside the authority's file when absent."
+        ),
     ] = None,
     other: Annotated[
         list[Path] | None,
@@ -83,7 +90,7 @@ def verify(
     try:
         found: list[Verified] = []
         for folder in dict.fromkeys(folders):
-            found.append(check(folder, _trust(folder, key or [], ca, crl)))
+            found.append(check(folder, _trust(folder, key or [], ca or [], crl or [])))
             _require_party(folder, key or [], found[-1])
         compared = agree(found) if other else None
     except CheckFailed as error:
@@ -137,25 +144,31 @@ def _logs_in(others: list[Path], *, beside: Path) -> list[Path]:
     return found
 
 
-def _trust(folder: Path, keys: list[Path], ca: Path | None, crl: Path | None) -> Trust:
-    """Whose signatures count: named keys, and what an authority issued."""
+def _trust(folder: Path, keys: list[Path], cas: list[Path], crls: list[Path]) -> Trust:
+    """Whose signatures count: named keys, what authorities issued, and the very key that lies beside a log."""
     from securesplit.errors import InputError
     from securesplit.journal.verify import Trust
     from securesplit.logged import known_to, pinned
     from securesplit.pki.certificate import verify_signature
 
-    authority: Callable[[bytes, int], str] | None = None
-    beside = folder.parent / "ca.pem"
-    chosen = ca if ca is not None else (beside if beside.is_file() else None)
-    if chosen is not None:
-        authority = known_to(chosen.read_bytes(), (crl or chosen.parent / "crl.pem").read_bytes())
-    if authority is None and not keys:
+    beside, own = folder.parent / "ca.pem", folder.parent / "cert.pem"
+    named = [_file(key) for key in keys]
+    if not named and own.is_file():
+        named = [
+            own.read_bytes()
+        ]  # A renewal keeps the key, and outlives the authority that issued the old certificate.
+    chosen = cas or ([beside] if beside.is_file() else [])
+    if not chosen and not keys:
         raise InputError(
             "SS-1588",
             "nothing says whose signatures to trust",
             hint="Name the authority with --ca (and --crl), or the party's certificate with --key.",
         )
-    return Trust(pinned([_file(key) for key in keys], authority), verify_signature)
+    lists = [*crls, *(place.parent / "crl.pem" for place in chosen[len(crls) :])]
+    owner: Callable[[bytes, int], str] | None = None
+    for place, crl in zip(chosen, lists, strict=False):
+        owner = known_to(place.read_bytes(), crl.read_bytes(), otherwise=owner)
+    return Trust(pinned(named, owner), verify_signature)
 
 
 def _require_party(folder: Path, keys: list[Path], found: Verified) -> None:

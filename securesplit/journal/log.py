@@ -134,6 +134,16 @@ class Journal:
             if self._dirty:
                 self._sync()
 
+    def probe(self) -> None:
+        """Try the disk again after it took no row, with a signed head. After a failed sync there is no trying again.
+
+        Raises:
+            CheckFailed: SS-1585.
+        """
+        with self._lock:
+            self._sign_inside()
+            self._sync()
+
     def head(self) -> Head:
         """The present head, signed; everything under it is on disk.
 

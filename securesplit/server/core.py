@@ -68,7 +68,7 @@ class ServerCore:
         randomness: bytes by length, for nonces and session ids.
         kept: what clients asked to keep.
         limits: what each client may use, and who besides the roster may connect.
-        note: writes a row of the audit log.
+        note: writes a row of the audit log; raises when it cannot, and then what it tells of is not done.
         checkpoints: shows clients the head of the audit log, and keeps theirs.
     """
 
@@ -170,8 +170,11 @@ class ServerCore:
             return []
         if isinstance(result.request, Forward):
             peer.answered.clear()
+        try:
+            self._served(connection, peer, result.request)
+        except SecureSplitError as error:  # What cannot be written down is not answered.
+            return self._refuse(connection, peer, error)
         peer.answered[type(result.request)] = result
-        self._served(connection, peer, result.request)
         actions = self._send(connection, result.reply)
         if isinstance(result.request, Backward):
             actions += self._next_turn(self._turns.release(connection, self._now))

@@ -19,7 +19,7 @@ from securesplit.aggregate.encryption import SumWorker
 from securesplit.aggregate.server import ServerRound
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.journal.checkpoint import Checkpoints
-from securesplit.journal.events import Event, Loaded
+from securesplit.journal.events import Event, Loaded, Round
 from securesplit.logged import open_journal, signer_of
 from securesplit.model.code import CutCode, read_code, refuse_other_code, save_code
 from securesplit.model.export import collect_adapters, save_part_adapters
@@ -113,11 +113,18 @@ def build_core(
     engine = Engine(middle, learning_rate=job.optimiser.server_lr, code=code)
 
     def config_of(run: bytes, ready: RoundReady) -> RoundConfig:
-        return round_config(
+        config = round_config(
             job, model=model, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen, step=ready.step
         )
+        note(Round(state="started", number=ready.round, run=run.hex()))
+        return config
 
     def keep(ended: ServerRound) -> None:
+        number, run, result = ended.config.round, ended.config.session_id.hex(), ended.result
+        if result is None:
+            note(Round(state="refused", number=number, run=run, code=ended.aborted or "SS-6001"))
+        else:
+            note(Round(state="ended", number=number, run=run, clients=len(result.survivors)))
         for kept_by in (records, seen):
             if kept_by is not None:
                 kept_by(ended)
@@ -214,7 +221,7 @@ def serve(
     seen = None if record is None else SumRecords(record, directory, job)
     core = build_core(
         job, policy, middle, digest, known, anchors, worker=worker, records=records, seen=seen, limits=limits,
-        note=record_of.note, checkpoints=Checkpoints(journal, verify_signature),
+        note=record_of.require, checkpoints=Checkpoints(journal, verify_signature),
     )  # fmt: skip
     if record is not None:
         _write_public(record, job, policy, digest)

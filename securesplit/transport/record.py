@@ -74,6 +74,16 @@ class Record:
         else:
             self.fault = None
 
+    def require(self, event: Event) -> None:
+        """Write one row about something that must not happen without it.
+
+        Raises:
+            CheckFailed: SS-1585 when the journal does not take it.
+        """
+        self.note(event)
+        if self.fault is not None:
+            raise self.fault
+
     def refused(self, stage: Stage, code: str, address: str, *, peer: str = "", connection: int = 0) -> None:
         """Somebody was turned away or put out. A flood of the same becomes one row with a count."""
         offered = Refused(stage=stage, code=code, address=address, peer=peer, connection=connection)
@@ -123,7 +133,18 @@ class Record:
         for event in self._coalescer.due(now):
             self.note(event)
         if self.fault is not None and self._journal is not None:
-            self.sync()
+            try:
+                self._journal.probe()
+            except SecureSplitError as error:
+                self._failed(error)
+            else:
+                self.fault = None
+                _log.warning("the audit log takes rows again")
+
+    def finish(self) -> None:
+        """The server ends: rows that stand for many refusals are due whether or not their second is over."""
+        for event in self._coalescer.due(self._now, all_of_them=True):
+            self.note(event)
 
     def sync(self) -> None:
         """Wait for the disk; not on an event loop."""

@@ -98,6 +98,7 @@ class Shell:
                         continue
                 await asyncio.gather(*self._ticks)
         finally:
+            self._record.finish()
             self._door.close()
             self._worker.shutdown(wait=True)
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +19,11 @@ from securesplit.client.run import open_client
 from securesplit.errors import CheckFailed, ConnectionFailed, PolicyDenied, RemoteProtocolError
 from securesplit.journal.checkpoint import Checkpoints
 from securesplit.journal.verify import Trust, Verified, agree, verify
-from securesplit.logged import known_to, open_journal
+from securesplit.logged import known_to, open_journal, signer_of
 from securesplit.pki.certificate import verify_signature
 from securesplit.privacy.chain import ADOPTED
 from securesplit.protocol.messages import Backward, Forward, Seal
+from securesplit.transport.record import Record
 from tests.e2e.house import FROZEN, House, Loopback, batches_of, build_house, policy_of, policy_text, sentences
 
 LAB = policy_of()
@@ -47,11 +49,12 @@ def rows(folder: Path, *kinds: str) -> list[dict[str, object]]:
 @contextmanager
 def serving(house: House, policy=LAB, *, blind: bool = False) -> Iterator[Loopback]:
     with open_journal(house.folder("gpu")) as journal:
-        core = house.core(
-            house.job(blind=blind), policy, note=lambda event: journal.append(event, durable=False),
-            checkpoints=Checkpoints(journal, verify_signature),
-        )  # fmt: skip
-        with Loopback(core, house.keys, journal=journal) as loop:
+        record = Record(journal, signer_of)
+        checkpoints = Checkpoints(journal, verify_signature)
+        core = house.core(house.job(blind=blind), policy, note=record.require, checkpoints=checkpoints)
+        loop = Loopback(core, house.keys)
+        loop.shell._record = record
+        with loop:
             yield loop
 
 
@@ -260,3 +263,35 @@ def test_nothing_of_the_text_is_in_any_log(house):
     for folder in ("gpu", "alice"):
         log = "".join(f.read_text() for f in (house.keys / folder / "audit").glob("*.jsonl"))
         assert not [word for word in words if word in log]
+
+
+def test_a_server_whose_disk_is_full_serves_nobody_until_there_is_room(house, monkeypatch):
+    from securesplit.journal.disk import Files
+
+    real = Files.write
+
+    def full(files: Files, line: bytes) -> None:
+        if "gpu" in files._path.parts:
+            raise OSError(28, "No space left on device")
+        real(files, line)
+
+    with serving(house) as loop:
+        with dial(loop.url, keys=house.keys / "alice", policy=LAB, patience=20) as link:
+            client = house.client(link, LAB)
+            client.train("B")
+            batch = batches_of(client, sentences(4, seed=1), size=2)[0]
+            client.step(batch)
+            monkeypatch.setattr(Files, "write", full)
+            with pytest.raises((RemoteProtocolError, ConnectionFailed)) as caught:
+                client.step(batch)
+        assert "SS-1585" in str(caught.value)
+        with pytest.raises((RemoteProtocolError, ConnectionFailed)) as caught:
+            dial(loop.url, keys=house.keys / "bob", policy=LAB, patience=20)
+        assert "SS-1585" in str(caught.value)
+        monkeypatch.undo()
+        time.sleep(1.0)  # The clock tries the disk again a few times a second.
+        with dial(loop.url, keys=house.keys / "carol", policy=LAB, patience=20) as link:
+            client = house.client(link, LAB)
+            client.train("B")
+            assert client.step(batch) > 0
+    whole(house, "gpu")

@@ -84,6 +84,8 @@ def until_closed(wire: socket.socket, seconds: float = 20) -> bytes:
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         while part := wire.recv(1 << 16):
             came += part
+            if b"\x88" in part:  # The server has said its last word, and waits for ours.
+                wire.sendall(ws(8, b""))
     wire.close()
     return came
 
@@ -251,3 +253,17 @@ def test_every_code_on_record_is_declared_and_no_row_holds_what_was_sent(house, 
     assert found
     assert {str(row["code"]) for row in found} <= DECLARED
     assert secret not in Path(house.keys / "gpu/audit/000001.jsonl").read_bytes()
+
+
+def test_a_flood_that_outlasts_the_server_is_counted_to_the_last(tmp_path):
+    """The server is stopped in the middle of a second: what it had counted and not written yet is written then."""
+    house = build_house(tmp_path / "house")
+    with (
+        open_journal(house.folder("gpu")) as journal,
+        Loopback(house.core(house.job(blind=False), POLICY), house.keys, journal=journal) as loop,
+    ):
+        for _ in range(20):
+            wire = tcp(loop)
+            wire.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            until_closed(wire)
+    assert sum(int(str(row["count"])) for row in refusals(house)) == 20

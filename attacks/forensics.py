@@ -5,7 +5,8 @@ A release is ``y = x + sigma z`` with ``|x| <= C`` over a whole sequence, z stan
 * ``|y_t|^2 / sigma^2`` of a row is noncentral chi-square with D degrees, at least a central one: rows with less energy have
   less noise (sigma too small; noise on padding alone);
 * the difference of two releases has noise of variance ``2 sigma^2``: rows that differ by less share their noise;
-* for any public unit tensor u, ``<y, u> <= C + sigma N(0, 1)``: more means that something was not clipped.
+* for any public unit tensor u, ``<y, u> <= C + sigma N(0, 1)``, with C times the sum of u's row norms where rows are
+  clipped one by one: more means that something was not clipped.
 
 Each test's threshold holds its false alarms, over all that it looks at, to 1e-6. What they cannot see: noise of the right
 size from a bad generator, and a missing clip where no public direction shows it. `securesplit privacy audit` looks at the
@@ -75,8 +76,8 @@ def _tests(
     found = [_energy(channel, rows), _within(channel, rows)]
     if len(rows) > 1:
         found.append(_reuse(channel, rows[:_PAIRS]))
-    if mean is not None and noise.clip is not None:
-        found.append(_clip(channel, rows, mean, noise.clip / noise.sigma))
+    if mean is not None and (noise.clip is not None or noise.row_clip is not None):
+        found.append(_clip(channel, rows, mean, noise))
     return tuple(f for f in found if f is not None)
 
 
@@ -122,18 +123,23 @@ def _reuse(channel: str, rows: Sequence[npt.NDArray[np.float64]]) -> Finding:
 
 
 def _clip(
-    channel: str, rows: Sequence[npt.NDArray[np.float64]], mean: npt.NDArray[np.float64], bound: float
+    channel: str, rows: Sequence[npt.NDArray[np.float64]], mean: npt.NDArray[np.float64], noise: Noise
 ) -> Finding | None:
-    """The mean projection of all releases on a public direction; a clipped sequence's is at most C."""
-    shown = []
+    """The mean projection of all releases on a public direction m, which the clip bounds.
+
+    ``<x, m> / |m|`` is at most C where a sequence is clipped as a whole, and at most ``C sum_t |m_t| / |m|`` where each
+    row is.
+    """
+    shown, bounds = [], []
     for r in rows:
-        length = min(len(r), len(mean))
-        direction = mean[:length]
+        direction = mean[: min(len(r), len(mean))]
         norm = float(np.linalg.norm(direction))
         if norm > 0:
-            shown.append(float((r[:length] * direction).sum()) / norm)
+            shown.append(float((r[: len(direction)] * direction).sum()) / norm)
+            of_rows = float(np.linalg.norm(direction, axis=1).sum()) / norm
+            bounds.append(min(noise.clip or np.inf, of_rows * (noise.row_clip or np.inf)) / noise.sigma)
     if not shown:
         return None
     statistic = float(np.mean(shown))
-    threshold = bound + float(stats.norm.isf(_ALARM)) / len(shown) ** 0.5
+    threshold = float(np.mean(bounds)) + float(stats.norm.isf(_ALARM)) / len(shown) ** 0.5
     return Finding(f"{channel} clip", statistic, threshold, passed=statistic <= threshold)

@@ -20,10 +20,11 @@ from attacks.config import settings_of
 from attacks.exchange import Linked, Measured
 from attacks.knowledge import Knowledge
 from attacks.lengths import Frame, from_gradients, from_rows, length_prior, moments_of
+from attacks.link import link_by_order
 from attacks.linkage import compare, group, match_passes, spread_of
 from attacks.simulated import clean_rows, framed, padding_of, public_texts
 from attacks.threat import Threat
-from attacks.view import Passage, ServerView, Sighting, link_by_order
+from attacks.view import Passage, ServerView, Sighting
 
 __all__ = ["ATTACKS"]
 

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from attacks.config import Measure, Observed
+from attacks.exchange import Proven
 from attacks.threat import Threat
 from securesplit.errors import CheckFailed, LeakageExceeded
 
@@ -95,7 +96,7 @@ class Result(BaseModel):
         seconds: time of the attack itself, without what it shares with others.
         seeds: how often it was repeated. sequences, tokens: what was scored.
         unresolved: positions, padding included, where no candidate came as close as the right one should.
-        certified: positions that the attack proves to be right.
+        certified: of a sample of positions, how many the attack proves: no other token can explain the row.
         note: what a reader must know beside the figure; empty for nothing.
     """
 
@@ -133,7 +134,7 @@ class Result(BaseModel):
     sequences: int
     tokens: int
     unresolved: int = 0
-    certified: int | None = None
+    certified: Proven | None = None
     note: str = ""
 
 

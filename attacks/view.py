@@ -7,10 +7,9 @@ where they stood in the traffic, which the server knows anyway.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from attacks.link import link_releases
 from securesplit.errors import InputError
 from securesplit.model.parts import PartCache
 from securesplit.policy.schema import Gaussian, Policy
@@ -51,6 +51,7 @@ class PublicModel:
         whole: loads the unsplit causal model, which is a language model for priors as well.
         trained: loads the causal model as it stands after training (O6), in the attacker's hands; None when it is not.
         sentinel: the public token that stands before every text; None where there is none.
+        padding: the public token that clients fill up with; None where the tokenizer does not say.
         encode, decode: the public tokenizer, without special tokens; None where there is none.
     """
 
@@ -61,6 +62,7 @@ class PublicModel:
     whole: Callable[[], Any] | None = None
     trained: Callable[[], Any] | None = None
     sentinel: int | None = None
+    padding: int | None = None
     encode: Callable[[str], list[int]] | None = None
     decode: Callable[[Sequence[int]], str] | None = None
 
@@ -93,15 +95,18 @@ class Noise:
 
     Attributes:
         sigma: standard deviation per coordinate; 0 where the policy is UnsafeNoPrivacy.
-        clip: C, Frobenius bound on a sequence's rows before the noise; None where nothing is clipped.
+        clip: C, Frobenius bound on a sequence's rows before the noise; None where a sequence is not clipped as a whole.
+        row_clip: bound on each row's norm before the noise (unit token); None where rows are not clipped one by one.
+            The public model's front applies it already (attacks/rowclip.py).
     """
 
     sigma: float
     clip: float | None
+    row_clip: float | None = None
 
     def averaged(self, releases: int) -> Noise:
         """The noise that is left in the mean of so many fresh releases."""
-        return Noise(sigma=self.sigma / releases**0.5, clip=self.clip)
+        return replace(self, sigma=self.sigma / releases**0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +267,7 @@ def noise_of(policy: Policy, front: int = 1) -> Noise:
     if not isinstance(policy.privacy, Gaussian):
         return Noise(sigma=0.0, clip=None)
     cut = plan_for(policy.privacy, rows=rows_moved(front, policy.limits.buckets)).cut
-    return Noise(sigma=cut.sigma, clip=None if cut.per_row else cut.clip)
+    return Noise(sigma=cut.sigma, clip=None if cut.per_row else cut.clip, row_clip=cut.clip if cut.per_row else None)
 
 
 def gradient_noise_of(policy: Policy, front: int = 1) -> Noise:
@@ -288,31 +293,6 @@ def sequences_of(transcript: Transcript) -> list[Observation]:
     return found
 
 
-def link_by_order(digests: Sequence[str], passes: int) -> list[list[int]]:
-    """Which releases of one sender show the same record, if each pass goes over its records in the same order.
-
-    A memoised release is resent as the same bytes; it counts once, since nothing is gained by averaging it. When the
-    number of distinct releases is no multiple of ``passes``, nothing is linked. A client that shuffles every pass makes
-    the links wrong; then the averaged attack is a weak one and the others stand.
-
-    Args:
-        digests: one per release, in the order seen.
-        passes: how many fresh releases each record has.
-
-    Returns:
-        For every release the indices of one release from each pass, itself or its first copy included.
-    """
-    first: dict[str, int] = {}
-    for index, digest in enumerate(digests):
-        first.setdefault(digest, index)
-    distinct = list(first.values())
-    if passes < 2 or len(distinct) % passes:
-        return [[first[digest]] for digest in digests]
-    stride = len(distinct) // passes
-    place = {index: number for number, index in enumerate(distinct)}
-    return [[distinct[place[first[d]] % stride + stride * k] for k in range(passes)] for d in digests]
-
-
 def read_view(transcript: Transcript, wanted: Sequence[Key], *, most: int = 1_000_000) -> ServerView:
     """The server's view of the wanted sequences, in the order asked for; unknown keys are left out.
 
@@ -322,6 +302,7 @@ def read_view(transcript: Transcript, wanted: Sequence[Key], *, most: int = 1_00
         most: at most so many fresh releases of a record are used, K of the threat model.
     """
     facts = public_facts(transcript)
+    sigma = noise_of(facts.policy, 1 if facts.cut is None else facts.cut[0]).sigma
     everything = sequences_of(transcript)
     by_peer: dict[str, list[Observation]] = {}
     for seen in everything:
@@ -329,7 +310,7 @@ def read_view(transcript: Transcript, wanted: Sequence[Key], *, most: int = 1_00
     sightings: dict[Key, Sighting] = {}
     targets = set(wanted)
     for peer, seen_here in by_peer.items():
-        links = link_by_order([hashlib.sha256(s.hidden.tobytes()).hexdigest() for s in seen_here], facts.passes)
+        links = link_releases([s.hidden for s in seen_here], facts.passes, sigma=sigma)
         for seen, linked in zip(seen_here, links, strict=True):
             key = Key(peer=peer, step=seen.step, row=seen.row)
             if key in targets and key not in sightings:

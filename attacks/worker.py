@@ -50,7 +50,9 @@ def perform(task: Task, send: TextIO) -> None:
     profile, place, directory = config().profiles[task.profile], Path(task.transcript), Path(task.model)
     view = _view(task)
     tokenizer = load_tokenizer(directory)
-    model = public_model(directory, place, tokenizer, adapter=task.adapter, threat=task.threat)
+    model = public_model(
+        directory, place, tokenizer, adapter=task.adapter, threat=task.threat, row_clip=view.noise.row_clip
+    )
     assert model.encode is not None
     public = read_corpus(Path(task.aux)) if task.aux else ()
     records = [record for record in public[: 50 if task.threat.text == "fifty" else None] if model.encode(record.text)]

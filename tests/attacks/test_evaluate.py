@@ -53,6 +53,11 @@ def test_an_unprotected_recording_gives_everything_away(unprotected):
     assert (best.ci95, best.exact_match, best.pii_exact, best.rouge_l) == ((1.0, 1.0), 1.0, 1.0, 1.0)
     assert (best.sequences, best.tokens, best.unresolved) == (9, 90, 0), "padding is recovered and not scored"
     assert (report.ceiling, report.epsilon, report.mu) == (1.0, None, None)
+    assert best.certified is not None
+    assert (best.certified.tried, best.certified.proven) == (1, 1)
+    assert best.certified.radius is not None
+    assert best.certified.radius > 0
+    assert report.attacks[0].certified is None, "ridge proves nothing"
     assert all(example.truth == example.recovered for example in report.examples)
     assert {event.attack for event in told} == {"public text", "ridge", "vocabulary-nn"}
     require_below_ceiling(report)

@@ -25,9 +25,9 @@ def clipped(rows):
     return rows * np.minimum(1, CLIP / np.linalg.norm(rows.reshape(len(rows), -1), axis=1))[:, None, None]
 
 
-def failed(rows, hidden, sigma=SIGMA):
+def failed(rows, hidden, sigma=SIGMA, clip=CLIP, row_clip=None):
     seen = tuple(Passage(Key("p", i, 0), i, r.astype(np.float32), 0) for i, r in enumerate(rows))
-    findings = examine(ServerView((), Noise(sigma, CLIP), traffic=seen), hidden.mean(0))
+    findings = examine(ServerView((), Noise(sigma, clip, row_clip), traffic=seen), hidden.mean(0))
     assert {f.name for f in findings} == {"O1 energy", "O1 reuse", "O1 reuse within", "O1 clip"}
     return {f.name for f in findings if not f.passed}
 
@@ -80,6 +80,13 @@ def test_one_row_without_noise(hidden):
 
 def test_a_missing_clip(hidden):
     assert failed(hidden + noise(), hidden) == {"O1 clip"}
+
+
+def test_a_missing_clip_of_single_rows(hidden):
+    """Unit token: each row's norm is bounded, and a sequence's may be as long as the square root of its length."""
+    bounded = hidden * np.minimum(1, CLIP / np.linalg.norm(hidden, axis=2))[..., None]
+    assert failed(bounded + noise(), hidden, clip=None, row_clip=CLIP) == set()
+    assert failed(hidden + noise(), hidden, clip=None, row_clip=CLIP) == {"O1 clip"}
 
 
 def test_a_resent_release_is_no_reuse(hidden):

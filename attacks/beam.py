@@ -21,6 +21,7 @@ from attacks.particles import Breadth, search
 from attacks.prior import public_sequences
 from attacks.refine import Effort, refine
 from attacks.ridge import hidden_of
+from attacks.shortlist import proposals
 from attacks.threat import Threat
 from attacks.view import Noise, ServerView, batches
 from attacks.vocabulary import Scoring, decode
@@ -81,7 +82,7 @@ def answers(
         language=min(settings.language, known.vocabulary), favourites=many, narrow=settings.narrow,
         shortlist=settings.shortlist,
     )  # fmt: skip
-    front, propose = known.model.front, known.inverter.propose
+    front, propose = known.model.front, proposals(known, noise.sigma)
     greedy = decode(
         front, rows, propose, scoring, known.search, vocabulary=known.vocabulary, budget=known.profile.budget,
         candidates=many, estimate=known.inverter.estimate,

@@ -74,6 +74,7 @@ class Known(BaseModel):
         positional: the most frequent token at each position of an auxiliary text; empty without text.
         written: what the public language model writes by itself behind the sentinel, greedily; empty without a model.
         informed: whether there was auxiliary text.
+        releases: the most fresh releases that were linked to one attacked record.
     """
 
     model_config = _STRICT
@@ -83,6 +84,7 @@ class Known(BaseModel):
     positional: Tokens
     written: Tokens = ()
     informed: bool
+    releases: Annotated[int, Field(ge=1)] = 1
 
 
 class Skipped(BaseModel):
@@ -105,6 +107,20 @@ class Examined(BaseModel):
     passed: bool
 
 
+class Proven(BaseModel):
+    """Proofs that nothing else in the vocabulary can explain a row, on a sample of positions spread over the sequences.
+
+    Attributes:
+        tried: positions. proven: of these, where the named token explains the row and no other does.
+        radius: smallest half distance to the next token's state: errors below it cannot hide a token; None for no position.
+    """
+
+    model_config = _STRICT
+    tried: Annotated[int, Field(ge=0)]
+    proven: Annotated[int, Field(ge=0)]
+    radius: Annotated[float, Field(ge=0)] | None
+
+
 class Recovered(BaseModel):
     """An answer in tokens: one for every row of every sequence, in the order of the task's keys.
 
@@ -113,8 +129,7 @@ class Recovered(BaseModel):
         first: the first position that the attack speaks of; a gradient, for one, says nothing of position 0. Earlier
             places hold -1 and are not scored.
         unresolved: positions where no candidate was as close as the right one should be.
-        certified: positions that the attack proves: nothing else in the vocabulary can explain the row; None where the
-            attack cannot tell.
+        certified: proofs of a sample of positions; None where the attack cannot prove anything.
     """
 
     model_config = _STRICT
@@ -124,7 +139,7 @@ class Recovered(BaseModel):
     tokens: tuple[Tokens, ...]
     first: Annotated[int, Field(ge=0)] = 0
     unresolved: int = 0
-    certified: int | None = None
+    certified: Proven | None = None
     seconds: float
 
 

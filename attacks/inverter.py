@@ -109,8 +109,8 @@ def study_of(known: Knowledge) -> Study:
     public = windows(known.prior, known.profile.rows, known.length, generator)
     train, test = rehearse(known.model.front, public, known.noise)
     book = codebook_of(
-        known.model.front, embedding, train.tokens, known.prior.favourites, round(settings.runs * known.profile.rows),
-        generator,
+        known.model.front, embedding, train.tokens, known.prior.favourites,
+        round(settings.runs * min(1.0, 2 * known.profile.steps) * known.profile.rows), generator,
     )  # fmt: skip
     study = Study(train=train, test=test, codebook=book)
     _latest.append((weakref.ref(embedding), weakref.ref(prior), rest, study))

@@ -1,7 +1,7 @@
 """Linking the fresh releases of one record across passes, when the sender shuffles the records in each pass.
 
 Averaging K releases of a record needs to know which they are. A client that keeps its order gives that away
-(:func:`attacks.view.link_by_order`); a client that shuffles leaves the content. Rows are taken as ``x_t + sigma z_t`` with
+(:func:`link_by_order`); a client that shuffles leaves the content. Rows are taken as ``x_t + sigma z_t`` with
 a Gaussian signal x, whose covariance shows in the recording itself: the covariance of all rows is its own plus sigma^2.
 In the eigenbasis, with signal variance l_j, rho_j = l_j / (l_j + sigma^2) and v_j = l_j + sigma^2, two releases a and b of
 one record, against two of different records, have the log-likelihood ratio
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-__all__ = ["link_by_content", "link_releases"]
+__all__ = ["link_by_content", "link_by_order", "link_releases"]
 
 Rows = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float64]
@@ -32,6 +32,31 @@ Assign = Callable[[Matrix], npt.NDArray[np.intp]]
 _SWEEPS = 10
 # Releases of one record differ by more than the noise where adapters train between passes: a part of the mean variance.
 _DRIFT = 1e-3
+
+
+def link_by_order(digests: Sequence[str], passes: int) -> list[list[int]]:
+    """Which releases of one sender show the same record, if each pass goes over its records in the same order.
+
+    A memoised release is resent as the same bytes; it counts once, since nothing is gained by averaging it. When the
+    number of distinct releases is no multiple of ``passes``, nothing is linked. A client that shuffles every pass makes
+    the links wrong; then the averaged attack is a weak one and the others stand.
+
+    Args:
+        digests: one per release, in the order seen.
+        passes: how many fresh releases each record has.
+
+    Returns:
+        For every release the indices of one release from each pass, itself or its first copy included.
+    """
+    first: dict[str, int] = {}
+    for index, digest in enumerate(digests):
+        first.setdefault(digest, index)
+    distinct = list(first.values())
+    if passes < 2 or len(distinct) % passes:
+        return [[first[digest]] for digest in digests]
+    stride = len(distinct) // passes
+    place = {index: number for number, index in enumerate(distinct)}
+    return [[distinct[place[first[d]] % stride + stride * k] for k in range(passes)] for d in digests]
 
 
 def link_by_content(rows: Sequence[Rows], passes: int, *, sigma: float = 0.0) -> list[list[int]]:

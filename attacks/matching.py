@@ -9,13 +9,18 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Attack, Tick
-from attacks.exchange import Recovered
+from attacks.certify import proofs
+from attacks.exchange import Proven, Recovered
 from attacks.knowledge import Knowledge
+from attacks.shortlist import proposals
 from attacks.threat import Threat
 from attacks.view import Noise, ServerView, batches
 from attacks.vocabulary import Scoring, decode
 
 __all__ = ["ATTACKS", "invert", "scoring"]
+
+# Positions to prove, at a profile's step factor of 1: each asks for the state of every token of the vocabulary.
+_PROOFS = 4
 
 
 def _any(view: ServerView, _: Threat) -> str | None:
@@ -62,13 +67,27 @@ def _match(name: str, view: ServerView, known: Knowledge, tick: Tick) -> Recover
         noise = view.noise.averaged(releases)
         rule = replace(scoring(name, known, noise), codec=view.codec, releases=releases)
         answer = decode(
-            known.model.front, rows, known.inverter.propose, rule, known.search, vocabulary=known.vocabulary,
+            known.model.front, rows, proposals(known, noise.sigma), rule, known.search, vocabulary=known.vocabulary,
             budget=budget, candidates=known.profile.candidates if noise.sigma else None, progress=more,
             estimate=known.inverter.estimate,
         )  # fmt: skip
         unresolved, budget = unresolved + answer.unresolved, budget - answer.spent
         tokens.update(zip(indices, map(tuple, answer.tokens.tolist()), strict=True))
-    return _recovered(name, view, tokens, start, unresolved=unresolved)
+    found = _recovered(name, view, tokens, start, unresolved=unresolved)
+    return found if view.noise.sigma else found.model_copy(update={"certified": _proven(view, known, tokens)})
+
+
+def _proven(view: ServerView, known: Knowledge, tokens: dict[int, tuple[int, ...]]) -> Proven:
+    """How many of a sample of noiseless positions are proved; the time of it is not the attack's."""
+    most = max(1, round(_PROOFS * known.profile.steps))
+    indices, rows = max(batches(view, linked=False), key=lambda batch: batch[1][..., 0].numel())
+    if view.noise.clip is not None:  # The clipping factor is not known exactly, and a proof needs it.
+        return Proven(tried=0, proven=0, radius=None)
+    found = proofs(
+        known.model.front, rows, torch.tensor([tokens[i] for i in indices]), codec=view.codec,
+        vocabulary=known.vocabulary, most=most,
+    )  # fmt: skip
+    return Proven(tried=len(found), proven=sum(p.proven for p in found), radius=min(p.radius for p in found))
 
 
 def _recovered(

@@ -21,7 +21,7 @@ from attacks.exchange import Recovered
 from attacks.inverter import Study, fitted, study_of
 from attacks.knowledge import Knowledge
 from attacks.threat import Threat
-from attacks.view import Noise, ServerView, batches
+from attacks.view import ServerView, batches
 
 __all__ = ["ATTACKS", "Settings", "estimated_sigma", "grouped"]
 
@@ -102,7 +102,7 @@ def _run(view: ServerView, known: Knowledge, tick: Tick) -> Recovered:
     start = time.perf_counter()
     settings = settings_of("namoe", Settings)
     # What the policy says of sigma is forgotten here; its clip is used.
-    unaware = replace(known, noise=Noise(0.0, known.noise.clip))
+    unaware = replace(known, noise=replace(known.noise, sigma=0.0))
     study = study_of(unaware)
     parts = batches(view, linked=False)
     sigma = torch.empty(len(view.sightings), dtype=torch.float64)

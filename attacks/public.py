@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from attacks.rowclip import row_clipped
 from attacks.threat import Threat
 from attacks.view import PublicModel
 from securesplit.errors import InputError
@@ -21,7 +22,13 @@ __all__ = ["public_model", "written_by"]
 
 
 def public_model(
-    directory: Path, transcript: Path, tokenizer: Any, *, adapter: str | None, threat: Threat
+    directory: Path,
+    transcript: Path,
+    tokenizer: Any,
+    *,
+    adapter: str | None,
+    threat: Threat,
+    row_clip: float | None = None,
 ) -> PublicModel:
     """The public model of a recording.
 
@@ -31,6 +38,7 @@ def public_model(
         tokenizer: of that model.
         adapter: trained adapters, or None; A and C get them where the threat model grants more than pre-trained weights.
         threat: of the run.
+        row_clip: of the policy, where it clips rows one by one.
     """
     whole = cache(lambda: load_whole(directory))
     trained = None if adapter is None else cache(lambda: _with_adapters(load_whole(directory), Path(adapter)))
@@ -44,13 +52,14 @@ def public_model(
     coded = transcript / "code.safetensors"
     embedding = front.base.get_input_embeddings().weight.detach()
     return PublicModel(
-        front=code_front(front, read_code(coded) if coded.is_file() else None),
+        front=row_clipped(code_front(front, read_code(coded) if coded.is_file() else None), row_clip),
         embedding=embedding,
         middle=cache(lambda: load_middle(directory)),
         back=back,
         whole=whole,
         trained=trained,
         sentinel=next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None),
+        padding=next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), None),
         encode=lambda text: list(tokenizer.encode(text, truncation=True, max_length=1024)),
         decode=lambda ids: str(
             tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -25,7 +25,7 @@ def padding_of(known: Knowledge) -> int:
     the wrong padding and make them look weak, so that the sentinel is only what is left when neither says anything.
     """
     config = getattr(getattr(known.model.front, "base", None), "config", None)
-    named = (getattr(known.model, "padding", None), getattr(config, "pad_token_id", None), known.model.sentinel, 0)
+    named = (known.model.padding, getattr(config, "pad_token_id", None), known.model.sentinel, 0)
     return int(next(token for token in named if token is not None))
 
 

@@ -7,10 +7,9 @@ where they stood in the traffic, which the server knows anyway.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from attacks.link import link_releases
 from securesplit.errors import InputError
 from securesplit.model.parts import PartCache
 from securesplit.policy.schema import Gaussian, Policy
@@ -51,6 +51,7 @@ class PublicModel:
         whole: loads the unsplit causal model, which is a language model for priors as well.
         trained: loads the causal model as it stands after training (O6), in the attacker's hands; None when it is not.
         sentinel: the public token that stands before every text; None where there is none.
+        padding: the public token that clients fill up with; None where the tokenizer does not say.
         encode, decode: the public tokenizer, without special tokens; None where there is none.
     """
 
@@ -61,6 +62,7 @@ class PublicModel:
     whole: Callable[[], Any] | None = None
     trained: Callable[[], Any] | None = None
     sentinel: int | None = None
+    padding: int | None = None
     encode: Callable[[str], list[int]] | None = None
     decode: Callable[[Sequence[int]], str] | None = None
 
@@ -93,15 +95,18 @@ class Noise:
 
     Attributes:
         sigma: standard deviation per coordinate; 0 where the policy is UnsafeNoPrivacy.
-        clip: C, Frobenius bound on a sequence's rows before the noise; None where nothing is clipped.
+        clip: C, Frobenius bound on a sequence's rows before the noise; None where a sequence is not clipped as a whole.
+        row_clip: bound on each row's norm before the noise (unit token); None where rows are not clipped one by one.
+            The public model's front applies it already (attacks/rowclip.py).
     """
 
     sigma: float
     clip: float | None
+    row_clip: float | None = None
 
     def averaged(self, releases: int) -> Noise:
         """The noise that is left in the mean of so many fresh releases."""
-        return Noise(sigma=self.sigma / releases**0.5, clip=self.clip)
+        return replace(self, sigma=self.sigma / releases**0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +141,16 @@ class Passage:
         time_ns: the server's clock when it arrived.
         rows: (T, D) float32, as released.
         size: bytes of the message that brought it.
+        learn: whether the sender said that a gradient would follow: records of training come so, held-out ones do not.
+        gradient: (T, D) float32, the gradient that was released at the same step (O3); None where none crossed.
     """
 
     key: Key
     time_ns: int
     rows: npt.NDArray[np.float32]
     size: int
+    learn: bool = False
+    gradient: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +183,8 @@ class ServerView:
         responded: whether labels were answered at random, so that O3 carries no true label.
         classes: how many labels a classification task has; 0 where text itself is learnt.
         traffic: every sequence of the recording, in the order of arrival.
+        decoded: the tokens that extended a decoding cache, one row or few each (O8): examined for their noise, not attacked.
+        decode_noise: the mechanism on O8; sigma 0 where the policy pays for none.
         sums: what secure aggregation opened to the server.
         trained: whether a trained model is at hand (O6).
         permuted: what a secret permutation of a defence shuffled: nothing, "rows", "columns" or "both". The shipped
@@ -188,6 +199,8 @@ class ServerView:
     responded: bool = False
     classes: int = 0
     traffic: tuple[Passage, ...] = ()
+    decoded: tuple[Passage, ...] = ()
+    decode_noise: Noise = field(default_factory=lambda: Noise(0.0, None))
     sums: tuple[OpenedSum, ...] = ()
     trained: bool = False
     permuted: str = ""
@@ -200,7 +213,8 @@ class PublicFacts:
     Attributes:
         policy: the clients' policy.
         model: the model manifest's digest.
-        passes: how many *fresh* releases of one record the schedule makes: one per state of partition A.
+        passes: how many *fresh* releases of one record of the training data the schedule makes: one per state of partition A
+            that it is trained at. A held-out record has one before the first round and one after each.
         job: what the server offered; None when the facts hold no job.
     """
 
@@ -208,6 +222,12 @@ class PublicFacts:
     model: str
     passes: int
     job: Job | None
+
+    def passes_of(self, *, learn: bool) -> int:
+        """Fresh releases of a record that is trained on, or of one that is held out for evaluation."""
+        if learn or self.passes == 1 or self.job is None:
+            return self.passes
+        return self.job.schedule.rounds + 1
 
     @property
     def cut(self) -> tuple[int, int] | None:
@@ -234,13 +254,14 @@ def public_facts(transcript: Transcript) -> PublicFacts:
             hint="Name a directory that `serve --record` wrote.",
         ) from None
     _require_one_policy(transcript, policy)
-    fresh = isinstance(policy.privacy, Gaussian) and policy.privacy.regime == "round"
-    return PublicFacts(
-        policy=policy,
-        model=model,
-        passes=job.schedule.rounds if job is not None and fresh else 1,
-        job=job,
-    )
+    return PublicFacts(policy=policy, model=model, passes=_passes(policy, job), job=job)
+
+
+def _passes(policy: Policy, job: Job | None) -> int:
+    """Regime ``round`` repeats the bytes of a record while A stands still; ``step`` moves A with every step."""
+    if job is None or not isinstance(policy.privacy, Gaussian) or policy.privacy.regime == "frozen":
+        return 1
+    return job.schedule.rounds * (job.schedule.epochs if policy.privacy.regime == "step" else 1)
 
 
 def _require_one_policy(transcript: Transcript, policy: Policy) -> None:
@@ -262,7 +283,7 @@ def noise_of(policy: Policy, front: int = 1) -> Noise:
     if not isinstance(policy.privacy, Gaussian):
         return Noise(sigma=0.0, clip=None)
     cut = plan_for(policy.privacy, rows=rows_moved(front, policy.limits.buckets)).cut
-    return Noise(sigma=cut.sigma, clip=None if cut.per_row else cut.clip)
+    return Noise(sigma=cut.sigma, clip=None if cut.per_row else cut.clip, row_clip=cut.clip if cut.per_row else None)
 
 
 def gradient_noise_of(policy: Policy, front: int = 1) -> Noise:
@@ -273,44 +294,31 @@ def gradient_noise_of(policy: Policy, front: int = 1) -> Noise:
     return Noise(sigma=0.0, clip=None) if gradient is None else Noise(sigma=gradient.sigma, clip=gradient.clip)
 
 
+def decode_noise_of(policy: Policy, front: int = 1) -> Noise:
+    """The noise on O8, decoded tokens; none where the policy has no channel for them, so that none may cross."""
+    if not isinstance(policy.privacy, Gaussian):
+        return Noise(sigma=0.0, clip=None)
+    decode = plan_for(policy.privacy, rows=rows_moved(front, policy.limits.buckets)).decode
+    return Noise(sigma=0.0, clip=None) if decode is None else Noise(sigma=decode.sigma, clip=decode.clip)
+
+
 def sequences_of(transcript: Transcript) -> list[Observation]:
     """Released sequences from their first token on: whole batches, and the prompts that open a decoding cache.
 
-    Tokens decoded later extend a cache by separately clipped rows; the first version leaves them alone.
+    Tokens decoded later (O8) extend a cache by separately clipped rows: :func:`_parted` has them.
     """
-    opened: set[tuple[int, int]] = set()
-    found = []
+    return _parted(transcript)[0]
+
+
+def _parted(transcript: Transcript) -> tuple[list[Observation], list[Observation]]:
+    """Whole sequences, and what extended a decoding cache."""
+    opened: dict[tuple[int, int], int] = {}
+    whole: list[Observation] = []
+    decoded: list[Observation] = []
     for seen in transcript.observations():
-        if seen.cache and (seen.connection, seen.cache) in opened:
-            continue
-        opened.add((seen.connection, seen.cache))
-        found.append(seen)
-    return found
-
-
-def link_by_order(digests: Sequence[str], passes: int) -> list[list[int]]:
-    """Which releases of one sender show the same record, if each pass goes over its records in the same order.
-
-    A memoised release is resent as the same bytes; it counts once, since nothing is gained by averaging it. When the
-    number of distinct releases is no multiple of ``passes``, nothing is linked. A client that shuffles every pass makes
-    the links wrong; then the averaged attack is a weak one and the others stand.
-
-    Args:
-        digests: one per release, in the order seen.
-        passes: how many fresh releases each record has.
-
-    Returns:
-        For every release the indices of one release from each pass, itself or its first copy included.
-    """
-    first: dict[str, int] = {}
-    for index, digest in enumerate(digests):
-        first.setdefault(digest, index)
-    distinct = list(first.values())
-    if passes < 2 or len(distinct) % passes:
-        return [[first[digest]] for digest in digests]
-    stride = len(distinct) // passes
-    place = {index: number for number, index in enumerate(distinct)}
-    return [[distinct[place[first[d]] % stride + stride * k] for k in range(passes)] for d in digests]
+        opening = opened.setdefault((seen.connection, seen.cache), seen.step) == seen.step
+        (whole if not seen.cache or opening else decoded).append(seen)
+    return whole, decoded
 
 
 def read_view(transcript: Transcript, wanted: Sequence[Key], *, most: int = 1_000_000) -> ServerView:
@@ -322,19 +330,21 @@ def read_view(transcript: Transcript, wanted: Sequence[Key], *, most: int = 1_00
         most: at most so many fresh releases of a record are used, K of the threat model.
     """
     facts = public_facts(transcript)
-    everything = sequences_of(transcript)
-    by_peer: dict[str, list[Observation]] = {}
+    sigma = noise_of(facts.policy, 1 if facts.cut is None else facts.cut[0]).sigma
+    everything, decoded = _parted(transcript)
+    # Held-out records are released once more than those of training, and would shift every pass by their number.
+    groups: dict[tuple[str, bool], list[Observation]] = {}
     for seen in everything:
-        by_peer.setdefault(seen.peer, []).append(seen)
+        groups.setdefault((seen.peer, seen.learn), []).append(seen)
     sightings: dict[Key, Sighting] = {}
     targets = set(wanted)
-    for peer, seen_here in by_peer.items():
-        links = link_by_order([hashlib.sha256(s.hidden.tobytes()).hexdigest() for s in seen_here], facts.passes)
+    for (peer, learn), seen_here in groups.items():
+        links = link_releases([s.hidden for s in seen_here], facts.passes_of(learn=learn), sigma=sigma)
         for seen, linked in zip(seen_here, links, strict=True):
             key = Key(peer=peer, step=seen.step, row=seen.row)
             if key in targets and key not in sightings:
                 sightings[key] = _sighting(key, seen, [seen_here[i].hidden for i in linked[:most]])
-    return _view_of(facts, tuple(sightings[k] for k in wanted if k in sightings), everything)
+    return _view_of(facts, tuple(sightings[k] for k in wanted if k in sightings), everything, decoded)
 
 
 def _sighting(key: Key, seen: Observation, same: Sequence[npt.NDArray[np.float32]]) -> Sighting:
@@ -346,9 +356,10 @@ def _sighting(key: Key, seen: Observation, same: Sequence[npt.NDArray[np.float32
     )  # fmt: skip
 
 
-def _view_of(facts: PublicFacts, sightings: tuple[Sighting, ...], everything: Sequence[Observation]) -> ServerView:
+def _view_of(
+    facts: PublicFacts, sightings: tuple[Sighting, ...], everything: Sequence[Observation], decoded: Sequence[Observation]
+) -> ServerView:  # fmt: skip
     front = 1 if facts.cut is None else facts.cut[0]
-    arrived = sorted(everything, key=lambda seen: (seen.time_ns, seen.connection, seen.step, seen.row))
     return ServerView(
         sightings=sightings,
         noise=noise_of(facts.policy, front),
@@ -357,9 +368,18 @@ def _view_of(facts: PublicFacts, sightings: tuple[Sighting, ...], everything: Se
         codec="f32" if facts.job is None else facts.job.codec,
         responded=isinstance(facts.policy.privacy, Gaussian) and facts.policy.privacy.labels is not None,
         classes=0 if facts.job is None or facts.job.task is None else len(facts.job.task.labels),
-        traffic=tuple(
-            Passage(Key(seen.peer, seen.step, seen.row), seen.time_ns, seen.hidden, seen.size) for seen in arrived
-        ),
+        traffic=_passages(everything),
+        decoded=_passages(decoded),
+        decode_noise=decode_noise_of(facts.policy, front),
+    )
+
+
+def _passages(seen: Sequence[Observation]) -> tuple[Passage, ...]:
+    """In the order of arrival."""
+    arrived = sorted(seen, key=lambda one: (one.time_ns, one.connection, one.step, one.row))
+    return tuple(
+        Passage(Key(one.peer, one.step, one.row), one.time_ns, one.hidden, one.size, one.learn, one.gradient)
+        for one in arrived
     )
 
 

@@ -50,7 +50,9 @@ def perform(task: Task, send: TextIO) -> None:
     profile, place, directory = config().profiles[task.profile], Path(task.transcript), Path(task.model)
     view = _view(task)
     tokenizer = load_tokenizer(directory)
-    model = public_model(directory, place, tokenizer, adapter=task.adapter, threat=task.threat)
+    model = public_model(
+        directory, place, tokenizer, adapter=task.adapter, threat=task.threat, row_clip=view.noise.row_clip
+    )
     assert model.encode is not None
     public = read_corpus(Path(task.aux)) if task.aux else ()
     records = [record for record in public[: 50 if task.threat.text == "fifty" else None] if model.encode(record.text)]
@@ -64,7 +66,7 @@ def perform(task: Task, send: TextIO) -> None:
     say(
         Known(
             common=frequent[:100], frequent=frequent, positional=prior.positional, written=written_by(model, longest),
-            informed=prior.informed,
+            informed=prior.informed, releases=max((seen.releases for seen in view.sightings), default=1),
         )
     )  # fmt: skip
     known = learn(
@@ -95,6 +97,7 @@ def _view(task: Task) -> ServerView:
     from securesplit.protocol.transcript import Transcript
 
     transcript = Transcript.load(task.transcript)
+    transcript.require_whole()
     facts = public_facts(transcript)
     if facts.model != read_manifest(Path(task.model)).digest:
         raise InputError(

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from securesplit.aggregate.config import Floors, RoundConfig, largest_scale
 from securesplit.aggregate.fit import Wishes, fit_round
 from securesplit.errors import InputError, LeakageExceeded, PolicyDenied
-from securesplit.policy.leakage import Proof, faults_of
+from securesplit.policy.leakage import Proof, Traffic, faults_of
 from securesplit.policy.rules import Breach
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.protocol.job import Job
@@ -171,6 +171,21 @@ def admit(policy: Policy, job: Job, *, peer: str) -> None:
         )
 
 
+def traffic_of(policy: Policy, job: Job, *, model: str) -> Traffic:
+    """What the server of this job sees under this policy; a report must speak of as much.
+
+    Gradients cross unless the regime is ``frozen``. A policy without noise gives everything away with its first release.
+    """
+    regime = policy.privacy.regime if isinstance(policy.privacy, Gaussian) else None
+    fresh = {"round": job.schedule.rounds, "step": job.schedule.rounds * job.schedule.epochs}.get(regime or "", 1)
+    gradients, opened = regime != "frozen", not job.sums.blind
+    return Traffic(
+        mechanism=policy.mechanism_digest, model=model, cut=(job.cut.front, job.cut.back), codec=job.codec,
+        code=None if job.code is None else job.code.digest, classes=0 if job.task is None else len(job.task.labels),
+        fresh=fresh, channels=frozenset({"O1"} | ({"O3"} if gradients else set()) | ({"O5"} if opened else set())),
+    )  # fmt: skip
+
+
 def require_proof(
     policy: Policy, job: Job, *, model: str, proofs: Sequence[Proof], now: datetime | None = None
 ) -> None:
@@ -185,14 +200,13 @@ def require_proof(
 
     Raises:
         LeakageExceeded: SS-7002 when the last report exceeds a limit.
-        PolicyDenied: SS-2027 when no fresh report speaks of this job.
+        PolicyDenied: SS-2027 when no fresh report speaks of this job, or only one by an adversary who knew or saw less
+            than the job's server does.
     """
     if policy.leakage is None:
         return
-    missing, over = faults_of(
-        policy.leakage, proofs, mechanism=policy.mechanism_digest, model=model, cut=(job.cut.front, job.cut.back),
-        codec=job.codec, now=now or datetime.now(UTC),
-    )  # fmt: skip
+    traffic = traffic_of(policy, job, model=model)
+    missing, over = faults_of(policy.leakage, proofs, traffic, now=now or datetime.now(UTC))
     if over:
         raise LeakageExceeded(
             "SS-7002",

@@ -239,7 +239,7 @@ def _verdict(ahead: Forecast) -> str:
         return (
             f"verdict: information-theoretically useless for the text itself: the server can learn at most {bits:.2g} bits of a record "
             "from everything that leaves, and adds nothing measurable to what the client's own layers can do. Expect the "
-            "client-only loss: `securesplit train --alone` measures it on your data, docs/known-leaks.md has ours"
+            "client-only loss: `securesplit train --alone` measures it on your data, docs/benchmarks/frontier.md has ours"
         )
     return (
         f"verdict: the server can learn up to {bits:.3g} bits of a record; compare with the client-only baseline "

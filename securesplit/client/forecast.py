@@ -23,7 +23,7 @@ from securesplit.privacy.plan import UNITS, At, ChannelPlan, LabelPlan, Plan, en
 from securesplit.protocol.job import Job
 
 USELESS_BITS = 1.0
-"""Below one bit for a whole release the server cannot help with text; docs/known-leaks.md has the measurement."""
+"""Below one bit for a whole release the server cannot help with text; docs/benchmarks/frontier.md has the measurement."""
 
 
 @dataclass(frozen=True, slots=True)

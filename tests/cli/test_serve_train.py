@@ -116,7 +116,6 @@ def test_a_revoked_client_is_put_out_of_a_live_session_within_five_seconds(runni
         when, error = ended[0]
         assert when - revoked < 5
         assert error.code == "SS-3205"
-        assert "SS-3205" in error.what
     shutil.copy(house.root / "alice.jsonl", house.root / "mallory.jsonl")
     code, _, complaint = command(*train_argv(house, "mallory", url, house.root / "policy.toml"))
     assert code == 4

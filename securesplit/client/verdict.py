@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from securesplit.admit import broken_rules
+from securesplit.admit import broken_rules, traffic_of
 from securesplit.agree import compare, strictest
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.policy.compare import said
@@ -101,10 +101,8 @@ def _meet(policy: Policy, offer: Policy) -> tuple[Policy | None, tuple[Breach, .
 
 def _proof(policy: Policy, job: Job, evidence: Evidence) -> tuple[Breach, ...]:
     assert policy.leakage is not None
-    missing, over = faults_of(
-        policy.leakage, evidence.proofs, mechanism=policy.mechanism_digest, model=evidence.model,
-        cut=(job.cut.front, job.cut.back), codec=job.codec, now=evidence.now,
-    )  # fmt: skip
+    traffic = traffic_of(policy, job, model=evidence.model)
+    missing, over = faults_of(policy.leakage, evidence.proofs, traffic, now=evidence.now)
     told = [Breach("leakage.proof", what, None, None) for what in missing]
     told += [Breach("leakage.limit", what, None, None) for what in over]
     return tuple(replace(breach, source="proof") for breach in told)

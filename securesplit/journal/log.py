@@ -15,6 +15,7 @@ length and digest; a log that was edited or cut is refused at opening (what rema
 from __future__ import annotations
 
 import base64
+import os
 import secrets
 import threading
 from collections.abc import Callable
@@ -55,10 +56,11 @@ class Journal:
         self._clock = clock
         self._party = party
         self._every = every
-        self._lock = threading.RLock()
+        # Writing holds the first. Waiting for the disk holds the second alone, so that an event loop's rows need not wait.
+        self._lock, self._syncing = threading.RLock(), threading.Lock()
+        self._synced = 0
         self._broken = False
         self._closed = False
-        self._dirty = False
         self._since = 0
         self._index = 0
         self._hash = b""
@@ -121,18 +123,16 @@ class Journal:
             self._write(event)
             if self._since >= self._every:
                 self._sign_inside()
-            if durable:
-                self._sync()
+        if durable:
+            self._flush()
 
     def sync(self) -> None:
-        """Wait until everything that was written is on disk. Does nothing when it is.
+        """Wait until everything that was written is on disk; others may write meanwhile. Does nothing when it is.
 
         Raises:
             CheckFailed: SS-1585.
         """
-        with self._lock:
-            if self._dirty:
-                self._sync()
+        self._flush()
 
     def probe(self) -> None:
         """Try the disk again after it took no row, with a signed head. After a failed sync there is no trying again.
@@ -150,9 +150,7 @@ class Journal:
         Raises:
             CheckFailed: SS-1585.
         """
-        with self._lock:
-            self.sync()
-            return self._signed()
+        return self._flush()
 
     def rekey(self, signer: Signer) -> None:
         """Sign with a renewed certificate from here on; what came before stands under a head of the old key.
@@ -184,7 +182,8 @@ class Journal:
                     self._sync()
             finally:
                 self._closed = True
-                _abandon(self._files, self._heads)
+                with self._syncing:  # Somebody may be waiting for the disk still.
+                    _abandon(self._files, self._heads)
 
     def __enter__(self) -> Self:
         return self
@@ -216,8 +215,7 @@ class Journal:
 
     def _write(self, event: Event | None) -> None:
         """One row; without an event, a signed head of what stands before it."""
-        if self._closed or self._broken:
-            raise unwritable("it is closed" if self._closed else "an earlier write failed")
+        self._require_usable()
         try:
             if self._files.full:
                 # What the seal covers when it is alone never lies farther back than one file.
@@ -231,7 +229,7 @@ class Journal:
     def _put(self, event: Event) -> None:
         line, digest = encode_row(self._hash, self._index, self._clock(), event)
         self._files.write(line)
-        self._hash, self._index, self._dirty = digest, self._index + 1, True
+        self._hash, self._index = digest, self._index + 1
         self._since += 1
         self._heads.note(self._signed())
 
@@ -240,15 +238,46 @@ class Journal:
         self._write(None)
         self._since = 0
 
-    def _sync(self) -> None:
+    def _flush(self) -> Head:
+        """Everything that stands there now to the disk, and a synced head of it. Whoever comes meanwhile waits for its own."""
+        with self._lock:
+            self._require_usable()
+            head, handle = self._signed(), self._duplicate()
         try:
-            self._files.sync()
-            self._heads.sync(self._signed())
+            self._to_disk(head, handle)
+        finally:
+            os.close(handle)
+        return head
+
+    def _sync(self) -> None:
+        """The same where nobody else may write meanwhile."""
+        handle = self._duplicate()
+        try:
+            self._to_disk(self._signed(), handle)
+        finally:
+            os.close(handle)
+
+    def _duplicate(self) -> int:
+        try:
+            return self._files.duplicate()
+        except OSError as error:
+            raise unwritable(error.strerror or type(error).__name__) from None
+
+    def _to_disk(self, head: Head, handle: int) -> None:
+        try:
+            with self._syncing:
+                if head.rows > self._synced:
+                    os.fsync(handle)
+                    self._heads.sync(head)
+                    self._synced = head.rows
         except OSError as error:
             # After a failed fsync nobody knows what is on disk, and a second one would say that all is well.
             self._broken = True
             raise unwritable(error.strerror or type(error).__name__) from None
-        self._dirty = False
+
+    def _require_usable(self) -> None:
+        if self._closed or self._broken:
+            raise unwritable("it is closed" if self._closed else "an earlier write failed")
 
     def _signed(self) -> Head:
         if self._last is not None and self._last.rows == self._index:

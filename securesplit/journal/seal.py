@@ -105,6 +105,9 @@ class HeadFile:
     def __init__(self, path: Path) -> None:
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         self._turn = 0
+        if os.fstat(self._handle).st_size < 3 * _SLOT:
+            # Taken now, so that a disk that fills up later does not leave a row without its head.
+            os.pwrite(self._handle, b" " * (3 * _SLOT), 0)
 
     def note(self, head: Head) -> None:
         """Keep the newest head."""

@@ -137,6 +137,32 @@ def test_threads_may_share_a_log(tmp_path):
     verify(tmp_path / "audit", TRUST)
 
 
+def test_a_slow_disk_holds_up_nobody_who_does_not_wait_for_it(tmp_path, monkeypatch):
+    """An event loop writes rows while a thread waits for the disk."""
+    journal = opened(tmp_path / "audit")
+    real, slow, begun = os.fsync, threading.Event(), threading.Event()
+
+    def fsync(handle: int) -> None:
+        begun.set()
+        assert slow.wait(20)
+        real(handle)
+
+    journal.append(KNOCK, durable=False)
+    monkeypatch.setattr(os, "fsync", fsync)
+    thread = threading.Thread(target=journal.sync)
+    thread.start()
+    assert begun.wait(20)
+    for _ in range(100):
+        journal.append(KNOCK, durable=False)
+    slow.set()
+    thread.join()
+    monkeypatch.undo()
+    sealed = read_sealed(tmp_path / "audit" / "head")
+    assert sealed.latest.rows - sealed.synced.rows == 100
+    journal.close()
+    verify(tmp_path / "audit", TRUST)
+
+
 def test_a_closed_log_takes_nothing(tmp_path):
     journal = opened(tmp_path / "audit")
     journal.close()

@@ -14,7 +14,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from securesplit import __version__
-from securesplit.cli import aggregate, attack, certs, explain, generate, model, policy, privacy, serve, train
+from securesplit.cli import (
+    aggregate,
+    attack,
+    audit,
+    certs,
+    doctor,
+    explain,
+    generate,
+    model,
+    policy,
+    privacy,
+    serve,
+    train,
+)
 from securesplit.cli.demo.command import demo
 from securesplit.errors import CheckFailed, InputError, SecureSplitError
 
@@ -30,11 +43,13 @@ app.add_typer(model.app, name="model")
 app.add_typer(aggregate.app, name="aggregate")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(attack.app, name="attack")
+app.add_typer(audit.app, name="audit")
 app.command("demo")(demo)
 app.command("serve")(serve.serve)
 app.command("train")(train.train)
 app.command("generate")(generate.generate)
 app.command("explain")(explain.explain)
+app.command("doctor")(doctor.doctor)
 
 _DEBUG = False
 # Typer carries click inside; its public names reach the base class of all usage errors only this way.

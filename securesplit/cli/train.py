@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.passphrase import KeyPassFd, KeyPassFile, existing
+from securesplit.cli.policy_sign import Trusted, trusted_policy
 from securesplit.cli.progress import ProgressStyle, reporting
 
 
@@ -31,6 +33,9 @@ def train(
     cache: Cache = None,
     code: Code = None,
     evidence: Evidence = None,
+    policy_key: Trusted = None,
+    key_pass_file: KeyPassFile = None,
+    key_pass_fd: KeyPassFd = None,
     watch_server: Annotated[
         int,
         typer.Option(
@@ -44,9 +49,7 @@ def train(
     output: Output = "text",
 ) -> None:
     """Train on private text with a server that never sees it. The ledger lies in the key folder and is charged."""
-    from securesplit.policy.load import load_policy
-
-    rules = load_policy(policy)
+    rules = trusted_policy(policy, policy_key, keys)
     os.umask(0o077)  # What a run writes is private: adapters, its record, and its own part of each sum.
 
     import torch
@@ -60,6 +63,7 @@ def train(
             policy=rules, keys=keys, server=server, data=data, out=out, held_out=held_out, limit=limit, max_tokens=max_tokens,
             truth=truth, alone=alone, model=model, cache=cache_or_default(cache), code=code,
             evidence=evidence, watch=watch_server,
+            passphrase=existing("the client's key", key_pass_file, key_pass_fd),
         )  # fmt: skip
         record = run_training(run, report)
     epsilon = (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from cryptography.x509 import load_pem_x509_certificate
 
 from securesplit.errors import ConnectionFailed, InputError
+from securesplit.journal.events import Refused
 from securesplit.journal.log import Journal
 from securesplit.journal.seal import Signer
 from securesplit.pki.certificate import verify_signature
@@ -23,7 +25,7 @@ from securesplit.pki.identity import identity_of, read_certificate
 from securesplit.pki.past import PastAuthority
 from securesplit.pki.store import KeyFolder
 
-__all__ = ["AUDIT", "known_to", "open_journal", "parties", "pinned", "signer_of"]
+__all__ = ["AUDIT", "issued_by", "known_to", "note_refusal", "open_journal", "parties", "pinned", "signer_of"]
 
 AUDIT = "audit"
 """The log's folder inside a key folder."""
@@ -56,6 +58,16 @@ def open_journal(
                 raise
             place = place.with_name(f"{AUDIT}.{number}")
     return Journal.open(place, signer, party=folder.identity.uri, clock=clock)
+
+
+def note_refusal(folder: KeyFolder, code: str) -> None:
+    """Write down that a policy refused what this party was told to do, before anything was connected.
+
+    Raises:
+        CheckFailed: SS-1580 to SS-1582, SS-1585. InputError: SS-1586 when a running server has the log.
+    """
+    with open_journal(folder, shared=folder.identity.role == "client") as journal:
+        journal.append(Refused(stage="policy", code=code, address="", peer=""))
 
 
 def signer_of(folder: KeyFolder) -> Signer:
@@ -95,6 +107,25 @@ def known_to(
             return otherwise(certificate, at)
 
     return owner
+
+
+def issued_by(pem: bytes, owner: Callable[[bytes, int], str], *, now: int) -> bool:
+    """Whether an authority vouches for a certificate, for the time of its issue or for now.
+
+    Args:
+        pem: the certificate.
+        owner: the authority, from :func:`known_to`.
+        now: nanoseconds since 1970.
+    """
+    try:
+        certificate = load_pem_x509_certificate(pem)
+    except ValueError:
+        return False
+    for at in (int(certificate.not_valid_before_utc.timestamp() + 1) * 10**9, now):
+        with suppress(ConnectionFailed):
+            owner(certificate.public_bytes(Encoding.DER), at)
+            return True
+    return False
 
 
 def pinned(

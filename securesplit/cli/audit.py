@@ -64,7 +64,7 @@ def verify(
         list[Path] | None,
         typer.Option(
             "--ca",
-            help="Trust this authority; ca.pem beside the log's folder when absent; repeatable, for one that was exchanged.",
+            help="Trust this authority; without it and --key, ca.pem beside the log's folder; repeatable, for one that was exchanged.",
         ),
     ] = None,
     crl: Annotated[
@@ -145,19 +145,19 @@ def _logs_in(others: list[Path], *, beside: Path) -> list[Path]:
 
 
 def _trust(folder: Path, keys: list[Path], cas: list[Path], crls: list[Path]) -> Trust:
-    """Whose signatures count: named keys, what authorities issued, and the very key that lies beside a log."""
+    """Whose signatures count: named keys, and what authorities issued.
+
+    Where neither is named, the very key beside the log counts as well, if the authority beside it issued its certificate: a
+    renewal keeps the key, and outlives the authority that issued the certificate before.
+    """
     from securesplit.errors import InputError
     from securesplit.journal.verify import Trust
-    from securesplit.logged import known_to, pinned
+    from securesplit.logged import issued_by, known_to, pinned
     from securesplit.pki.certificate import verify_signature
 
     beside, own = folder.parent / "ca.pem", folder.parent / "cert.pem"
     named = [_file(key) for key in keys]
-    if not named and own.is_file():
-        named = [
-            own.read_bytes()
-        ]  # A renewal keeps the key, and outlives the authority that issued the old certificate.
-    chosen = cas or ([beside] if beside.is_file() else [])
+    chosen = cas or ([beside] if beside.is_file() and not keys else [])
     if not chosen and not keys:
         raise InputError(
             "SS-1588",
@@ -168,6 +168,11 @@ def _trust(folder: Path, keys: list[Path], cas: list[Path], crls: list[Path]) ->
     owner: Callable[[bytes, int], str] | None = None
     for place, crl in zip(chosen, lists, strict=False):
         owner = known_to(place.read_bytes(), crl.read_bytes(), otherwise=owner)
+    if not keys and not cas and owner is not None and own.is_file():
+        if issued_by(own.read_bytes(), owner, now=time.time_ns()):
+            named = [own.read_bytes()]
+        else:
+            sys.stderr.write(f"warning: {own} is not of the authority beside it; its key is not trusted for that\n")
     return Trust(pinned(named, owner), verify_signature)
 
 

@@ -106,6 +106,10 @@ def rotate_ca(
     finish: Annotated[
         bool, typer.Option("--finish", help="Let the old authority go. Refused while certificates of it are in use.")
     ] = False,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", help="With --finish: every site whose folder is elsewhere imported its new certificate."),
+    ] = False,
     days: Annotated[int, typer.Option(help="Lifetime of the new root.")] = 3650,
     key_type: Annotated[
         Literal["p256", "ed25519"] | None,
@@ -134,7 +138,7 @@ def rotate_ca(
     source = passphrase.existing(_AUTHORITY, ca_pass_file, ca_pass_fd)
     authority = Authority.open(keys, passphrase=source)
     if finish:
-        done = finish_rotation(authority)
+        done = finish_rotation(authority, carried=yes)
         title = "the old authority counts no more"
     else:
         old_root, secret = _root(root, passphrase.existing("the root's key", root_pass_file, root_pass_fd))
@@ -154,6 +158,7 @@ def rotate_ca(
         ("old", list(done.old)),
         ("waiting", list(done.waiting)),
         ("vouched", done.vouched),
+        ("elsewhere", list(done.elsewhere)),
         ("copies_not_replaced", [str(folder) for folder in done.stale]),
         ("finished", finish),
     ]

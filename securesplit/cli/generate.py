@@ -31,7 +31,8 @@ def generate(
     output: Output = "text",
 ) -> None:
     """Continue a prompt. The prompt and each fed-back token are releases under the policy, and charged."""
-    rules = trusted_policy(policy, policy_key, keys)
+    secret = existing("the client's key", key_pass_file, key_pass_fd)
+    rules = trusted_policy(policy, policy_key, keys, "client", passphrase=secret)
 
     from securesplit.client.generate import Sampling
     from securesplit.client.run import open_client
@@ -45,7 +46,7 @@ def generate(
         adapters=adapters,
         code=code,
         evidence=evidence,
-        passphrase=existing("the client's key", key_pass_file, key_pass_fd),
+        passphrase=secret,
     ) as client:
         made = client.generate(prompt, max_new_tokens=max_new_tokens, sampling=Sampling(temperature, seed))
     show(

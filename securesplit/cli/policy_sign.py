@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +14,8 @@ import typer
 from securesplit.cli.output import Output, show
 
 if TYPE_CHECKING:
+    from securesplit.pki.identity import Role
+    from securesplit.pki.passphrase import Passphrase
     from securesplit.policy.schema import Policy
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A policy file.")]
@@ -19,8 +23,8 @@ Trusted = Annotated[
     list[Path] | None,
     typer.Option(
         "--policy-key",
-        help="PEM file with officers' public keys, may be repeated: the policy must be signed by one of them. Without it, "
-        "officers.pem in the key folder counts, where there is one.",
+        help="PEM file with officers' public keys, may be repeated: the policy must be signed by one of them, and by one of "
+        "officers.pem in the party's key folder besides, where there is one.",
     ),
 ]
 PassphraseFile = Annotated[
@@ -31,16 +35,47 @@ Signatures = Annotated[
 ]
 
 
-def trusted_policy(file: Path, officers: list[Path] | None, keys: Path | None) -> Policy:
-    """A policy, held to the officers that were named or are pinned in a key folder. Who vouched for it goes to stderr."""
+def trusted_policy(
+    file: Path, officers: list[Path] | None, keys: Path, role: Role, *, passphrase: Passphrase | None = None
+) -> Policy:
+    """A policy, held to the officers that were named and those pinned in a party's folder. Who vouched goes to stderr.
+
+    A refusal goes into the party's audit log, for which an encrypted key needs its passphrase.
+    """
+    from securesplit.errors import ConnectionFailed
+    from securesplit.pki.store import party_folder
     from securesplit.policy.officer import load_signed
 
-    policy, signature = load_signed(file, tuple(officers or ()), keys=keys, now=datetime.now(UTC))
+    try:
+        folder = party_folder(keys, role)
+    except ConnectionFailed:
+        folder = keys  # No party is there, so the command ends where it opens its keys, at the latest.
+    with refusals_logged(folder, role, passphrase):
+        policy, signature = load_signed(file, tuple(officers or ()), keys=folder, now=datetime.now(UTC))
     if signature is not None:
         sys.stderr.write(
             f"policy '{policy.name}' is signed by {signature.key[:16]}, until {signature.expires:%Y-%m-%d}\n"
         )
     return policy
+
+
+@contextmanager
+def refusals_logged(keys: Path, role: Role, passphrase: Passphrase | None) -> Iterator[None]:
+    """Write a policy's refusal into the audit log of a party that has not opened it yet; then let it go on its way."""
+    from securesplit.errors import LeakageExceeded, PolicyDenied, SecureSplitError
+
+    try:
+        yield
+    except (PolicyDenied, LeakageExceeded) as refusal:
+        from securesplit.logged import note_refusal
+        from securesplit.pki.store import KeyFolder
+
+        try:
+            note_refusal(KeyFolder.open(keys, role, passphrase=passphrase), refusal.code)
+        except SecureSplitError as error:
+            if error.code not in {"SS-3100", "SS-3103"}:  # Without a party there is no log.
+                sys.stderr.write(f"warning: this refusal is not in the audit log ({error.code}: {error.what})\n")
+        raise
 
 
 def keygen(

@@ -9,7 +9,7 @@ import typer
 
 from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
 from securesplit.cli.passphrase import KeyPassFd, KeyPassFile, existing
-from securesplit.cli.policy_sign import Trusted, trusted_policy
+from securesplit.cli.policy_sign import Trusted, refusals_logged, trusted_policy
 from securesplit.cli.progress import Plain
 
 
@@ -39,7 +39,8 @@ def serve(
     from securesplit.protocol.job import load_job
     from securesplit.transport.limits import load_limits
 
-    loaded, rules = load_job(job), trusted_policy(policy, policy_key, keys)
+    loaded, secret = load_job(job), existing("the server's key", key_pass_file, key_pass_fd)
+    rules = trusted_policy(policy, policy_key, keys, "server", passphrase=secret)
     bounds = None if limits is None else load_limits(limits)
 
     import torch
@@ -61,19 +62,20 @@ def serve(
     def progress(phase: str, _fraction: float) -> None:
         tell(f"model: {phase}", 0, 1, None)
 
-    run(
-        loaded,
-        rules,
-        keys=keys,
-        listen=listen,
-        model=model,
-        cache=cache_or_default(cache),
-        code=code,
-        record=record,
-        out=out,
-        evidence=evidence,
-        limits=bounds,
-        passphrase=existing("the server's key", key_pass_file, key_pass_fd),
-        ready=ready,
-        progress=progress,
-    )
+    with refusals_logged(keys, "server", secret):
+        run(
+            loaded,
+            rules,
+            keys=keys,
+            listen=listen,
+            model=model,
+            cache=cache_or_default(cache),
+            code=code,
+            record=record,
+            out=out,
+            evidence=evidence,
+            limits=bounds,
+            passphrase=secret,
+            ready=ready,
+            progress=progress,
+        )

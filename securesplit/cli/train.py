@@ -49,7 +49,8 @@ def train(
     output: Output = "text",
 ) -> None:
     """Train on private text with a server that never sees it. The ledger lies in the key folder and is charged."""
-    rules = trusted_policy(policy, policy_key, keys)
+    secret = existing("the client's key", key_pass_file, key_pass_fd)
+    rules = trusted_policy(policy, policy_key, keys, "client", passphrase=secret)
     os.umask(0o077)  # What a run writes is private: adapters, its record, and its own part of each sum.
 
     import torch
@@ -63,7 +64,7 @@ def train(
             policy=rules, keys=keys, server=server, data=data, out=out, held_out=held_out, limit=limit, max_tokens=max_tokens,
             truth=truth, alone=alone, model=model, cache=cache_or_default(cache), code=code,
             evidence=evidence, watch=watch_server,
-            passphrase=existing("the client's key", key_pass_file, key_pass_fd),
+            passphrase=secret,
         )  # fmt: skip
         record = run_training(run, report)
     epsilon = (

@@ -217,7 +217,8 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
         batches, held_out = job_batches(
             records, client.policy, client.job, client.tokenizer, identify, held_out=run.held_out, max_tokens=run.max_tokens
         )  # fmt: skip
-        answers = files.enter_context(closing(AnswerLog(run.keys / "answered.log")))
+        folder = run.keys if client.link.folder is None else client.link.folder.path
+        answers = files.enter_context(closing(AnswerLog(folder / "answered.log")))
         trained = Trainer(client, batches, held_out, answers=answers, progress=progress, records=run.out).run()
         _save(run, client, trained)
         accuracy = client.accuracy(held_out)

@@ -7,6 +7,7 @@ file on that machine tells. The other end's log does, as long as its disk and ke
 from __future__ import annotations
 
 import base64
+import logging
 import threading
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ from securesplit.errors import RemoteProtocolError, SecureSplitError
 from securesplit.journal.events import Checkpoint, PeerHead
 from securesplit.journal.log import Journal
 from securesplit.journal.seal import Head, statement
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["NO_LOG", "Checkpoints", "Peer"]
 
@@ -45,7 +48,7 @@ class Checkpoints:
     def __init__(self, journal: Journal, verify: Callable[[bytes, bytes, bytes], None]) -> None:
         self._journal = journal
         self._verify = verify
-        self._seen: dict[bytes, int] = {}
+        self._seen: dict[tuple[str, bytes], tuple[int, bytes]] = {}
         self._lock = threading.Lock()
 
     def head(self) -> Head:
@@ -59,24 +62,32 @@ class Checkpoints:
     def witness(self, peer: Peer, number: int, head: Head) -> None:
         """Check the other end's head and write it down.
 
+        An end without a log shows no rows. Then a session's checkpoints stand here without a ``peer-head``, and a warning says
+        that nobody but the other end itself can tell what it logs.
+
         Raises:
-            RemoteProtocolError: SS-4033 when its signature is not good, or when the same log had more rows before.
+            RemoteProtocolError: SS-4033 when its signature is not good, when the same log had more rows before or the same
+                number with another hash, or when that party showed a log before and shows none now.
             CheckFailed: SS-1585.
         """
         if head.rows == 0:
+            self._unwitnessed(peer, number)
             return
         try:
-            self._verify(peer.certificate, head.signature, statement(head.log, head.rows, head.hash))
+            self._verify(peer.certificate, head.signature, statement(head.log, head.rows, head.hash, "shown"))
         except SecureSplitError as error:
             raise RemoteProtocolError(
                 "SS-4033", f"the head of the other end's audit log is not signed by it ({error.code})"
             ) from None
         with self._lock:
-            if self._seen.get(head.log, 0) > head.rows:
+            rows, digest = self._seen.get((peer.uri, head.log), (0, b""))
+            if rows > head.rows:
                 raise RemoteProtocolError("SS-4033", "the other end's audit log has fewer rows than before")
+            if rows == head.rows and digest != head.hash:
+                raise RemoteProtocolError("SS-4033", "the last row of the other end's audit log is another than before")
             if len(self._seen) > 4096:
                 self._seen.clear()  # What was seen stands in the journal; this is the quick look alone.
-            self._seen[head.log] = head.rows
+            self._seen[peer.uri, head.log] = (head.rows, head.hash)
         self._journal.append(
             PeerHead(
                 session=peer.session, number=number, peer=peer.uri, log=head.log.hex(), rows=head.rows, head=head.hash.hex(),
@@ -84,6 +95,13 @@ class Checkpoints:
             ),
             durable=False,
         )  # fmt: skip
+
+    def _unwitnessed(self, peer: Peer, number: int) -> None:
+        with self._lock:
+            if any(uri == peer.uri for uri, _ in self._seen):
+                raise RemoteProtocolError("SS-4033", "the other end showed an audit log before, and shows none now")
+        if number == 0:
+            _log.warning("%s shows no audit log: nothing that it does is witnessed here", peer.uri)
 
     def agreed(self, session: str, number: int, *, up: bytes, down: bytes) -> None:
         """Both ends have seen the same messages up to here.

@@ -9,23 +9,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from securesplit.journal.events import Refused
+from securesplit.journal.origin import host_key
 
 __all__ = ["Coalescer"]
 
 _SECOND = 1.0
 _MOST = 1024
+_MOST_UNKNOWN = 64
 _Kind = tuple[str, str, str, str]
 
 
 @dataclass(slots=True)
 class Coalescer:
-    """Counts refusals by host, stage, code and verified identity.
+    """Counts refusals by host (an IPv4 address, or the /64 of an IPv6 one), stage, code and verified identity.
 
-    Beyond 1024 kinds within a second, further ones are counted together under no address.
+    Beyond 64 kinds of strangers within a second, or 1024 of all, further ones are counted together under no address: one row
+    for each stage and code. So rows are bounded, however many addresses somebody has; and those of known peers stay apart.
     """
 
     _since: dict[_Kind, float] = field(default_factory=dict)
     _counts: dict[_Kind, tuple[Refused, int]] = field(default_factory=dict)
+    _unknown: int = 0
 
     def offer(self, event: Refused, now: float) -> tuple[Refused, ...]:
         """A refusal happened.
@@ -40,15 +44,18 @@ class Coalescer:
         out = self.due(now)
         kind = _kind(event)
         if kind not in self._since:
-            if len(self._since) >= _MOST:
+            if len(self._since) >= _MOST or (not event.peer and self._unknown >= _MOST_UNKNOWN):
                 event = event.model_copy(update={"address": "", "peer": "", "connection": 0})
                 kind = _kind(event)
             if kind not in self._since:
-                self._since[kind] = now
+                self._begin(kind, now)
                 return (*out, event)
         before = self._counts.get(kind)
         # The row stands for many: the port and the connection of one of them would say nothing.
-        alike = event.model_copy(update={"address": _host(event.address), "connection": 0})
+        address = _address(event.address)
+        if before and before[0].address != address:
+            address = _network(event.address)
+        alike = event.model_copy(update={"address": address, "connection": 0})
         self._counts[kind] = (alike, event.count + (before[1] if before else 0))
         return out
 
@@ -61,18 +68,38 @@ class Coalescer:
             if not all_of_them and now - since < _SECOND:
                 break
             del self._since[kind]
+            self._unknown -= _is_unknown(kind)
             if kind in self._counts:
                 event, count = self._counts.pop(kind)
                 out.append(event.model_copy(update={"count": count}))
                 if not all_of_them:
-                    self._since[kind] = now  # The flood may go on: its next second is counted from here.
+                    self._begin(kind, now)  # The flood may go on: its next second is counted from here.
         return tuple(out)
+
+    def _begin(self, kind: _Kind, now: float) -> None:
+        self._since[kind] = now
+        self._unknown += _is_unknown(kind)
+
+
+def _is_unknown(kind: _Kind) -> bool:
+    """Whether a kind has an address and no verified identity."""
+    return bool(kind[0]) and not kind[3]
 
 
 def _host(address: str) -> str:
+    return address.rpartition(":")[0].strip("[]")
+
+
+def _address(address: str) -> str:
     host, _, port = address.rpartition(":")
     return f"{host}:0" if port else address
 
 
+def _network(address: str) -> str:
+    """Of several addresses that count as one: the network's own."""
+    key = host_key(_host(address)).removesuffix("/64")
+    return f"[{key}]:0" if ":" in key else f"{key}:0"
+
+
 def _kind(event: Refused) -> _Kind:
-    return (_host(event.address), event.stage, event.code, event.peer)
+    return (host_key(_host(event.address)), event.stage, event.code, event.peer)

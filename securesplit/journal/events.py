@@ -130,6 +130,7 @@ class Refused(Event):
     Attributes:
         stage: how far it had come.
         peer: empty unless its certificate was verified.
+        address: of many visitors in one row, port 0, and the /64's own where their IPv6 addresses differ; empty beyond a limit.
         count: how many such refusals of one address this row stands for (securesplit/journal/coalesce.py).
     """
 

@@ -29,7 +29,7 @@ from securesplit.journal.events import Began, Continued, Ended, Event, SignedHea
 from securesplit.journal.faults import unwritable
 from securesplit.journal.resume import Found, find_end
 from securesplit.journal.row import encode_row, genesis
-from securesplit.journal.seal import Head, HeadFile, Signer, statement
+from securesplit.journal.seal import Head, HeadFile, Place, Signer, statement
 
 __all__ = ["Journal"]
 
@@ -145,12 +145,15 @@ class Journal:
             self._sync()
 
     def head(self) -> Head:
-        """The present head, signed; everything under it is on disk.
+        """The present head, signed for the other end's eyes; everything under it is on disk.
 
         Raises:
             CheckFailed: SS-1585.
         """
-        return self._flush()
+        with self._lock:
+            shown = Head(self.id, self._index, self._hash, self._statement_signed("shown"))
+        self._flush()
+        return shown
 
     def rekey(self, signer: Signer) -> None:
         """Sign with a renewed certificate from here on; what came before stands under a head of the old key.
@@ -179,7 +182,7 @@ class Journal:
                 if not self._broken:
                     self._sign_inside()
                     self._write(Ended())
-                    self._sync()
+                    self._sync(last=True)
             finally:
                 self._closed = True
                 with self._syncing:  # Somebody may be waiting for the disk still.
@@ -222,7 +225,7 @@ class Journal:
                 self._sync()
                 self._files.begin(self._files.number + 1)
                 self._put(self._continued())
-            self._put(SignedHead(signature=self._signed().signature.hex()) if event is None else event)
+            self._put(SignedHead(signature=self._statement_signed("inside").hex()) if event is None else event)
         except OSError as error:
             raise unwritable(error.strerror or type(error).__name__) from None
 
@@ -238,7 +241,7 @@ class Journal:
         self._write(None)
         self._since = 0
 
-    def _flush(self) -> Head:
+    def _flush(self) -> None:
         """Everything that stands there now to the disk, and a synced head of it. Whoever comes meanwhile waits for its own."""
         with self._lock:
             self._require_usable()
@@ -247,13 +250,12 @@ class Journal:
             self._to_disk(head, handle)
         finally:
             os.close(handle)
-        return head
 
-    def _sync(self) -> None:
+    def _sync(self, *, last: bool = False) -> None:
         """The same where nobody else may write meanwhile."""
         handle = self._duplicate()
         try:
-            self._to_disk(self._signed(), handle)
+            self._to_disk(self._signed(), handle, last=last)
         finally:
             os.close(handle)
 
@@ -263,12 +265,14 @@ class Journal:
         except OSError as error:
             raise unwritable(error.strerror or type(error).__name__) from None
 
-    def _to_disk(self, head: Head, handle: int) -> None:
+    def _to_disk(self, head: Head, handle: int, *, last: bool = False) -> None:
         try:
             with self._syncing:
                 if head.rows > self._synced:
                     os.fsync(handle)
                     self._heads.sync(head)
+                    if last:  # Over the head before as well: to nothing else can this log be cut back then.
+                        self._heads.sync(head)
                     self._synced = head.rows
         except OSError as error:
             # After a failed fsync nobody knows what is on disk, and a second one would say that all is well.
@@ -282,9 +286,11 @@ class Journal:
     def _signed(self) -> Head:
         if self._last is not None and self._last.rows == self._index:
             return self._last
-        signature = self._signer.sign(statement(self.id, self._index, self._hash))
-        self._last = Head(self.id, self._index, self._hash, signature)
+        self._last = Head(self.id, self._index, self._hash, self._statement_signed("head"))
         return self._last
+
+    def _statement_signed(self, place: Place) -> bytes:
+        return self._signer.sign(statement(self.id, self._index, self._hash, place))
 
 
 def _abandon(files: Files, heads: HeadFile | None) -> None:

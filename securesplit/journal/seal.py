@@ -1,12 +1,16 @@
 """A signed head: how far a log goes, and what its last row is, signed with the party's certificate key.
 
 The signature is over ``securesplit.journal.v1 head``, a zero byte, the log's name (16 bytes), the number of rows (8 bytes,
-little-endian) and the last row's hash (32 bytes). Heads stand in three places, and each finds what the others cannot:
+little-endian) and the last row's hash (32 bytes); for the other two places ``inside`` and ``shown`` stand for ``head``, so
+that nobody takes a head from one place to another. Heads stand in three places, and each finds what the others cannot:
 
 * as rows inside the log, every so many rows: they find an edit whose author recomputed all hashes but cannot sign;
 * in the file ``head`` beside the log, after every row: it finds a tail that was cut off, and a log put in another's place;
 * in the *other end's* log, at every checkpoint: they find what somebody did who may write this machine's disk and has
   the key, or who put back an older image of log and ``head`` together. Nothing on the same machine can find that.
+
+A log that is being written, or whose process died, has two older heads in the file ``head``, those of the last two syncs: it
+can be cut back to one of them without the key. Closing a log in order leaves its last head alone.
 """
 
 from __future__ import annotations
@@ -16,13 +20,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from securesplit.journal.events import Count, Digest, LogId, Signature
 
-__all__ = ["Head", "HeadFile", "Sealed", "Signer", "read_sealed", "statement"]
+__all__ = ["Head", "HeadFile", "Place", "Sealed", "Signer", "read_sealed", "statement"]
 
+Place = Literal["head", "inside", "shown"]
 _SLOT = 4096
 _SYNCED, _LATEST = (0, 1), 2
 
@@ -63,9 +69,15 @@ class Head:
     signature: bytes
 
 
-def statement(log: bytes, rows: int, digest: bytes) -> bytes:
-    """What a head's signature is over."""
-    return b"securesplit.journal.v1 head\0" + log + rows.to_bytes(8, "little") + digest
+def statement(log: bytes, rows: int, digest: bytes, place: Place = "head") -> bytes:
+    """What a head's signature is over, which says where the head stands.
+
+    Args:
+        log: its name, 16 bytes.
+        rows, digest: how many, and the hash of the last one (32 bytes).
+        place: the file ``head``, a row inside the log, or what the other end is shown.
+    """
+    return f"securesplit.journal.v1 {place}\0".encode("ascii") + log + rows.to_bytes(8, "little") + digest
 
 
 class _Slot(BaseModel):

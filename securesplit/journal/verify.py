@@ -24,7 +24,7 @@ from securesplit.errors import SecureSplitError
 from securesplit.journal.events import Began, Checkpoint, Continued, PeerHead, SignedHead
 from securesplit.journal.faults import altered, cut, disagree, missing, unfinished, unsigned
 from securesplit.journal.scan import Line, Tail, scan
-from securesplit.journal.seal import Head, Sealed, read_sealed, statement
+from securesplit.journal.seal import Head, Place, Sealed, read_sealed, statement
 
 _LOOKS, _PAUSE = 5, 0.02
 
@@ -115,7 +115,13 @@ def agree(logs: Sequence[Verified]) -> int:
                     raise disagree(
                         f"{witness.path}: {seen.place} has seen another log of {seen.event.peer} than is shown"
                     )
-                claims.setdefault(seen.event.log, {})[seen.event.rows] = seen
+                before = claims.setdefault(seen.event.log, {}).setdefault(seen.event.rows, seen)
+                assert isinstance(before.event, PeerHead)
+                if before.event.head != seen.event.head:
+                    raise disagree(
+                        f"{witness.path}: {before.place} and {seen.place} have seen two different rows "
+                        f"{seen.event.rows - 1} of {seen.event.peer}'s log: it was rewritten"
+                    )
         for log, heads in claims.items():
             _require_held(witness, heads, shown[log])
             compared += len(heads)
@@ -194,7 +200,7 @@ class _Check:
             case Began() | Continued():
                 self._owner(row.event, row.at, place)
             case SignedHead(signature=signature):
-                self._require_signed(Head(self._log, self._rows, self._last, bytes.fromhex(signature)), place)
+                self._require_signed(Head(self._log, self._rows, self._last, bytes.fromhex(signature)), place, "inside")
                 self._signed += 1
             case Checkpoint() | PeerHead():
                 self._witness(row.event, row.at, place)
@@ -206,7 +212,7 @@ class _Check:
         if (head := self._heads.get(self._rows)) is not None:
             if head.hash != self._last or head.log != self._log:
                 raise altered(place, "it is not the row that was sealed")
-            self._require_signed(head, "the file head")
+            self._require_signed(head, "the file head", "head")
 
     @property
     def open_ended(self) -> bool:
@@ -257,9 +263,9 @@ class _Check:
         except SecureSplitError as error:
             raise unsigned(f"{place}: the certificate is not trusted ({error.code}: {error.what})") from None
 
-    def _require_signed(self, head: Head, place: str, certificate: bytes | None = None) -> None:
+    def _require_signed(self, head: Head, place: str, stands: Place, certificate: bytes | None = None) -> None:
         try:
-            data = statement(head.log, head.rows, head.hash)
+            data = statement(head.log, head.rows, head.hash, stands)
             self._trust.signed(self._certificate if certificate is None else certificate, head.signature, data)
         except SecureSplitError as error:
             raise unsigned(f"{place}: the signature is not good ({error.code})") from None
@@ -271,7 +277,7 @@ class _Check:
             if self._owner_of(certificate, at, place) != event.peer:
                 raise unsigned(f"{place}: the other end's certificate is another party's")
             head = Head(bytes.fromhex(event.log), event.rows, bytes.fromhex(event.head), bytes.fromhex(event.signature))
-            self._require_signed(head, place, certificate)
+            self._require_signed(head, place, "shown", certificate)
 
 
 def _decoded(certificate: str, place: str) -> bytes:

@@ -48,7 +48,7 @@ from securesplit.pki.profile import (
     host_names,
     require_days,
 )
-from securesplit.pki.publish import Revoked, publish, read_lists, spread, with_retired
+from securesplit.pki.publish import Revoked, publish, read_lists, require_not_withdrawn, spread, with_retired
 from securesplit.pki.revocation import Lists, is_revoked
 from securesplit.pki.trust import Trust, domain_of
 
@@ -208,8 +208,9 @@ class Authority:
         """Sign a certificate and record it; for callers inside :meth:`locked`.
 
         Raises:
-            InputError: SS-1804 not writable, SS-1806 bad lifetime, SS-1808 a host outside of the authority's constraints.
+            InputError: SS-1804 not writable, SS-1806 bad lifetime, SS-1808 a host outside of its constraints, SS-1827 a revoked key.
         """
+        require_not_withdrawn(self.path, self.issued(), lists, key)
         days = LEAF_DAYS[identity.role] if days is None else days
         require_days(days, MAX_LEAF_DAYS)
         if now > self.certificate.not_valid_after_utc:

@@ -24,6 +24,7 @@ from securesplit.pki.grant import NEXT_KEY, REQUEST, Grant, Parcel
 from securesplit.pki.identity import Identity, identity_of, require_name
 from securesplit.pki.keys import PublicKey, load_key
 from securesplit.pki.passphrase import Passphrase
+from securesplit.pki.profile import CROSS_MARK
 from securesplit.pki.request import authority_words, read_request
 from securesplit.pki.revocation import Lists
 from securesplit.pki.trust import Trust, issued
@@ -98,7 +99,7 @@ def bring_in(
     leaf, file = _ours(parcel.certificates, ours, folder)
     der = leaf.public_bytes(serialization.Encoding.DER)
     identity = identity_of(der)
-    _require_asked_for(folder, identity, file)
+    _require_asked_for(folder, leaf, identity, file)
     trust, cross = _trust(folder, parcel, confirm, now)
     lists = _lists(folder, parcel, trust)
     whose = "the certificate to import"
@@ -153,26 +154,36 @@ def _ours(
     return max(fitting, key=lambda one: one[0].not_valid_before_utc)
 
 
-def _require_asked_for(folder: Path, identity: Identity, file: str) -> None:
-    """The certificate must name the party of the request, or, for the key in use, of the certificate in use."""
+def _require_asked_for(folder: Path, leaf: x509.Certificate, identity: Identity, file: str) -> None:
+    """The certificate must name the party and the hosts of the request, or, for the key in use, of the certificate in use."""
     wanted: Identity | None = None
+    hosts: set[x509.GeneralName] = set()
     if file == NEXT_KEY and (folder / REQUEST).exists():
-        wanted = read_request(folder / REQUEST).identity
+        request = read_request(folder / REQUEST)
+        wanted, hosts = request.identity, set(request.hosts.names())
     elif (folder / "cert.pem").exists():
         present = x509.load_pem_x509_certificate((folder / "cert.pem").read_bytes())
-        wanted = identity_of(present.public_bytes(serialization.Encoding.DER))
+        wanted, hosts = identity_of(present.public_bytes(serialization.Encoding.DER)), _hosts(present)
     faults = []
     if identity.name != folder.name:
         faults.append(f"it names {identity.name!r}, and the folder is {folder.name!r}")
     if wanted is not None and identity != wanted:
         faults.append(f"it is for {identity.uri}, and {wanted.uri} was asked for")
+    if wanted is not None and _hosts(leaf) != hosts:
+        faults.append("it proves other hosts than were asked for")
     if faults:
         raise InputError(
             "SS-1822",
-            "the certificate is for this site's key, but not for its identity",
+            "the certificate is for this site's key, but not for its identity and hosts",
             hint="Have the authority sign the request as it is.",
             details=tuple(faults),
         )
+
+
+def _hosts(certificate: x509.Certificate) -> set[x509.GeneralName]:
+    """Every name but the identity; of a certificate whose identity could be read."""
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return {name for name in names if not isinstance(name, x509.UniformResourceIdentifier)}
 
 
 def _trust(folder: Path, parcel: Parcel, confirm: Confirm, now: datetime) -> tuple[Trust, tuple[x509.Certificate, ...]]:
@@ -180,18 +191,18 @@ def _trust(folder: Path, parcel: Parcel, confirm: Confirm, now: datetime) -> tup
     authorities = [one for one in parcel.certificates if _is_authority(one)]
     roots = [one for one in authorities if issued(one, one)]
     # A cross certificate has a root's name and key, and another root's signature.
-    cross = tuple(one for one in authorities if one not in roots and any(_same_party(one, root) for root in roots))
+    cross = tuple(
+        one
+        for one in authorities
+        if one not in roots and (_is_marked(one) or any(_same_party(one, root) for root in roots))
+    )
     own = [one for one in authorities if one not in cross]
     if pinned is not None and not roots:
         own = list(dict.fromkeys((*own, *pinned.authorities)))
     trust = Trust.of(tuple(own))
     for root in trust.roots:
         known = pinned is not None and root in pinned.roots
-        vouched = pinned is not None and any(
-            _same_party(one, root) and one.not_valid_before_utc <= now <= one.not_valid_after_utc and issued(one, old)
-            for one in cross
-            for old in pinned.roots
-        )
+        vouched = pinned is not None and any(_vouches(one, root, pinned, now) for one in cross)
         newcomer = Newcomer(authority_words(root), fingerprint(root))
         if not (known or vouched or confirm(newcomer)):
             raise InputError(
@@ -225,6 +236,34 @@ def _is_authority(certificate: x509.Certificate) -> bool:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
         return False
+
+
+def _vouches(cross: x509.Certificate, root: x509.Certificate, pinned: Trust, now: datetime) -> bool:
+    """Whether a pinned root says by this certificate that ``root`` follows it, with these rights and no others.
+
+    An intermediate has a signature by a pinned root, too. Its thief could make a root of its name and key; so a cross
+    certificate must be marked as one, and neither it nor its key may be pinned already.
+    """
+    if not (_is_marked(cross) and _same_party(cross, root)) or cross in pinned.authorities:
+        return False
+    if any(one.public_key() == root.public_key() for one in pinned.authorities):
+        return False
+    if _rights(cross) != _rights(root) or not cross.not_valid_before_utc <= now <= cross.not_valid_after_utc:
+        return False
+    return any(issued(cross, old) for old in pinned.roots)
+
+
+def _is_marked(certificate: x509.Certificate) -> bool:
+    return any(extension.value == CROSS_MARK for extension in certificate.extensions)
+
+
+def _rights(certificate: x509.Certificate) -> set[tuple[str, bool, bytes]]:
+    """Every extension, but for the two that a cross certificate has beyond its root's."""
+    return {
+        (one.oid.dotted_string, one.critical, one.value.public_bytes())
+        for one in certificate.extensions
+        if one.value != CROSS_MARK and not isinstance(one.value, x509.AuthorityKeyIdentifier)
+    }
 
 
 def _same_party(left: x509.Certificate, right: x509.Certificate) -> bool:

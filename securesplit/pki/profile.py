@@ -26,6 +26,7 @@ __all__ = [
     "AUTHORITY_DAYS",
     "BACKDATE",
     "CRL_DAYS",
+    "CROSS_MARK",
     "INTERMEDIATE_DAYS",
     "LEAF_DAYS",
     "MAX_LEAF_DAYS",
@@ -51,8 +52,11 @@ CRL_DAYS = 7
 ROOT_CRL_DAYS = 365
 # Clocks of two machines differ; a certificate that is "not yet valid" is a puzzling failure.
 BACKDATE = timedelta(minutes=10)
-
 MAX_LEAF_DAYS = 397
+# Marks a cross certificate, so that no intermediate is taken for one. The number is a random UUID's; the value is NULL.
+CROSS_MARK = x509.UnrecognizedExtension(
+    x509.ObjectIdentifier("2.25.231443035259757610993325918203005835642"), b"\x05\x00"
+)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -133,6 +137,7 @@ def build_cross(new: x509.Certificate, old: Signer, now: datetime) -> x509.Certi
 
     A party that has pinned the old root may pin the new one on the strength of it. It is no link of a chain: where the
     old root allows no authority below itself, no verifier would follow it, and it is never sent in a handshake.
+    ``CROSS_MARK`` tells it from everything else that an authority signs.
     """
     end = min(new.not_valid_after_utc, old.certificate.not_valid_after_utc)
     builder = (
@@ -147,6 +152,7 @@ def build_cross(new: x509.Certificate, old: Signer, now: datetime) -> x509.Certi
     for extension in new.extensions:
         builder = builder.add_extension(extension.value, critical=extension.critical)
     builder = builder.add_extension(_authority_key(old.certificate), critical=False)
+    builder = builder.add_extension(CROSS_MARK, critical=False)
     return builder.sign(old.key, signature_hash(old.key))
 
 

@@ -6,24 +6,37 @@ and then it admits nobody.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from securesplit.errors import ConnectionFailed, InputError
 from securesplit.pki.certificate import serial_text
 from securesplit.pki.files import write_atomically
 from securesplit.pki.grant import party_folders
 from securesplit.pki.identity import AUTHORITY_NAME
+from securesplit.pki.keys import PublicKey
 from securesplit.pki.profile import ROOT_CRL_DAYS, Signer, build_crl
-from securesplit.pki.revocation import Lists
+from securesplit.pki.revocation import Lists, is_revoked
 from securesplit.pki.trust import Trust
 
-__all__ = ["Revoked", "publish", "read_lists", "spread", "with_retired"]
+__all__ = [
+    "Revoked",
+    "publish",
+    "read_lists",
+    "require_not_withdrawn",
+    "spki",
+    "spread",
+    "with_retired",
+    "withdrawn_keys",
+]
+
+_SPKI = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +78,32 @@ def with_retired(folder: Path, lists: Lists) -> Lists:
         with suppress(OSError, ConnectionFailed):
             last += Lists.parse(path.read_bytes()).lists
     return Lists((*lists.lists, *last))
+
+
+def withdrawn_keys(folder: Path, leaves: Iterable[x509.Certificate], lists: Lists) -> frozenset[bytes]:
+    """The public keys (SubjectPublicKeyInfo, DER) of every certificate that was ever withdrawn, also under a predecessor."""
+    every = with_retired(folder, lists)
+    return frozenset(spki(leaf) for leaf in leaves if is_revoked(leaf, every))
+
+
+def require_not_withdrawn(folder: Path, leaves: Iterable[x509.Certificate], lists: Lists, key: PublicKey) -> None:
+    """Refuse a key that was withdrawn, under whatever name: a revocation says that others may have it.
+
+    Args:
+        folder: the authority's.
+        leaves: every certificate that it ever made.
+        lists: its lists.
+        key: to be signed.
+
+    Raises:
+        InputError: SS-1827.
+    """
+    if key.public_bytes(*_SPKI) in withdrawn_keys(folder, leaves, lists):
+        raise InputError(
+            "SS-1827",
+            "this key stands in a certificate that was revoked, so nothing was signed",
+            hint="Have the site make a new key: delete its key.next.pem and run 'securesplit certs request' again.",
+        )
 
 
 def publish(
@@ -130,3 +169,8 @@ def spread(keys: Path, trust: Trust, lists: Lists, known: Sequence[x509.Certific
             # The change stands; one folder that is read-only must not keep the others from learning of it.
             stale.append(folder)
     return tuple(stale)
+
+
+def spki(leaf: x509.Certificate) -> bytes:
+    """A certificate's public key, as :func:`withdrawn_keys` gives them."""
+    return leaf.public_key().public_bytes(*_SPKI)

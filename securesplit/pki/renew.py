@@ -26,10 +26,21 @@ from securesplit.pki.grant import NEXT_KEY
 from securesplit.pki.identity import Identity, identity_of, require_name
 from securesplit.pki.keys import KeyType, generate_key, is_encrypted, key_pem
 from securesplit.pki.profile import Hosts
+from securesplit.pki.publish import spki, withdrawn_keys
 from securesplit.pki.revocation import Lists
 from securesplit.pki.store import leaf_of
 
-__all__ = ["Renewal", "certificate_held", "due_at", "hosts_of", "is_due", "newest", "renew", "renew_all"]
+__all__ = [
+    "Renewal",
+    "certificate_held",
+    "certificate_in_use",
+    "due_at",
+    "hosts_of",
+    "is_due",
+    "newest",
+    "renew",
+    "renew_all",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +111,8 @@ def renew(
         now: the time of issue.
 
     Raises:
-        InputError: SS-1801 bad name, SS-1804 not writable, SS-1806 bad lifetime, SS-1816 nothing to renew.
+        InputError: SS-1801 bad name, SS-1804 not writable, SS-1806 bad lifetime, SS-1816 nothing to renew, SS-1827 a revoked
+            key.
         ConnectionFailed: SS-3100 a new key without the party's folder, SS-3104 the new key would be less protected.
     """
     require_name(name)
@@ -108,7 +120,7 @@ def renew(
     with authority.locked() as lists:
         identity, leaf = _renewable(authority, name, lists, now, force=force)
         folder = authority.keys / name
-        held = certificate_held(folder, identity)
+        held = certificate_in_use(authority, identity, lists)
         # The folder's own counts: a certificate that was recorded and never got there may be for a key that is lost.
         due = is_due(authority, held or leaf, now) or (held is not None and held != leaf)
         leaf = held or leaf
@@ -136,10 +148,11 @@ def renew_all(authority: Authority, *, force: bool = False, now: datetime | None
     """Renew every party whose certificate is due. Who is revoked or has expired stays out: that is how access ends."""
     now = now or datetime.now(UTC)
     with authority.locked() as lists:
+        stolen = withdrawn_keys(authority.path, authority.issued(), lists)
         good = [
             identity.name
             for identity, leaf in newest(authority).items()
-            if now <= leaf.not_valid_after_utc and not authority.is_withdrawn(leaf, lists)
+            if now <= leaf.not_valid_after_utc and not authority.is_withdrawn(leaf, lists) and spki(leaf) not in stolen
         ]
     return tuple(renew(authority, name, force=force, now=now) for name in sorted(set(good)))
 
@@ -156,6 +169,15 @@ def certificate_held(folder: Path, identity: Identity) -> x509.Certificate | Non
         return leaf if _identity(leaf) == identity else None
     except (ValueError, ConnectionFailed):
         return None
+
+
+def certificate_in_use(authority: Authority, identity: Identity, lists: Lists) -> x509.Certificate | None:
+    """The certificate of a party's folder beside the authority, unless it was withdrawn.
+
+    A folder whose certificate was withdrawn holds a key that others may have, so nothing is installed there any more.
+    """
+    held = certificate_held(authority.keys / identity.name, identity)
+    return None if held is None or authority.is_withdrawn(held, lists) else held
 
 
 def _renewable(

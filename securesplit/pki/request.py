@@ -153,7 +153,7 @@ def approve(
     Raises:
         InputError: SS-1802 another trust domain, SS-1806 bad lifetime, SS-1808 a host outside of the authority's constraints,
             SS-1809 the party has a certificate that is still good, SS-1813 as SS-1809 and with another role, SS-1818 not
-            confirmed.
+            confirmed, SS-1827 a revoked key.
     """
     if request.identity.domain != authority.domain:
         raise InputError(
@@ -173,11 +173,13 @@ def approve(
         for leaf in authority.issued():
             other = identity_of(leaf.public_bytes(serialization.Encoding.DER))
             gone = now > leaf.not_valid_after_utc or authority.is_withdrawn(leaf, lists)
-            if other.name != request.identity.name or gone or leaf.public_key() == request.key:
+            same_key = leaf.public_key() == request.key
+            if other.name != request.identity.name:
                 continue
-            if other.role != request.identity.role:
+            # The role comes before the key: one key with both roles could pose as either end of a session.
+            if other.role != request.identity.role and (same_key or not gone):
                 raise InputError("SS-1813", f"{other.name} is a {other.role} here", hint="Choose another name.")
-            if not again:
+            if not (again or gone or same_key):
                 raise InputError(
                     "SS-1809",
                     f"{other.name} has a certificate that is still good, for another key",

@@ -39,7 +39,7 @@ from securesplit.pki.keys import KeyType, generate_key, is_encrypted, key_type
 from securesplit.pki.passphrase import Passphrase
 from securesplit.pki.profile import AUTHORITY_DAYS, Hosts, Scope, Signer, build_cross, build_leaf
 from securesplit.pki.publish import spread
-from securesplit.pki.renew import certificate_held, newest
+from securesplit.pki.renew import certificate_in_use, newest
 from securesplit.pki.revocation import Lists
 from securesplit.pki.trust import Trust, issued
 
@@ -56,6 +56,7 @@ class Rotation:
         waiting: identities whose last certificate is still a predecessor's.
         vouched: whether the old root signed for the new one, so that sites may pin it without a telephone call.
         stale: party folders beside the authority whose copies could not be replaced.
+        elsewhere: identities without a folder beside the authority, when it was said that they have the new one.
     """
 
     issued: Issued
@@ -63,6 +64,7 @@ class Rotation:
     waiting: tuple[str, ...]
     vouched: bool
     stale: tuple[Path, ...]
+    elsewhere: tuple[str, ...] = ()
 
 
 def begin_rotation(
@@ -128,11 +130,17 @@ def begin_rotation(
     )
 
 
-def finish_rotation(authority: Authority, *, now: datetime | None = None) -> Rotation:
+def finish_rotation(authority: Authority, *, carried: bool = False, now: datetime | None = None) -> Rotation:
     """Let the predecessor go: nobody pins it any more, and its key is deleted. Its certificate and last list are kept.
 
+    Args:
+        authority: the new one.
+        carried: somebody says that every site elsewhere has imported its new certificate; that cannot be seen from here.
+        now: the time of the check.
+
     Raises:
-        CheckFailed: SS-1824 naming everybody whose certificate is still the old one's.
+        CheckFailed: SS-1824 naming everybody whose certificate is still the old one's, and, unless ``carried``, everybody
+            whose folder is elsewhere.
         InputError: SS-1804 not writable, SS-1811 a list is lost, SS-1820 exchanged meanwhile, SS-1823 no exchange is under way.
     """
     now = now or datetime.now(UTC)
@@ -143,19 +151,7 @@ def finish_rotation(authority: Authority, *, now: datetime | None = None) -> Rot
             raise InputError(
                 "SS-1823", "no exchange of the authority is under way", hint="Begin one with 'certs rotate-ca'."
             )
-        current = authority.certificate.subject
-        waiting = [
-            identity.uri
-            for identity, leaf in _live(authority, lists, now)
-            if (certificate_held(authority.keys / identity.name, identity) or leaf).issuer != current
-        ]
-        if waiting:
-            raise CheckFailed(
-                "SS-1824",
-                f"{len(waiting)} certificates of the old authority are still in use",
-                hint="Renew them with 'securesplit certs renew --all' and carry what it writes to the sites, or revoke whoever left.",
-                details=tuple(sorted(waiting)),
-            )
+        elsewhere = _require_nobody_left(authority, lists, now, carried=carried)
         trust = _alone(authority, now)
         known = _ever_pinned(authority, leaving)
         kept = lists.joined((), trust.authorities)
@@ -173,7 +169,35 @@ def finish_rotation(authority: Authority, *, now: datetime | None = None) -> Rot
         waiting=(),
         vouched=False,
         stale=stale,
+        elsewhere=elsewhere,
     )
+
+
+def _require_nobody_left(authority: Authority, lists: Lists, now: datetime, *, carried: bool) -> tuple[str, ...]:
+    """Who lives elsewhere, after refusing while anybody is known to need the old authority. Raises CheckFailed SS-1824."""
+    current = authority.certificate.subject
+    waiting, elsewhere = [], []
+    for identity, leaf in _live(authority, lists, now):
+        held = certificate_in_use(authority, identity, lists)
+        if (held or leaf).issuer != current:
+            waiting.append(identity.uri)
+        elif held is None:
+            elsewhere.append(identity.uri)
+    if waiting:
+        raise CheckFailed(
+            "SS-1824",
+            f"{len(waiting)} certificates of the old authority are still in use",
+            hint="Renew them with 'securesplit certs renew --all' and carry what it writes to the sites, or revoke whoever left.",
+            details=tuple(sorted(waiting)),
+        )
+    if elsewhere and not carried:
+        raise CheckFailed(
+            "SS-1824",
+            f"{len(elsewhere)} parties have no folder here, and whether they imported their new certificates cannot be seen",
+            hint="Carry each keys/NAME.signed.pem to its site and import it there; when every one confirmed it, repeat with --yes.",
+            details=tuple(sorted(elsewhere)),
+        )
+    return tuple(sorted(elsewhere))
 
 
 def _require_root(authority: Authority, root: Signer | None, *, keep_root: bool) -> None:

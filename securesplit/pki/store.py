@@ -78,7 +78,7 @@ class KeyFolder:
                 SS-3103 several parties of that role, SS-3104 and SS-3105 no or a wrong passphrase, SS-32xx as
                 :func:`securesplit.pki.certificate.verify_chain`.
         """
-        folder = _resolve(Path(path), role)
+        folder = party_folder(path, role)
         require_private(folder)
         require_private(folder / "key.pem" if (folder / "key.pem").exists() else folder / NEXT_KEY)
         cert_der = leaf_of(folder)
@@ -185,7 +185,13 @@ def open_pair(
     )
 
 
-def _resolve(path: Path, role: Role) -> Path:
+def party_folder(path: str | Path, role: Role) -> Path:
+    """Where a party's files lie: ``path`` itself, or the one party of that role in it. Nothing is verified.
+
+    Raises:
+        ConnectionFailed: SS-3100 nothing usable there, SS-3103 several parties of that role.
+    """
+    path = Path(path)
     if (path / "cert.pem").is_file():
         if path.resolve().name == AUTHORITY_NAME:
             raise _missing(f"{path} is the authority's folder, not a party's")

@@ -202,22 +202,37 @@ def load_signed(
 
     Args:
         path: of the policy.
-        trusted: PEM files with public keys that were named; without any, ``officers.pem`` of ``keys`` counts.
-        keys: the party's key folder, or None.
+        trusted: PEM files with public keys that were named.
+        keys: the party's own key folder, not one above it, or None. ``officers.pem`` there binds in any case: what is
+            named besides is asked for in addition, and replaces nothing.
         now: with a time zone.
         signatures: of the policy; the file beside it when None.
 
     Returns:
-        The policy, and whose signature counts; None where nobody was named and no set is pinned.
+        The policy, and whose signature counts, the pinned officer's where there is one; None where nobody was named and no
+        set is pinned.
 
     Raises:
         InputError: SS-1100 to SS-1102 as :func:`load_policy`, SS-1120.
         PolicyDenied: SS-2062 unsigned, SS-2063 changed or signed by others, SS-2064 not valid now.
     """
     policy = load_policy(path)
-    if not trusted and keys is not None and (pinned := keys / OFFICERS).exists():
-        trusted = (pinned,)
-    if not trusted:
-        return policy, None
-    officers = read_trusted(trusted)
-    return policy, require_signed(policy, read_signatures(signatures or signature_path(path)), officers, now=now)
+    pinned = () if keys is None else _pinned(keys / OFFICERS)
+    sets = [read_trusted(paths) for paths in (trusted, pinned) if paths]
+    counts: Signature | None = None
+    for officers in sets:
+        counts = require_signed(policy, read_signatures(signatures or signature_path(path)), officers, now=now)
+    return policy, counts
+
+
+def _pinned(path: Path) -> tuple[Path, ...]:
+    """The pinned set, if there is anything of its name: what cannot be read is a fault, and never as good as absent."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise InputError(
+            "SS-1120", f"cannot look for {path}: {type(error).__name__}", hint="Check the folder and its mode."
+        ) from None
+    return (path,)

@@ -13,7 +13,7 @@ from securesplit.admit import breaches
 from securesplit.errors import ConnectionFailed, RemoteProtocolError, SecureSplitError
 from securesplit.journal.checkpoint import Checkpoints
 from securesplit.journal.events import Event
-from securesplit.policy.schema import Policy
+from securesplit.policy.schema import Gaussian, Policy
 from securesplit.protocol.codec import Caps
 from securesplit.protocol.job import Job
 from securesplit.protocol.messages import (
@@ -283,6 +283,10 @@ class ServerCore:
             return replay
         if len(message.lengths) > self._policy.limits.max_sequences:
             raise RemoteProtocolError("SS-4021", "a batch has more sequences than the server's policy takes")
+        # Without noise a prompt is not padded, and may be longer than a bucket; the engine's cap on a cache holds for it.
+        bucketed = not message.cache or isinstance(self._policy.privacy, Gaussian)
+        if bucketed and max(message.lengths) > max(self._policy.limits.buckets):
+            raise RemoteProtocolError("SS-4029", "a sequence is longer than any bucket of the server's policy")
         if message.learn and not self._turns.take(connection, message, self._now):
             return []
         return [self._work.forward(connection, message)]
@@ -336,6 +340,9 @@ class ServerCore:
     def _refuse(self, connection: int, peer: Connection, error: SecureSplitError) -> list[Action]:
         _log.warning("connection %d (%s) is closed: %s", connection, peer.name, error)
         if (row := over(connection, peer, error)) is not None:
-            self._note(row)
+            try:
+                self._note(row)
+            except SecureSplitError as fault:  # It is refused all the same; the shell finds out that the log is broken.
+                _log.error("the audit log did not take a refusal: %s", fault)
         peer.session.fail(error.code)
         return [*self._flush(connection, peer), Close(connection, error.code)]

@@ -16,6 +16,11 @@ from securesplit.errors import RemoteProtocolError
 from securesplit.model.code import CutCode
 from securesplit.model.parts import Middle, PartCache
 
+_CACHES = 64
+"""Decoding caches of one connection, with those that were dropped; a client needs one for each text that it generates."""
+_POSITIONS = 1 << 17
+"""Of one cache, where a model does not say how many positions it has."""
+
 
 @dataclass(slots=True)
 class _Pending:
@@ -30,17 +35,27 @@ class Engine:
     Args:
         middle: B.
         learning_rate: of AdamW on the adapters that require gradients.
-        cache_bytes: all decoding caches together; the least recently used one is dropped beyond it.
+        cache_bytes: all decoding caches together; beyond it the connection that holds most loses its least recently used
+            one. One connection may hold half of it.
+        positions: most positions in one decoding cache; by default as many as the model was made for.
         code: what the clients' rows are coded with; they then have k columns instead of D, and where the code has a
             sentinel B sees its public row in front of every sequence.
     """
 
     def __init__(
-        self, middle: Middle, *, learning_rate: float, cache_bytes: int = 1 << 30, code: CutCode | None = None
+        self,
+        middle: Middle,
+        *,
+        learning_rate: float,
+        cache_bytes: int = 1 << 30,
+        positions: int | None = None,
+        code: CutCode | None = None,
     ) -> None:
         self.middle = middle
         self.code = code
         self._cache_bytes = cache_bytes
+        config = getattr(getattr(middle, "module", None), "config", None)
+        self._positions = positions or getattr(config, "max_position_embeddings", None) or _POSITIONS
         self._caches: OrderedDict[tuple[int, int], PartCache] = OrderedDict()
         self._evicted: set[tuple[int, int]] = set()
         self._pending: dict[int, _Pending] = {}
@@ -90,8 +105,8 @@ class Engine:
         """Extend a decoding cache by equally long rows of each sequence, (sum(lengths), D or k) -> (sum(lengths), D).
 
         Raises:
-            RemoteProtocolError: SS-4015 when lengths differ, SS-4016 when the number of sequences changed, SS-4017 when the cache was dropped to
-                make room.
+            RemoteProtocolError: SS-4015 when lengths differ, SS-4016 when the number of sequences changed, SS-4017 when the
+                cache was dropped to make room, SS-4034 when this connection would hold more than its share.
         """
         if (connection, cache) in self._evicted:
             raise RemoteProtocolError(
@@ -102,6 +117,7 @@ class Engine:
         if len(set(lengths)) != 1:
             raise RemoteProtocolError("SS-4015", "a decoding step needs sequences of one length")
         key = (connection, cache)
+        self._require_room(key, lengths[0])
         state = self._caches.pop(key, None) or self.middle.new_cache()
         rows = self._decoded(hidden).to(self.middle.dtype).reshape(len(lengths), lengths[0], -1)
         try:
@@ -109,15 +125,46 @@ class Engine:
                 output = self._mixed(rows, state)
         except RuntimeError:
             raise RemoteProtocolError("SS-4016", "a decoding step does not fit its cache") from None
+        if self._held().get(connection, 0) + state.nbytes > self._cache_bytes // 2:
+            raise _beyond_share("bytes")
         self._caches[key] = state
-        while len(self._caches) > 1 and sum(c.nbytes for c in self._caches.values()) > self._cache_bytes:
-            dropped, _ = self._caches.popitem(last=False)
-            self._evicted.add(dropped)
+        self._make_room(key)
         return output.reshape(len(hidden), -1)
+
+    def _require_room(self, key: tuple[int, int], rows: int) -> None:
+        """Before anything is computed: a cache has so many positions, and a connection so many caches."""
+        known = self._caches.get(key)
+        if (known.length if known is not None else 0) + rows > self._positions:
+            raise _beyond_share("positions")
+        mine = sum(connection == key[0] for connection, _ in (*self._caches, *self._evicted))
+        if known is None and mine >= _CACHES:
+            raise _beyond_share("caches")
+
+    def _held(self) -> dict[int, int]:
+        """Bytes of decoding caches by connection."""
+        held: dict[int, int] = {}
+        for (connection, _), state in self._caches.items():
+            held[connection] = held.get(connection, 0) + state.nbytes
+        return held
+
+    def _make_room(self, used: tuple[int, int]) -> None:
+        """Drop caches of whoever holds most, so that nobody can drop everybody else's; never the one just used."""
+        held = self._held()
+        total = sum(held.values())
+        while total > self._cache_bytes and held:
+            most = max(held, key=lambda connection: held[connection])
+            dropped = next((key for key in self._caches if key[0] == most and key != used), None)
+            if dropped is None:  # It holds but the one in use: the next largest makes room.
+                del held[most]
+                continue
+            freed = self._caches.pop(dropped).nbytes
+            held[most], total = held[most] - freed, total - freed
+            self._evicted.add(dropped)
 
     def drop_cache(self, connection: int, cache: int) -> None:
         """Forget one decoding cache."""
         self._caches.pop((connection, cache), None)
+        self._evicted.discard((connection, cache))
 
     def forget(self, connection: int) -> None:
         """Forget everything of a connection."""
@@ -149,3 +196,11 @@ class Engine:
             for i, row in zip(where, rows, strict=True):
                 out[i] = row
         return torch.cat([row for row in out if row is not None])
+
+
+def _beyond_share(of: str) -> RemoteProtocolError:
+    return RemoteProtocolError(
+        "SS-4034",
+        f"a client's decoding caches have more {of} than it may hold",
+        hint="Generate less at a time, or fewer texts at once.",
+    )

@@ -217,7 +217,7 @@ def serve(
     if out is not None:
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
     records = None if out is None else RoundRecords(tls.folder, out)
-    anchors = KeptAnchors(Path(keys) / "anchors")
+    anchors = KeptAnchors(tls.folder.path / "anchors")
     seen = None if record is None else SumRecords(record, directory, job)
     core = build_core(
         job, policy, middle, digest, known, anchors, worker=worker, records=records, seen=seen, limits=limits,

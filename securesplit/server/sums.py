@@ -18,7 +18,7 @@ from securesplit.aggregate.encryption import SumWorker
 from securesplit.aggregate.roster import Verify
 from securesplit.aggregate.server import ServerResult, ServerRound
 from securesplit.aggregate.wire import Delivery
-from securesplit.errors import AggregationAborted, InputError, RemoteProtocolError
+from securesplit.errors import AggregationAborted, InputError, RemoteProtocolError, SecureSplitError
 from securesplit.protocol.messages import Failure, Message, RoundBegin, RoundReady, Secagg
 from securesplit.protocol.words import vector_of, words_blob
 from securesplit.server.gathering import Gathering
@@ -233,6 +233,8 @@ class Sums:
             config = self._config_of(run, ready)
         except InputError:
             return self._give_up(present, "SS-6001")
+        except SecureSplitError as error:  # The group has been taken already; it must not wait for what never comes.
+            return self._give_up(present, error.code)
         self._round, self._past = ServerRound(config, self._verify, worker=self._worker), None
         self._stage, self._behind = (wire.ADVERTISE, now), set()
         self._begun = ready, RoundBegin(round=ready.round, run=run)

@@ -27,10 +27,14 @@ class Turns:
     def take(self, connection: int, message: Forward, now: float) -> bool:
         """Whether the step may run now; otherwise it is queued.
 
+        Another step of the holder's own does not give it more time: it has its turn until its backward, or its patience ends.
+
         Raises:
             RemoteProtocolError: SS-4025 when this connection has a step in the queue already.
         """
-        if self._holder in {None, connection}:
+        if self._holder == connection:
+            return True
+        if self._holder is None:
             self._holder, self._since = connection, now
             return True
         if any(waiting == connection for waiting, _ in self._waiting):

@@ -12,7 +12,8 @@ import socket
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from securesplit.journal.origin import host_key
 
 __all__ = ["ACCEPTED", "Accepted", "host_key"]
 
@@ -40,8 +41,9 @@ class Accepted:
 
     @property
     def address(self) -> str:
-        """``host:port``, IPv6 in brackets."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        """``host:port``, IPv6 in brackets; without the zone of a link-local one, which is a name of this machine's."""
+        host = self.host.partition("%")[0]
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     @property
     def gone(self) -> bool:
@@ -82,16 +84,3 @@ class Accepted:
 
 ACCEPTED: ContextVar[Accepted | None] = ContextVar("securesplit.accepted", default=None)
 """Whose callback runs. The loop copies the context of an accepted connection into all that follows from it."""
-
-
-def host_key(host: str) -> str:
-    """What counts as one address: an IPv4 address, or the /64 of an IPv6 one, which one customer has all of."""
-    try:
-        found: IPv4Address | IPv6Address = ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if isinstance(found, IPv6Address):
-        if found.ipv4_mapped is not None:
-            return str(found.ipv4_mapped)
-        return str(IPv6Address(int(found) >> 64 << 64)) + "/64"
-    return str(found)

@@ -22,6 +22,7 @@ from websockets.sync.client import ClientConnection, connect
 from securesplit.errors import ConnectionFailed, InputError
 from securesplit.pki.identity import Identity, read_certificate
 from securesplit.pki.store import KeyFolder
+from securesplit.transport.lapse import run_out, with_newer_lists
 from securesplit.transport.refusal import diagnose, hearing
 from securesplit.transport.silence import PING_SECONDS, PONG_SECONDS, limit
 from securesplit.transport.tls import client_context, peer_identity
@@ -90,26 +91,29 @@ class WebSocketPipe:
         self._closing.close()
 
     def _require_valid(self) -> None:
-        """Send nothing to a server whose certificate ran out, or was revoked, since the handshake.
+        """Send nothing to a server whose certificate, or whose list, ran out, or that was revoked, since the handshake.
 
-        A revocation counts once the list in this client's folder, or beside it, names the server.
+        A revocation counts once the list in this client's folder, or beside it, names the server; whatever else is wrong
+        with the folder.
         """
-        now = time.monotonic()
-        if datetime.now(UTC) > self._until:
+        now, date = time.monotonic(), datetime.now(UTC)
+        if date > self._until:
             raise ConnectionFailed(
                 "SS-3203",
                 "the server's certificate has expired during the session",
                 hint="Its operator has to renew it.",
             )
-        if now - self._looked < _LOOK or (stamps := self._folder.stamps()) == self._stamps:
+        lapsed = run_out(self._folder, date) > 0
+        if not lapsed and (now - self._looked < _LOOK or self._folder.stamps() == self._stamps):
             return
-        self._looked = now
-        try:
-            folder = self._folder.reopen()
-        except ConnectionFailed:
-            return  # Half exchanged; it is looked at again. The session stands on what was checked when it began.
-        folder.verify_peer(self.peer, "server")
-        self._folder, self._stamps = folder, stamps
+        self._looked, stamps = now, self._folder.stamps()
+        if stamps != self._stamps:
+            try:
+                self._folder, self._stamps = self._folder.reopen(), stamps
+            except ConnectionFailed:
+                # Half exchanged, perhaps; it is looked at again. A newer list in it counts already.
+                self._folder = with_newer_lists(self._folder)
+        self._folder.verify_peer(self.peer, "server")
 
 
 def open_pipe(

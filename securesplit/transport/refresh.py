@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from datetime import UTC, datetime
 
 from securesplit.errors import ConnectionFailed
 from securesplit.pki.store import KeyFolder
+from securesplit.transport.lapse import run_out
 from securesplit.transport.record import Record
 from securesplit.transport.tls import ContextHolder
 
@@ -30,35 +32,45 @@ class Refresher:
         self._record = record
         self._checked = time.monotonic()
         self._fault = ""
+        self._broken = ""
+        self._lapsed = 0
 
     def look(self) -> bool:
         """Exchange the context if a file has changed; True when everybody who is connected has to be looked at again.
 
-        Files that cannot be used leave the old ones in force.
+        That is also so when a list or an authority in force has run out. Files that cannot be used leave the old ones in
+        force, but for newer revocation lists; they are tried again now and then, for a mode or a clock may be set right.
         """
-        if not self._tls.changed():
+        if self._tls.changed():
+            return self._exchange()
+        if time.monotonic() - self._checked >= _SELF_CHECK:
+            self._checked = time.monotonic()
+            if self._broken:
+                return self._exchange()
             self._look_at_myself()
-            return False
-        before = self._tls.folder
+        before, self._lapsed = self._lapsed, run_out(self._tls.folder, datetime.now(UTC))
+        return self._lapsed > before
+
+    def _exchange(self) -> bool:
+        before, broken = self._tls.folder, ""
         try:
             self._tls.reload()
         except ConnectionFailed as error:
-            _log.error("the changed key folder is not usable, the old one stays in force: %s", error)
-            self._record.reloaded("folder", code=error.code)
-            return False
-        self._fault = ""
-        _log.info("certificates reloaded")
-        self._record.rekey(self._tls.folder)
+            broken = error.code
+            if broken != self._broken or self._tls.folder is not before:
+                _log.error("the changed key folder is not usable, the old one stays in force: %s", error)
+                self._record.reloaded("folder", code=broken)
+        else:
+            self._fault = ""
+            _log.info("certificates reloaded")
+            self._record.rekey(self._tls.folder)
+        self._broken = broken
         for what, digest in _differences(before, self._tls.folder):
             self._record.reloaded(what, digest)
         return True
 
     def _look_at_myself(self) -> None:
         """Say once when the server's own certificate or list runs out: from then on every new client is refused."""
-        now = time.monotonic()
-        if now - self._checked < _SELF_CHECK:
-            return
-        self._checked = now
         folder, fault = self._tls.folder, ""
         try:
             folder.verify_peer(folder.cert_der, "server")

@@ -44,6 +44,8 @@ __all__ = ["CONNECTIONS", "MOST_PER_CLIENT", "Listen", "Shell"]
 
 _TICK = 0.25
 _SYNC = 1.0
+_FRAGMENTS = 64
+"""Pieces of a message besides one for every KiB of it: frames of nothing cost time and never end by size."""
 
 
 class Shell:
@@ -64,7 +66,7 @@ class Shell:
         self._peers: dict[int, Peer] = {}
         self._ticks: set[asyncio.Task[None]] = set()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="middle")
-        self._door = Door(listen.limits.handshakes, self._turned_away)
+        self._door = Door(listen.limits.handshakes, cast("Callable[[str, str, str], None]", self._record.refused))
         self._refresher = Refresher(tls, self._record)
         self._rates = Rates(listen.limits)
         tls.on_refusal = self._refused
@@ -174,32 +176,34 @@ class Shell:
             limit(wire.transport.get_extra_info("socket"))
         self._displace(identity.name)
         number = self._core.connect(identity.name, party)
-        recorder = Recorder(self._listen.record, peer=identity.name, number=number) if self._listen.record else None
-        peer = self._peers[number] = Peer(
-            identity.name, identity.uri, wire.address, read_certificate(party.peer).not_valid_after_utc, party.peer, wire,
-            recorder, self._listen.limits.progress,
-        )  # fmt: skip
-        self._record.accepted(number, peer.address, peer.uri, party.peer)
-        if folder_of(wire.transport.get_extra_info("ssl_object")) is not self._tls.folder:
-            self._revalidate(number, peer)  # The keys were exchanged while the handshake was under way.
-        writer = asyncio.create_task(peer.write())
+        recorder, peer, writer = None, None, None
         try:
-            while True:
-                await self._serve(number, peer)
-        except ConnectionClosed:
-            pass
+            if self._listen.record:
+                recorder = Recorder(self._listen.record, peer=identity.name, number=number)
+            peer = self._peers[number] = Peer(
+                identity.name, identity.uri, wire.address, read_certificate(party.peer).not_valid_after_utc, party.peer,
+                wire, recorder, self._listen.limits.progress,
+            )  # fmt: skip
+            self._record.accepted(number, peer.address, peer.uri, party.peer)
+            self._revalidate(number, peer)  # Keys or lists may have been exchanged since the handshake.
+            writer = asyncio.create_task(peer.write())
+            with suppress(ConnectionClosed):
+                while True:
+                    await self._serve(number, peer)
         finally:
             self._peers.pop(number, None)
-            writer.cancel()
+            if writer:
+                writer.cancel()
             if recorder:
                 recorder.close()
             await self._perform(self._core.disconnect(number))
-            self._record.closed(number, peer.uri, peer.code, up=peer.up, down=peer.down)
+            if peer:
+                self._record.closed(number, peer.uri, peer.code, up=peer.up, down=peer.down)
 
     async def _serve(self, number: int, peer: Peer) -> None:
         """One message: read it, within what this client may send now; hand it to the core; keep to its pace."""
-        parts: list[bytes] = []
-        size, most = 0, self._listen.max_message
+        data = bytearray()  # Not a list of parts: an object for every two bytes would cost twenty times the bytes.
+        pieces, most = 0, self._listen.max_message
         async for part in peer.wire.recv_streaming():
             peer.within = True
             if peer.deaf:
@@ -207,25 +211,27 @@ class Shell:
             if isinstance(part, str):
                 self._put_out(number, peer, "SS-4001")
                 continue
-            if not parts:
+            if not data:
                 most = self._core.allowance(number, part[:8])
-            size += len(part)
-            if size > most:
-                parts.clear()
-                self._put_out(number, peer, "SS-4002")
+            pieces += 1
+            size = len(data) + len(part)
+            if size > most or pieces > (size >> 10) + _FRAGMENTS:
+                data = bytearray()
+                self._put_out(number, peer, "SS-4002" if size > most else "SS-4028")
                 continue
-            parts.append(part)
+            data += part
         peer.within = False
         if peer.deaf:
             return
+        size, message = len(data), bytes(data)
+        del data
         peer.up += size
-        data = b"".join(parts)
         if peer.recorder:
-            peer.recorder.record(0, time.time_ns(), data)
+            peer.recorder.record(0, time.time_ns(), message)
         if not self._record.sound:
             self._put_out(number, peer, "SS-1585")
             return
-        await self._perform(self._core.receive(number, data))
+        await self._perform(self._core.receive(number, message))
         if wait := self._rates.wait(peer.name, size, time.monotonic()):
             await asyncio.sleep(min(wait, 60.0))
         await peer.room()
@@ -292,6 +298,3 @@ class Shell:
 
     def _refused(self, refusal: Refusal) -> None:
         self._record.refused("tls", refusal.code, refusal.address)
-
-    def _turned_away(self, stage: str, code: str, address: str) -> None:
-        self._record.refused(cast("Stage", stage), code, address)

@@ -25,6 +25,7 @@ from securesplit.pki.identity import Identity, Role
 from securesplit.pki.passphrase import Passphrase
 from securesplit.pki.store import KeyFolder
 from securesplit.transport.accepted import ACCEPTED, Accepted
+from securesplit.transport.lapse import with_newer_lists
 from securesplit.transport.refusal import Refusal, diagnose, refusal_of
 
 __all__ = [
@@ -208,11 +209,18 @@ class ContextHolder:
         Afterwards ask :meth:`require_valid` about every live connection: TLS does not check a certificate twice.
 
         Raises:
-            ConnectionFailed: what is wrong with the folder; the old context stays in force, and the same files are
-                not tried again until one of them changes.
+            ConnectionFailed: what is wrong with the folder; the old context stays in force, but for newer revocation
+                lists, which count at once. :meth:`changed` does not name the same files again.
         """
         self._stamps = self.folder.stamps()
-        self._current = _tried(self.folder.reopen(), self._refused)
+        try:
+            self._current = _tried(self.folder.reopen(), self._refused)
+        except ConnectionFailed:
+            if (newer := with_newer_lists(self.folder)) is not self.folder:
+                # Of several lists of one authority OpenSSL asks the newest.
+                _load_lists(self._current, newer)
+                self._current.folder = newer
+            raise
 
     def require_valid(self, client_der: bytes, *, now: datetime | None = None) -> Identity:
         """Check a connected client's certificate against what is in force now.

@@ -118,6 +118,33 @@ def test_a_log_of_another_authoritys_party_is_not_believed(command, keys, tmp_pa
     assert (code, found["code"]) == (1, "SS-1582")
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_certificate_that_nobody_issued_beside_a_log_is_not_believed(command, keys, tmp_path, named):
+    """Whoever has no key of ours at all can put a log and a certificate with a party's name into one folder."""
+    Authority.create(tmp_path / "forged").issue("gpu", "server", ips=["127.0.0.1"])
+    forged = tmp_path / "forged" / "gpu"
+    with open_journal(KeyFolder.open(forged, "server")) as journal:
+        journal.append(KNOCK)
+    if named:
+        for name in ("ca.pem", "crl.pem"):
+            (forged / name).unlink()
+    else:
+        for name in ("ca.pem", "crl.pem"):
+            shutil.copy(keys / "gpu" / name, forged / name)
+    authority = ["--ca", keys / "ca" / "cert.pem", "--crl", keys / "ca" / "crl.pem"] if named else []
+    code, out, err = command("audit", "verify", forged, *authority, "--output", "json")
+    assert (code, json.loads(out)["code"]) == (1, "SS-1582")
+    assert ("is not of the authority beside it" in err) == (not named)
+
+
+def test_an_authority_beside_a_log_counts_for_nothing_when_a_key_was_named(command, keys, tmp_path):
+    Authority.create(tmp_path / "forged").issue("gpu", "server", ips=["127.0.0.1"])
+    with open_journal(KeyFolder.open(tmp_path / "forged" / "gpu", "server")) as journal:
+        journal.append(KNOCK)
+    code, found = verified(command, tmp_path / "forged" / "gpu", "--key", keys / "gpu")
+    assert (code, found["code"]) == (1, "SS-1582")
+
+
 def test_far_from_the_keys_the_trust_has_to_be_named(command, keys, tmp_path):
     copy = Path(shutil.copytree(keys / "gpu" / "audit", tmp_path / "evidence"))
     code, _, err = command("audit", "verify", copy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,32 @@ def test_commands_refuse_an_unsigned_or_a_tampered_policy_before_anything_else(s
         code, _, err = command(name, "--policy", signed, *option, *rest)
         assert (code, "error[SS-2062]: " in err) == (3, True), name
     assert not (signed.parent / "out").exists()
+
+
+def test_the_folder_above_a_partys_folder_does_not_hide_its_officers_and_each_refusal_is_logged(
+    signed, command, house, tmp_path
+):
+    keys = Path(shutil.copytree(house.keys, tmp_path / "keys"))
+    for name in ("gpu", "alice"):
+        shutil.rmtree(keys / name / "audit", ignore_errors=True)
+        (keys / name / "officers.pem").write_bytes((signed.parent / "officer.pub").read_bytes())
+    loosened(signed)
+    job = Path(__file__).parents[2] / "examples/job.toml"
+    for folder in (keys, keys / "gpu"):
+        code, _, err = command("serve", "--policy", signed, "--keys", folder, "--job", job, "--listen", "127.0.0.1:0")
+        assert (code, "error[SS-2063]: " in err) == (3, True)
+        assert "warning" not in err
+    assert command("policy", "keygen", tmp_path / "evil")[0] == 0
+    assert command("policy", "sign", signed, "--key", tmp_path / "evil")[0] == 0
+    code, _, err = command(
+        "generate", "--policy", signed, "--policy-key", tmp_path / "evil.pub", "--keys", keys / "alice",
+        "--server", "wss://localhost:1", "--prompt", "w5",
+    )  # fmt: skip
+    assert (code, "error[SS-2063]: " in err) == (3, True)
+    for name, count in (("gpu", 2), ("alice", 1)):
+        _, out, _ = command("audit", "tail", keys / name, "-n", 100, "--output", "json")
+        rows = [(row["stage"], row["code"]) for row in json.loads(out)["rows"] if row["kind"] == "refused"]
+        assert rows == [("policy", "SS-2063")] * count
 
 
 def test_a_signed_policy_is_used_and_its_officer_named(signed, command, house):

@@ -51,3 +51,32 @@ def test_a_flood_from_everywhere_is_few_rows():
     rows += counting.due(1.0, all_of_them=True)
     assert len(rows) < 1100
     assert sum(row.count for row in rows) == 50_000
+
+
+def test_one_ipv6_network_is_one_kind():
+    counting, rows = Coalescer(), []
+    for number in range(3000):
+        address = f"[2001:db8::{number % 5:x}:{number:x}]:4000"
+        rows += counting.offer(Refused(stage="tcp", code="SS-3050", address=address), number / 1000)
+    rows += counting.due(4.0, all_of_them=True)
+    assert len(rows) <= 5
+    assert sum(row.count for row in rows) == 3000
+    assert rows[1].address == "[2001:db8::]:0", "of several hosts in it: the network"
+
+
+def test_of_one_ipv6_host_the_address_stays():
+    counting = Coalescer()
+    for port in range(1, 4):
+        counting.offer(Refused(stage="tcp", code="SS-3050", address=f"[2001:db8::7]:{port}"), 0.0)
+    assert [row.address for row in counting.due(1.0)] == ["[2001:db8::7]:0"]
+
+
+def test_strangers_from_everywhere_do_not_fill_the_disk_or_hide_who_is_known():
+    counting, rows = Coalescer(), []
+    for number in range(10_000):
+        rows += counting.offer(knock(number), number / 1000)
+    assert len(rows) < 10 * 80
+    known = knock(5).model_copy(update={"peer": "spiffe://securesplit.local/securesplit/client/alice"})
+    assert counting.offer(known, 10.0)[-1] == known
+    rows += counting.due(10.0, all_of_them=True)
+    assert sum(row.count for row in rows) == 10_001 - 1

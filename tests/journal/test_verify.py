@@ -271,7 +271,7 @@ def test_who_has_the_key_rewrites_both_files_and_only_the_other_end_knows(tmp_pa
     sign, previous, forged = signer_for(SERVER).sign, genesis(log), []
     for index, (moment, what) in enumerate(rows):
         if what.kind == "head":
-            signature = sign(statement(log, index, previous)).hex()
+            signature = sign(statement(log, index, previous, "inside")).hex()
             forged.append((moment, what.model_copy(update={"signature": signature})))
         else:
             forged.append((moment, what))
@@ -285,6 +285,34 @@ def test_who_has_the_key_rewrites_both_files_and_only_the_other_end_knows(tmp_pa
     with pytest.raises(CheckFailed, match="has seen another row") as caught:
         agree([mine, theirs])
     assert caught.value.code == "SS-1583"
+
+
+@pytest.mark.parametrize("kind", ["head", "peer-head"])
+def test_a_head_from_elsewhere_does_not_seal_a_cut(tmp_path, kind):
+    """Without the key: the log is cut before a head row, or to what the other end saw, whose signature goes into the file."""
+    path = tmp_path / "audit"
+    with opened(path, every=8) as journal:
+        for number in range(20):
+            journal.append(Refused(stage="tls", code="SS-3205", address=f"10.0.0.7:{number}"), durable=False)
+        shown = journal.head()
+    file = path / "000001.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines]
+    count = shown.rows if kind == "peer-head" else [row["kind"] for row in rows].index("head", 5)
+    signature = shown.signature if kind == "peer-head" else bytes.fromhex(rows[count]["signature"])
+    file.write_bytes(b"".join(lines[:count]))
+    stolen = Head(shown.log, count, bytes.fromhex(rows[count - 1]["hash"]), signature)
+    heads = HeadFile(path / "head")
+    for put in (heads.sync, heads.sync, heads.note):
+        put(stolen)
+    heads.close()
+    assert refused(path).code == "SS-1582"
+
+
+def test_a_closed_log_has_no_older_head_to_be_cut_back_to(tmp_path):
+    path = filled(tmp_path / "audit", 20)
+    data = (path / "head").read_bytes()
+    assert len({data[at : at + 4096] for at in (0, 4096, 8192)}) == 1
 
 
 # ---- two ends --------------------------------------------------------------------------------------------------------
@@ -349,6 +377,18 @@ def test_ends_that_saw_different_messages_do_not_agree(ends, tmp_path):
     a, b = verify(tmp_path / "liar", TRUST), verify(alice, TRUST)
     with pytest.raises(CheckFailed, match="different messages"):
         agree([a, replace(b, witnessed=tuple(w for w in b.witnessed if isinstance(w.event, Checkpoint)))])
+
+
+def test_two_heads_of_one_length_are_a_rewritten_log(tmp_path):
+    """Whichever of the two the log that is shown has."""
+    server = filled(tmp_path / "server", 5)
+    with opened(tmp_path / "b2", ALICE) as b:
+        log, rows = bytes.fromhex(verify(server, TRUST).log), 3
+        for digest in (bytes(32), chain_of(server)[rows - 1]):
+            b.append(seen(Head(log, rows, digest, signer_for(SERVER).sign(statement(log, rows, digest, "shown")))))
+    with pytest.raises(CheckFailed, match="two different rows") as caught:
+        compare(server, tmp_path / "b2")
+    assert caught.value.code == "SS-1583"
 
 
 def test_a_head_of_another_end_is_checked_too(tmp_path):

@@ -175,6 +175,21 @@ def test_pinned_officers_bind_without_an_option(desk):
     assert code_of(lambda: opened(desk, keys=keys)) == "SS-2062"
     (keys / OFFICERS).write_text("")
     assert code_of(lambda: opened(desk, keys=keys)) == "SS-1120", "an empty set is a fault and trusts nobody"
+    (keys / OFFICERS).unlink()
+    (keys / OFFICERS).symlink_to(desk / "gone.pem")
+    assert code_of(lambda: opened(desk, keys=keys)) == "SS-1120", "what is there and cannot be read is not absent"
+
+
+def test_officers_that_are_named_do_not_replace_those_that_are_pinned(desk):
+    keys = desk / "keys"
+    keys.mkdir()
+    sign(desk, "officer")
+    make_officer(desk / "stranger", passphrase=None)
+    (keys / OFFICERS).write_bytes((desk / "stranger.pub").read_bytes())
+    assert opened(desk, "officer")[1]
+    assert code_of(lambda: opened(desk, "officer", keys=keys)) == "SS-2063"
+    sign(desk, "stranger")
+    assert opened(desk, "officer", keys=keys)[1]
 
 
 def test_an_officers_key_is_private_and_never_replaced(desk):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from securesplit.errors import PolicyDenied, RemoteProtocolError, SecureSplitError
+from securesplit.errors import CheckFailed, PolicyDenied, RemoteProtocolError, SecureSplitError
+from securesplit.journal.events import Quota
 from securesplit.model.lora import adapter_layout, read_adapters
 from securesplit.protocol.codec import decode, encode
 from securesplit.protocol.messages import (
@@ -24,6 +25,7 @@ from securesplit.protocol.messages import (
     Secagg,
 )
 from securesplit.transport.actions import Close, Send, Work
+from securesplit.transport.limits import ClientLimits, Limits
 from securesplit.transport.memory import MemoryServer
 from tests.e2e.house import ANY, CLIENTS, FROZEN, WIDTH, batches_of, policy_of, sentences
 
@@ -194,6 +196,9 @@ HOSTILE = {
         "SS-4005",
     ),
     "too many sequences": (lambda: encode(forward(lengths=(1,) * 9)), "SS-4021"),
+    "a sequence longer than any bucket": (lambda: encode(forward(learn=False, lengths=(17,))), "SS-4029"),
+    "one of them among short ones": (lambda: encode(forward(learn=False, lengths=(4, 17, 4))), "SS-4029"),
+    "a cache beyond the model's positions": (lambda: encode(forward(learn=False, lengths=(65,), cache=1)), "SS-4034"),
     "a gradient without a forward": (lambda: encode(backward()), "SS-4013"),
     "a second greeting": (lambda: encode(Hello(version=1, nonce=bytes(32), policy="0" * 64)), "SS-4010"),
     "the server's own kind": (lambda: encode(Hidden(step=0, hidden=rows(2))), "SS-4010"),
@@ -219,6 +224,66 @@ def test_a_hostile_message_closes_its_own_connection_alone(house, server, core, 
     bob.tell(backward())
     bob.expect(Gradient)
     assert core.names == ("bob",)
+
+
+def test_a_cache_has_no_more_positions_than_the_model_however_it_grows(house, server, core):
+    link = open_link(house, server)
+    for step in range(4):
+        link.tell(forward(step, learn=False, lengths=(16,), cache=1))
+        link.expect(Hidden)
+    computed = core._engine._caches[1, 1].nbytes
+    link._pipe.send(encode(forward(4, learn=False, lengths=(1,), cache=1)))
+    assert closed_with(link) == "SS-4034"
+    assert computed > 0
+    assert core._engine._caches == {}
+
+
+def test_one_connection_has_half_of_the_caches_room_and_drops_nobody_elses(house, core):
+    engine = core._engine
+    one = torch.zeros(16, WIDTH)
+    engine.decode(1, 1, (16,), one)
+    unit = engine._caches[1, 1].nbytes
+    engine._cache_bytes = 8 * unit
+    for cache in range(2, 5):
+        engine.decode(1, cache, (16,), one)
+    with pytest.raises(RemoteProtocolError) as caught:
+        engine.decode(1, 5, (16,), one)
+    assert caught.value.code == "SS-4034"
+    assert sum(c.nbytes for c in engine._caches.values()) == 4 * unit, "nothing was kept of what is refused"
+    engine.decode(3, 1, (16,), one)
+    for cache in range(1, 5):
+        engine.decode(2, cache, (16,), one)
+    assert sum(c.nbytes for c in engine._caches.values()) == 8 * unit
+    assert (3, 1) in engine._caches, "who holds least loses nothing"
+    assert engine._evicted == {(1, 1)}
+    engine.drop_cache(1, 1)
+    assert engine._evicted == set()
+
+
+def test_a_connection_has_so_many_caches_and_no_more(core):
+    one = torch.zeros(1, WIDTH)
+    for cache in range(1, 65):
+        core._engine.decode(1, cache, (1,), one)
+    with pytest.raises(RemoteProtocolError, match="more caches"):
+        core._engine.decode(1, 65, (1,), one)
+    core._engine.drop_cache(1, 7)
+    core._engine.decode(1, 65, (1,), one)
+    core._engine.decode(2, 1, (1,), one)
+
+
+def test_a_log_that_takes_no_row_does_not_keep_a_refusal_from_being_one(house):
+    """``receive`` never raises for what a peer sent, and the clock must not stop for it either."""
+
+    def note(event):
+        if isinstance(event, Quota):
+            raise CheckFailed("SS-1585", "the log takes no row")
+
+    core = house.core(house.job(), policy_of(), limits=Limits(clients=ClientLimits(steps=1)), note=note)
+    link = open_link(house, MemoryServer(core))
+    link.tell(forward(learn=False))
+    link.expect(Hidden)
+    link._pipe.send(encode(forward(1, learn=False)))
+    assert closed_with(link) == "SS-2040"
 
 
 def test_a_gradient_for_an_evaluation_is_refused(house, server):

@@ -9,7 +9,7 @@ from securesplit.admit import round_config
 from securesplit.aggregate import wire
 from securesplit.aggregate.client import ClientRound
 from securesplit.aggregate.config import Floors
-from securesplit.errors import RemoteProtocolError
+from securesplit.errors import CheckFailed, RemoteProtocolError
 from securesplit.pki.certificate import verify_signature
 from securesplit.protocol.messages import Blob, Failure, RoundBegin, RoundReady, Secagg
 from securesplit.protocol.words import vector_of, words_blob
@@ -62,6 +62,21 @@ def test_a_round_begins_when_the_whole_roster_is_ready(sums):
     begun = sums.ready("bob", ready(), 2.0)
     assert {item.to for item in begun} == set(CLIENTS)
     assert {item.message for item in begun} == {RoundBegin(round=0, run=(1).to_bytes(16, "big"))}
+
+
+def test_a_group_whose_round_cannot_be_written_down_is_told_and_may_come_again(job):
+    broken = [True]
+
+    def config_of(run, ready):
+        if broken:
+            raise CheckFailed("SS-1585", "the log takes no row")
+        return round_config(job, model="0" * 64, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen)
+
+    sums = Sums(roster=CLIENTS, quorum=2, patience=PATIENCE, config_of=config_of, randomness=Counter())
+    assert codes(gather(sums)) == dict.fromkeys(CLIENTS, "SS-1585")
+    assert sums.aborted == 1
+    broken.clear()
+    assert {type(item.message) for item in gather(sums)} == {RoundBegin}
 
 
 def codes(told):

@@ -51,5 +51,16 @@ def test_a_turn_that_is_held_too_long_is_overdue_from_its_own_start():
     turns.release(1, 111.0)
     assert turns.overdue(120.0) is None
     assert turns.overdue(121.5) == 2
-    turns.take(2, message(1), 130.0)
-    assert turns.overdue(139.0) is None
+
+
+def test_another_step_of_the_holders_own_gives_it_no_more_time():
+    """A trainer that never sends its gradient would keep everybody else waiting for ever."""
+    turns = Turns(patience=10.0)
+    turns.take(1, message(0), 0.0)
+    turns.take(2, message(0), 0.0)
+    assert turns.take(1, message(1), 9.0)
+    assert turns.overdue(10.1) == 1
+    turns.release(1, 11.0)
+    turns.release(2, 12.0)
+    assert turns.take(1, message(2), 13.0)
+    assert turns.overdue(23.0) is None, "a new turn has the whole of its time"

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from securesplit.errors import InputError
-from securesplit.transport.accepted import ACCEPTED, host_key
+from securesplit.transport.accepted import ACCEPTED, Accepted, host_key
 from securesplit.transport.buckets import Buckets, Rates
 from securesplit.transport.door import Door, GuardedSocket
 from securesplit.transport.limits import ClientLimits, Handshakes, Limits, Progress, load_limits
 from securesplit.transport.progress import Pace
 from securesplit.transport.quantum import X25519MLKEM768, chosen_group, group_name, offers_hybrid
+from securesplit.transport.record import Record
 
 
 class Clock:
@@ -78,6 +79,12 @@ def test_one_customer_s_ipv6_network_is_one_address(pair):
     assert host_key("::ffff:10.0.0.1") == host_key("10.0.0.1") == "10.0.0.1"
     assert host_key("fe80::1%eth0") == "fe80::/64"
     assert host_key("not an address") == "not an address"
+
+
+def test_a_link_local_visitor_is_on_record_without_its_zone(pair):
+    visitor = Accepted(pair(), "fe80::1%eth0", 5000, 0.0)
+    assert visitor.address == "[fe80::1]:5000"
+    Record().refused("tcp", "SS-3050", visitor.address)
 
 
 def test_who_leaves_without_a_word_is_on_record_once_and_gives_its_place_back(pair):

@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,9 @@ from securesplit.errors import ConnectionFailed
 from securesplit.pki.authority import Authority
 from securesplit.pki.identity import Identity
 from securesplit.pki.store import KeyFolder
+from securesplit.transport.client import WebSocketPipe
+from securesplit.transport.record import Record
+from securesplit.transport.refresh import Refresher
 from securesplit.transport.refusal import Refusal
 from securesplit.transport.tls import (
     ContextHolder,
@@ -627,6 +631,109 @@ def test_a_broken_folder_leaves_the_old_context_in_force(
     assert not holder.changed(), "the same broken files are not tried every second"
     alice = client_context(KeyFolder.open(keys / "alice", "client"))
     assert connect(holder.listening, alice).version == "TLSv1.3"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda keys: (keys / "gpu/key.pem").chmod(0o644),
+        lambda keys: (keys / "gpu/key.pem").write_bytes(b""),
+        lambda keys: (keys / "gpu/ca.pem").write_bytes(b""),
+        lambda keys: (keys / "gpu/crl.pem").write_bytes(b"junk"),
+    ],
+)
+def test_a_revocation_counts_whatever_else_is_wrong(
+    authority: Authority, keys: Path, damage: Callable[[Path], object]
+) -> None:
+    authority.issue("bob", "client")
+    refusals: list[Refusal] = []
+    holder = ContextHolder(keys / "gpu", on_refusal=refusals.append)
+    alice, bob = (KeyFolder.open(keys / name, "client") for name in ("alice", "bob"))
+    authority.revoke("alice")
+    damage(keys)
+    with pytest.raises(ConnectionFailed):
+        holder.reload()
+    with pytest.raises(ConnectionFailed, match="SS-3205"):
+        holder.require_valid(alice.cert_der)
+    assert holder.require_valid(bob.cert_der).name == "bob"
+    fails(holder.listening, client_context(alice))
+    assert [refusal.code for refusal in refusals] == ["SS-3205"]
+    assert connect(holder.listening, client_context(bob)).version == "TLSv1.3"
+
+
+def test_a_revocation_counts_when_the_server_s_own_certificate_is_over(authority: Authority, keys: Path) -> None:
+    authority.issue("old", "server", now=datetime.now(UTC) - timedelta(days=1) + timedelta(seconds=1), days=1)
+    holder = ContextHolder(keys / "old")
+    alice = KeyFolder.open(keys / "alice", "client")
+    time.sleep(max(0.0, (holder.folder.not_after - datetime.now(UTC)).total_seconds()) + 1.0)
+    authority.revoke("alice")
+    with pytest.raises(ConnectionFailed, match="SS-3203"):
+        holder.reload()
+    with pytest.raises(ConnectionFailed, match="SS-3205"):
+        holder.require_valid(alice.cert_der)
+
+
+def test_a_forged_or_older_list_is_not_taken(authority: Authority, keys: Path, tmp_path: Path) -> None:
+    old = (keys / "ca/crl.pem").read_bytes()
+    authority.revoke("alice")
+    holder = ContextHolder(keys / "gpu")
+    leaf = x509.load_pem_x509_certificate((keys / "alice/cert.pem").read_bytes())
+    other = Authority.create(tmp_path / "other")
+    for pem in (old, (other.keys / "ca/crl.pem").read_bytes()):
+        (keys / "ca/crl.pem").write_bytes(pem)
+        (keys / "gpu/crl.pem").write_bytes(pem)
+        before = holder.folder
+        (keys / "gpu/key.pem").chmod(0o644)
+        with pytest.raises(ConnectionFailed):
+            holder.reload()
+        assert holder.folder is before
+        with pytest.raises(ConnectionFailed, match="SS-3205"):
+            holder.require_valid(leaf.public_bytes(serialization.Encoding.DER))
+
+
+def test_everybody_is_looked_at_again_when_the_list_runs_out(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    then = datetime.now(UTC) - timedelta(days=7) + timedelta(seconds=3)
+    made = Authority.create(keys, now=then)
+    made.issue("gpu", "server")
+    made.issue("alice", "client")
+    holder = ContextHolder(keys / "gpu")
+    looking = Refresher(holder, Record())
+    alice, gpu = KeyFolder.open(keys / "alice", "client"), holder.folder
+    pipe = live_pipe(alice, gpu)
+    assert not looking.look()
+    pipe._require_valid()
+    time.sleep(3.2)
+    assert looking.look(), "the list has run out"
+    assert not looking.look(), "once"
+    for check in (lambda: holder.require_valid(alice.cert_der), pipe._require_valid):
+        with pytest.raises(ConnectionFailed, match="SS-3206"):
+            check()
+    made.write_crl()
+    pipe._require_valid()
+    assert looking.look()
+    assert holder.require_valid(alice.cert_der).name == "alice"
+
+
+def live_pipe(client: KeyFolder, server: KeyFolder) -> WebSocketPipe:
+    """A pipe after its handshake, without a socket."""
+    pipe = WebSocketPipe.__new__(WebSocketPipe)
+    pipe._folder, pipe._stamps, pipe._looked = client, client.stamps(), time.monotonic() - 100
+    pipe.peer, pipe._until = server.cert_der, server.not_after
+    return pipe
+
+
+def test_a_client_stops_for_a_revoked_server_though_its_own_folder_is_broken(authority: Authority, keys: Path) -> None:
+    pipe = live_pipe(KeyFolder.open(keys / "alice", "client"), KeyFolder.open(keys / "gpu", "server"))
+    (keys / "alice/key.pem").chmod(0o640)
+    (keys / "alice/crl.pem").touch()
+    pipe._require_valid()
+    pipe._looked = time.monotonic() - 100
+    authority.revoke("gpu")
+    for _ in range(2):
+        with pytest.raises(ConnectionFailed, match="SS-3205"):
+            pipe._require_valid()
+        pipe._looked = time.monotonic() - 100
 
 
 def test_a_foreign_connection_has_no_identity() -> None:

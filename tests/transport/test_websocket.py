@@ -22,6 +22,7 @@ from securesplit.protocol.messages import Backward, Blob, Failure, Forward
 from securesplit.protocol.transcript import Transcript
 from securesplit.transport.client import SUBPROTOCOL, open_pipe
 from securesplit.transport.limits import Limits, Progress
+from securesplit.transport.record import Record
 from securesplit.transport.tls import ContextHolder, client_context
 from tests.e2e.house import ANY, FROZEN, WIDTH, Loopback, SpyPipe, batches_of, policy_of, sentences
 
@@ -380,3 +381,32 @@ def test_the_servers_code_reaches_the_caller(house, loop):
         assert caught.value.exit_code == 5
         with pytest.raises(ConnectionFailed, match=r"SS-3020.*SS-4001"):
             link.next()
+
+
+def test_what_cannot_be_recorded_costs_no_place(house, core, monkeypatch):
+    """Whatever fails between the welcome and the first message: the place is given back, and others get in."""
+
+    def refuse(self, *args):
+        raise ValueError("no such row")
+
+    with Loopback(core, house.keys) as loop:
+        with monkeypatch.context() as patched:
+            patched.setattr(Record, "accepted", refuse)
+            for _ in range(2):
+                with pytest.raises((ConnectionFailed, ConnectionClosed)):
+                    bare(house, loop).recv(5)
+        deadline = time.monotonic() + 5
+        while loop.shell._peers and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not loop.shell._peers
+        with dialled(house, loop, "bob") as other:
+            step_of(house, other)
+
+
+def test_a_live_client_is_put_out_though_the_server_s_folder_is_broken(house, loop):
+    with dialled(house, loop) as link, dialled(house, loop, "bob") as other:
+        (house.keys / "gpu/key.pem").chmod(0o644)
+        Authority.open(house.keys).revoke("alice")
+        with pytest.raises(ConnectionFailed, match=r"SS-3205"):
+            link.next()
+        step_of(house, other)

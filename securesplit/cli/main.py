@@ -14,7 +14,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from securesplit import __version__
-from securesplit.cli import aggregate, attack, certs, explain, generate, model, policy, privacy, serve, train
+from securesplit.cli import (
+    aggregate,
+    attack,
+    certs,
+    evaluate,
+    explain,
+    generate,
+    model,
+    policy,
+    privacy,
+    serve,
+    tasks,
+    train,
+)
 from securesplit.cli.demo.command import demo
 from securesplit.errors import CheckFailed, InputError, SecureSplitError
 
@@ -30,10 +43,12 @@ app.add_typer(model.app, name="model")
 app.add_typer(aggregate.app, name="aggregate")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(attack.app, name="attack")
+app.add_typer(tasks.app, name="tasks")
 app.command("demo")(demo)
 app.command("serve")(serve.serve)
 app.command("train")(train.train)
 app.command("generate")(generate.generate)
+app.command("eval")(evaluate.evaluate)
 app.command("explain")(explain.explain)
 
 _DEBUG = False

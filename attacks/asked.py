@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -56,3 +58,11 @@ def read_asked(path: Path) -> tuple[Asked, ...]:
     if len({c.member for c in found}) < 2:
         raise InputError("SS-1710", f"{path} needs members and others, both", hint=hint)
     return tuple(found)
+
+
+def shuffled(asked: Sequence[Asked], seed: int) -> tuple[Asked, ...]:
+    """The same in the order of digests of seed and text, so that the order tells nothing of who is a member.
+
+    Files tend to list members first, and an attack could read that from the places alone.
+    """
+    return tuple(sorted(asked, key=lambda a: hashlib.sha256(f"{seed}\0{a.text}".encode()).digest()))

@@ -15,28 +15,32 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from attacks.asked import Asked, read_asked
+from attacks.asked import Asked, read_asked, shuffled
 from attacks.baselines import baselines, forced
-from attacks.bounds import capacity_bits, membership_ceiling, mu_of
-from attacks.config import ProfileName, config
+from attacks.bounds import capacity_bits, mu_of
+from attacks.config import Observed, ProfileName, config
 from attacks.examples import examples_of
 from attacks.exchange import Known, Progress, Task, Told
 from attacks.judge import flags_of, score
+from attacks.overlap import refuse_overlap
 from attacks.report import Bounds, Check, Report, Result, Setting, Untested, require_below_ceiling
 from attacks.scoring import Scorer
 from attacks.spawn import Heard, run_attack
 from attacks.threat import Threat
-from attacks.truth import Truth, read_truth
+from attacks.truth import Truth, read_truth, require_fitting
 from attacks.view import Key, PublicFacts, noise_of, public_facts, sequences_of
 from securesplit.data.corpus import read_corpus
 from securesplit.errors import InputError
 from securesplit.model.store import load_config, load_tokenizer, load_whole
 from securesplit.policy.schema import Gaussian
-from securesplit.protocol.transcript import Transcript
+from securesplit.protocol.transcript import Observation, Transcript
 
-__all__ = ["Order", "Progress", "Report", "Result", "choose", "evaluate", "refuse_overlap", "require_below_ceiling"]
+__all__ = ["Order", "Progress", "Report", "Result", "choose", "evaluate", "require_below_ceiling"]
 
-_OVERLAP_WORDS = 6
+_DECODED = Untested(
+    name="decoded tokens (O8)",
+    why="no attack reads tokens that are decoded one by one; what arrived of them is examined for its noise alone",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +85,21 @@ def evaluate(order: Order, progress: Callable[[Progress], None] | None = None) -
         CheckFailed: SS-1571 when a metric cannot be computed, SS-1572 when the attack process dies.
     """
     transcript = Transcript.load(order.transcript)
+    transcript.require_whole()
     facts = public_facts(transcript)
     everything = read_truth(order.truth)
+    _refuse_strangers(everything, transcript)
     sequences = sequences_of(transcript)
     seen = [Key(peer=s.peer, step=s.step, row=s.row) for s in sequences]
+    lengths = {key: len(s.hidden) for key, s in zip(seen, sequences, strict=True)}
+    require_fitting(everything, lengths, int(load_config(order.model).vocab_size))
     taught = {key for key, s in zip(seen, sequences, strict=True) if s.gradient is not None}
     victims, pairs = _collude(everything, order.threat)
     truths = choose(victims, seen, config().profiles[order.profile].sequences, taught=taught)
-    asked = () if order.candidates is None else read_asked(order.candidates)
+    asked = () if order.candidates is None else shuffled(read_asked(order.candidates), order.seed)
     if order.aux is not None:
-        refuse_overlap(truths, [record.text for record in read_corpus(order.aux)])
+        private = (*(t.text for t in everything), *(c.text for c in asked))
+        refuse_overlap(private, [record.text for record in read_corpus(order.aux)])
     task = Task(
         transcript=str(order.transcript), model=str(order.model), aux=_path(order.aux), adapter=_path(order.adapter),
         profile=order.profile, attacks=order.attacks, keys=tuple(t.key for t in truths), threat=order.threat,
@@ -100,7 +109,9 @@ def evaluate(order: Order, progress: Callable[[Progress], None] | None = None) -
     known, heard = run_attack(task, progress)
     scorer = _scorer(order, facts, truths, everything, known, asked)
     results = tuple(score(heard.answers, scorer))
-    return _report(order, facts, scorer, results, heard)
+    wanted = set(task.keys)
+    channels = _channels(order, [s for key, s in zip(seen, sequences, strict=True) if key in wanted])
+    return _report(order, facts, scorer, results, heard, channels)
 
 
 def _path(path: Path | None) -> str | None:
@@ -161,24 +172,18 @@ def choose(
     return tuple(turns[:most] if most else turns)
 
 
-def refuse_overlap(truths: Sequence[Truth], texts: Sequence[str]) -> None:
-    """An attacker who has the very text attacks nothing: no record may stand in the auxiliary text, or the reverse.
-
-    Texts of fewer than six words may coincide by chance and are let through.
+def _refuse_strangers(truths: Sequence[Truth], transcript: Transcript) -> None:
+    """Refuse a recording without a client whom the truth names: files of it are lost, and a verdict would leave its text out.
 
     Raises:
-        InputError: SS-1703.
+        InputError: SS-1301. Where it holds none of them it is another run's, which :func:`choose` tells (SS-1702).
     """
-    whole = "\n".join(" ".join(text.split()) for text in texts)
-    long = {flat for text in texts if len(flat := " ".join(text.split())) and len(text.split()) >= _OVERLAP_WORDS}
-    for truth in truths:
-        flat = " ".join(truth.text.split())
-        if len(flat.split()) >= _OVERLAP_WORDS and (flat in whole or any(text in flat for text in long)):
-            raise InputError(
-                "SS-1703",
-                "the auxiliary text holds a record that is attacked",
-                hint="Give public text that is disjoint from the private one.",
-            )
+    named, held = {t.peer for t in truths}, {peer for _, peer in transcript.peers}
+    if (lost := named - held) and named & held:
+        raise InputError(
+            "SS-1301", f"{transcript.directory} lacks {len(lost)} client(s) whom the truth names",
+            hint="Give the whole recording, and the truth of its clients alone.", details=tuple(sorted(lost)[:20]),
+        )  # fmt: skip
 
 
 def _scorer(
@@ -217,8 +222,19 @@ def transcript_digest(directory: Path) -> str:
     return whole.hexdigest()
 
 
+def _channels(order: Order, attacked: Sequence[Observation]) -> tuple[Observed, ...]:
+    """What there was to attack."""
+    there: dict[Observed, bool] = {
+        "O1": bool(attacked), "O2": any(s.output is not None for s in attacked),
+        "O3": any(s.gradient is not None for s in attacked), "O5": any(order.transcript.glob("sum-*.safetensors")),
+        "O6": order.adapter is not None, "O7": bool(attacked),
+    }  # fmt: skip
+    return tuple(name for name, found in there.items() if found)
+
+
 def _report(
-    order: Order, facts: PublicFacts, scorer: Scorer, results: tuple[Result, ...], heard: Heard
+    order: Order, facts: PublicFacts, scorer: Scorer, results: tuple[Result, ...], heard: Heard,
+    channels: tuple[Observed, ...],
 ) -> Report:  # fmt: skip
     policy, mu = facts.policy, scorer.mu
     private = policy.privacy if isinstance(policy.privacy, Gaussian) else None
@@ -227,7 +243,8 @@ def _report(
     worst = max(read, key=lambda r: r.value, default=None)
     kappa = max([scorer.kappa, *(r.prior for r in read)])
     width = _width(order.model)
-    limit = 1.0 if mu is None else scorer.bound(kappa) or 1.0
+    limit = scorer.bound(kappa)
+    limit = 1.0 if limit is None else limit
     rms = None if noise.clip is None else noise.clip / (width * max(len(t.tokens) for t in scorer.truths)) ** 0.5
     return Report(
         attacks=results,
@@ -246,24 +263,34 @@ def _report(
         setting=Setting(
             transcript=transcript_digest(order.transcript), model=facts.model, policy=policy.name,
             policy_digest=policy.digest, mechanism=policy.mechanism_digest, cut=facts.cut,
-            codec="f32" if facts.job is None else facts.job.codec, sigma=noise.sigma, clip=noise.clip,
-            releases=facts.passes, profile=order.profile, threat=order.threat, seed=order.seed, asked=order.attacks,
+            codec="f32" if facts.job is None else facts.job.codec, channels=channels, classes=len(scorer.classes),
+            code=None if facts.job is None or facts.job.code is None else facts.job.code.digest, sigma=noise.sigma, clip=noise.clip,
+            releases=scorer.known.releases, profile=order.profile, threat=order.threat, seed=order.seed, asked=order.attacks,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         ),
         baselines=scorer.baselines,
         bounds=Bounds(
-            kappa=kappa, ceiling=limit, membership_ceiling=1.0 if mu is None else membership_ceiling(mu),
+            kappa=kappa, ceiling=limit, membership_ceiling=scorer.membership_bound or 1.0,
             certified_floor=None if noise.sigma else 1.0,
             capacity_bits=None if rms is None or not noise.sigma else capacity_bits(width, rms, noise.sigma),
             token_bits=-math.log2(scorer.baselines.uniform),
         ),
-        untested=tuple(Untested(name=s.attack, why=s.why) for s in heard.skipped),
+        untested=(*(Untested(name=s.attack, why=s.why) for s in heard.skipped), _DECODED),
         checks=tuple(
             Check(name=e.name, statistic=e.statistic, threshold=e.threshold, passed=e.passed) for e in heard.examined
         ),
-        flags=flags_of(results),
+        flags=(*flags_of(results), *_unlinked(facts, scorer.known)),
         examples=() if worst is None else examples_of(heard.answers, worst.name, scorer, order.examples),
     )  # fmt: skip
+
+
+def _unlinked(facts: PublicFacts, known: Known) -> tuple[str, ...]:
+    """A flag where the schedule releases records several times and none could be linked: averaging was not tested then."""
+    if facts.passes < 2 or known.releases > 1:
+        return ()
+    return (
+        f"none of a record's {facts.passes} fresh releases were linked (a recording cut short?): no average was attacked",
+    )
 
 
 def _width(model: Path) -> int:

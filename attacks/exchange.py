@@ -74,6 +74,7 @@ class Known(BaseModel):
         positional: the most frequent token at each position of an auxiliary text; empty without text.
         written: what the public language model writes by itself behind the sentinel, greedily; empty without a model.
         informed: whether there was auxiliary text.
+        releases: the most fresh releases that were linked to one attacked record.
     """
 
     model_config = _STRICT
@@ -83,6 +84,7 @@ class Known(BaseModel):
     positional: Tokens
     written: Tokens = ()
     informed: bool
+    releases: Annotated[int, Field(ge=1)] = 1
 
 
 class Skipped(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from attacks.report import Report, Result
+from attacks.report import Check, Report, Result
 from attacks.sweep import Sweep
 
 __all__ = ["markdown", "sweep_markdown", "table"]
@@ -48,6 +48,8 @@ def markdown(report: Report) -> str:
             [(number(bounds.kappa), number(bounds.ceiling), number(bounds.membership_ceiling), number(bounds.certified_floor), number(bounds.capacity_bits, 2), number(bounds.token_bits, 1))],
         ),
     ]  # fmt: skip
+    if report.checks:
+        parts += ["## The noise that arrived", _checks(report.checks)]
     if report.flags:
         parts += ["## Distrust", "\n".join(f"* {flag}." for flag in report.flags)]
     notes = [f"* {r.name}: {r.note}." for r in report.attacks if r.note]
@@ -72,10 +74,19 @@ def markdown(report: Report) -> str:
 def _guarantee(report: Report) -> str:
     if report.epsilon is None:
         return "The policy bounds nothing (UnsafeNoPrivacy)."
-    return (
-        f"Guarantee: epsilon {report.epsilon:g}, delta {report.delta:g}, unit {report.unit}, relation {report.relation}: "
-        f"no attack that starts from a guess as good as {number(report.kappa)} exceeds {number(report.ceiling)} on average."
-    )
+    stated = f"Guarantee: epsilon {report.epsilon:g}, delta {report.delta:g}, unit {report.unit}, relation {report.relation}: "
+    if report.unit == "token":
+        return stated + "the guessable share given all other tokens is not known, so that no ceiling is computed."
+    return f"{stated}no attack that starts from a guess as good as {number(report.kappa)} exceeds {number(report.ceiling)} on average."
+
+
+def _checks(checks: Sequence[Check]) -> str:
+    """What forensics found, what failed first and in bold."""
+    rows = []
+    for check in sorted(checks, key=lambda check: check.passed):
+        cells = (check.name, number(check.statistic), number(check.threshold), "yes" if check.passed else "NO")
+        rows.append(cells if check.passed else tuple(f"**{cell}**" for cell in cells))
+    return table(("check", "statistic", "threshold", "passed"), rows)
 
 
 def _row(r: Result) -> tuple[str, ...]:

@@ -136,6 +136,12 @@ def _passes(view: ServerView) -> int:
     return max((seen.releases for seen in view.sightings), default=1)
 
 
+def _passes_of(view: ServerView, traffic: Sequence[Passage], *, learn: bool) -> int:
+    """The same for records of training, or for held-out ones, which are released once more where both are there."""
+    passes, both = _passes(view), len({passage.learn for passage in traffic}) > 1
+    return passes + 1 if both and passes > 1 and not learn else passes
+
+
 def _link(name: str, view: ServerView, known: Knowledge, tick: Tick) -> Linked:
     start = time.perf_counter()
     traffic = list({passage.key: passage for passage in reversed(view.traffic)}.values())[::-1]
@@ -150,24 +156,27 @@ def _link(name: str, view: ServerView, known: Knowledge, tick: Tick) -> Linked:
                 of_bytes.setdefault(traffic[i].rows.tobytes(), i)
             distinct = list(of_bytes.values())
             chosen = _by_order if name == "linkage-order" else _by_content
-            home = dict(zip(distinct, chosen([traffic[i] for i in distinct], view, known), strict=True))
+            home: dict[int, int] = {}
+            for learn in (False, True):
+                alike = [i for i in distinct if traffic[i].learn == learn]
+                found = chosen([traffic[i] for i in alike], view, known, _passes_of(view, traffic, learn=learn))
+                home.update({i: fresh + group for i, group in zip(alike, found, strict=True)})
+                fresh += len(alike)
             for i in indices:
-                groups[i] = fresh + home[of_bytes[traffic[i].rows.tobytes()]]
-            fresh += len(distinct)
+                groups[i] = home[of_bytes[traffic[i].rows.tobytes()]]
             tick(number + 1, len(peers))
     return Linked(
         attack=name, keys=tuple(p.key for p in traffic), groups=tuple(groups), seconds=time.perf_counter() - start
     )
 
 
-def _by_order(seen: Sequence[Passage], view: ServerView, _: Knowledge) -> list[int]:
-    links = link_by_order([str(i) for i in range(len(seen))], _passes(view))
+def _by_order(seen: Sequence[Passage], _view: ServerView, _: Knowledge, passes: int) -> list[int]:
+    links = link_by_order([str(i) for i in range(len(seen))], passes)
     return [link[0] for link in links]
 
 
-def _by_content(seen: Sequence[Passage], view: ServerView, known: Knowledge) -> list[int]:
+def _by_content(seen: Sequence[Passage], view: ServerView, known: Knowledge, passes: int) -> list[int]:
     """Groups of one client's distinct releases: only those of one public length are compared."""
-    passes = _passes(view)
     per_pass = len(seen) // passes
     known_passes = passes > 1 and len(seen) == per_pass * passes
     home = [0] * len(seen)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -160,13 +161,22 @@ def bleu(reference: str, candidate: str) -> float:
     return min(1.0, float(scorer.sentence_score(candidate, [reference]).score) / 100)
 
 
-def wilson(hits: int, total: int) -> tuple[float, float]:
-    """95 % interval of Wilson (1927) for a share of independent pieces; (0, 1) for none."""
+def wilson(hits: int, total: int, *, alarm: float = 0.05) -> tuple[float, float]:
+    """Interval of Wilson (1927) for a share of independent pieces, 95 % or at another error; (0, 1) for none."""
     if not total:
         return 0.0, 1.0
-    z, share = 1.959963984540054, hits / total
+    share = hits / total
+    return _score(share, share * (1 - share) / total, total, alarm)
+
+
+def _score(share: float, variance: float, total: float, alarm: float) -> tuple[float, float]:
+    """Wilson's interval for a mean of so many parts between 0 and 1, whose own variance is given.
+
+    It always holds ``share``, and has a width even when the variance is 0: parts that were not seen may be otherwise.
+    """
+    z = NormalDist().inv_cdf(1 - alarm / 2)
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5
+    half = z / (1 + z * z / total) * (variance + z * z / (4 * total * total)) ** 0.5
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
@@ -181,13 +191,26 @@ def recovery(hits: Sequence[float], totals: Sequence[int]) -> float:
     return sum(hits) / sum(totals)
 
 
-def interval(hits: Sequence[float], totals: Sequence[int], *, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95 % percentile bootstrap of :func:`recovery` over *sequences*: tokens of one sequence stand or fall together.
+def interval(
+    hits: Sequence[float], totals: Sequence[int], *, resamples: int = RESAMPLES, alarm: float = 0.05
+) -> tuple[float, float]:
+    """95 % interval of :func:`recovery` over *sequences*: tokens of one sequence stand or fall together.
 
-    With one sequence it is that sequence's own figure twice: no interval can be had from one.
+    It spans two: the percentile bootstrap, which is a point when all sequences agree, and Wilson's with the variance between
+    sequences, at their effective number ``(sum n)^2 / sum n^2``, which is not. One sequence says little: (0.21, 1) at best.
+
+    Args:
+        hits, totals: of each sequence.
+        resamples: of the bootstrap.
+        alarm: its two-sided error.
     """
-    recovery(hits, totals)
-    draws = np.random.default_rng(_SEED).integers(0, len(hits), size=(resamples, len(hits)))
-    h, n = np.asarray(hits, dtype=np.float64)[draws].sum(1), np.asarray(totals)[draws].sum(1)
-    low, high = np.quantile(h / np.maximum(n, 1), (0.025, 0.975))
-    return float(low), float(high)
+    share = recovery(hits, totals)
+    got, of = np.asarray(hits, dtype=np.float64), np.asarray(totals, dtype=np.float64)
+    draws = np.random.default_rng(_SEED).integers(0, len(got), size=(resamples, len(got)))
+    h, n = got[draws].sum(1), of[draws].sum(1)
+    low, high = np.quantile(h / np.maximum(n, 1), (alarm / 2, 1 - alarm / 2))
+    # The ratio's variance by linearisation; with one sequence there is none to be had, and it is taken as the largest.
+    count, apart = len(got), float(np.square(got - share * of).sum()) / float(of.sum()) ** 2
+    variance = apart * count / (count - 1) if count > 1 else share * (1 - share)
+    wide = _score(share, variance, float(of.sum()) ** 2 / float(np.square(of).sum()), alarm)
+    return min(float(low), wide[0]), max(float(high), wide[1])

@@ -13,7 +13,7 @@ from attacks.exposure import exposure
 from attacks.metrics import interval, recovery, wilson
 from attacks.rates import auc, auc_interval, extraction, length_errors, log_points, pairwise, roc, tpr_at
 from attacks.report import Point, Result
-from attacks.scoring import Scorer, note_of
+from attacks.scoring import Scorer, note_of, verdict
 from attacks.truth import Truth
 from securesplit.errors import CheckFailed
 
@@ -103,7 +103,8 @@ def score_labels(answers: Sequence[Labelled], scorer: Scorer) -> Result:
     return Result(
         name=answer.attack, threat=note.threat, channel=note.channel, measure="labels", value=sum(hits) / len(hits),
         value_ci95=wilson(round(sum(hits)), len(hits)), value_prior=commonest, token_recovery=None, ci95=None,
-        prior=commonest, ceiling=scorer.bound(commonest), seconds=answer.seconds, sequences=len(hits), tokens=len(hits),
+        prior=commonest, ceiling=scorer.bound(commonest), floor=wilson(round(sum(hits)), len(hits), alarm=verdict())[0],
+        seconds=answer.seconds, sequences=len(hits), tokens=len(hits),
         note="the guess names the truth's commonest class",
     )  # fmt: skip
 
@@ -119,7 +120,7 @@ def score_lengths(answers: Sequence[Measured], scorer: Scorer) -> Result:
         name=answer.attack, threat=note.threat, channel=note.channel, measure="lengths", value=found.exact,
         value_ci95=wilson(round(found.exact * found.count), found.count), value_prior=commonest, token_recovery=None,
         ci95=None, prior=commonest, ceiling=scorer.bound(commonest), seconds=answer.seconds, sequences=found.count,
-        tokens=found.count, note=f"off by {found.mean_error:.2f} tokens on average",
+        floor=wilson(round(found.exact * found.count), found.count, alarm=verdict())[0], tokens=found.count, note=f"off by {found.mean_error:.2f} tokens on average",
     )  # fmt: skip
 
 
@@ -186,6 +187,7 @@ def score_membership(answers: Sequence[Rated], scorer: Scorer) -> Result:
         tpr_at_001=one.recall, tpr_at_0001=tenth.recall,
         roc=tuple(Point(fpr=f, tpr=t) for f, t in ((0.0, curve.true[0]), *log_points(curve))),
         exposure_bits=sum(bits) / len(bits) if bits else None, ceiling=scorer.membership_bound,
+        floor=auc_interval(members, others, alarm=verdict())[0],
         seconds=answer.seconds, seeds=len(answers), sequences=len(asked), tokens=0,
         note=f"{len(members)} members, {len(others)} others" + thin + secret,
     )  # fmt: skip

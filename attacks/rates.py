@@ -28,7 +28,6 @@ __all__ = [
 ]  # fmt: skip
 
 Scores = Sequence[float]
-_Z = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,22 +153,22 @@ def auc(members: Scores, others: Scores) -> float:
     return float(_placements(x, y).mean())
 
 
-def auc_interval(members: Scores, others: Scores) -> tuple[float, float]:
-    """95 % interval of :func:`auc`.
+def auc_interval(members: Scores, others: Scores, *, alarm: float = 0.05) -> tuple[float, float]:
+    """95 % interval of :func:`auc`, or at another two-sided error.
 
     The variance is DeLong's (1988), on the logit scale, which keeps the interval within 0 and 1. A perfect separation has
-    no variance; then the bound is the exact one of k = min(m, n) disjoint pairs that all came out right, ``0.025^(1/k)``,
+    no variance; then the bound is the exact one of k = min(m, n) disjoint pairs that all came out right, ``(alarm / 2)^(1/k)``,
     which assumes no distribution. One member or one non-member alone says nothing of spread: 0 to 1.
     """
     x, y = _checked(members, others)
     area, fewest = auc(members, others), min(len(x), len(y))
     if area in {0.0, 1.0}:
-        edge = 0.025 ** (1 / fewest)
+        edge = (alarm / 2) ** (1 / fewest)
         return (edge, 1.0) if area == 1.0 else (0.0, 1 - edge)
     if fewest < 2:
         return 0.0, 1.0
     variance = _placements(x, y).var(ddof=1) / len(x) + _placements(y, x).var(ddof=1) / len(y)
-    reach = _Z * math.sqrt(variance) / (area * (1 - area))
+    reach = NormalDist().inv_cdf(1 - alarm / 2) * math.sqrt(variance) / (area * (1 - area))
     middle = math.log(area / (1 - area))
     return _logistic(middle - reach), _logistic(middle + reach)
 

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from attacks.config import Measure, Observed
+from attacks.config import Measure, Observed, ProfileName
 from attacks.exchange import Proven
 from attacks.threat import Threat
 from securesplit.errors import CheckFailed, LeakageExceeded
@@ -30,6 +31,7 @@ __all__ = [
     "require_within_limits",
 ]
 
+FEWEST = 5  # Sequences that a verdict on a ceiling needs.
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -92,7 +94,8 @@ class Result(BaseModel):
         rouge_1, rouge_2, rouge_l, bleu: means over sequences. exact_match: share of sequences without a fault.
         tpr_at_001, tpr_at_0001: true positives at 1 % and 0.1 % false ones. roc: the curve.
         exposure_bits: of planted secrets, mean (Carlini et al. 2019).
-        ceiling: what no attack can exceed on average under the policy; None where nothing bounds it.
+        ceiling: what no attack can exceed on average under the policy; None where nothing bounds it, and under unit token.
+        floor: the lower end of an interval so wide that a true ceiling is broken once in a thousand runs of the whole suite.
         seconds: time of the attack itself, without what it shares with others.
         seeds: how often it was repeated. sequences, tokens: what was scored.
         unresolved: positions, padding included, where no candidate came as close as the right one should.
@@ -129,6 +132,7 @@ class Result(BaseModel):
     roc: tuple[Point, ...] = ()
     exposure_bits: float | None = None
     ceiling: float | None = None
+    floor: float | None = None
     seconds: float
     seeds: int = 1
     sequences: int
@@ -189,8 +193,8 @@ class Bounds(BaseModel):
 
     Attributes:
         kappa: the best guess without observation that we know; the ceiling starts from it.
-        ceiling: ``Phi(Phi^-1(kappa) + mu)``, per token; 1 when the policy bounds nothing.
-        membership_ceiling: ``Phi(mu / sqrt 2)``, the largest AUC of telling a record from any other.
+        ceiling: ``Phi(Phi^-1(kappa) + mu)``, per token; 1 when the policy bounds nothing, and under unit ``token``.
+        membership_ceiling: ``Phi(mu / sqrt 2)``, the largest AUC of telling a record from any other; 1 in the same cases.
         certified_floor: the share of positions that an exact attacker must get, whatever the text: 1 where nothing is
             noised and every row is told from every other; None where the noise leaves nothing certain.
         capacity_bits: of one released row, ``D/2 log2(1 + rms^2 / sigma^2)``; None without noise.
@@ -215,6 +219,9 @@ class Setting(BaseModel):
             noise: a report proves a leakage limit for every policy with the same mechanism.
         cut: decoder layers of A and of C. codec: how numbers crossed.
         sigma, clip: the noise on O1. releases: the most fresh releases that any attacked record has.
+        code: digest of the public code at the cut, or None. classes: labels of a classification; 0 where text is learnt.
+        channels: what crossed of the attacked sequences, or is at hand beside them: O2 answers, O3 gradients, O5 opened sums,
+            O6 the trained model; a report says nothing of a job whose server sees more. Empty in reports from before this.
         profile, threat: how much work, and by whom. asked: attacks that were asked for by name; empty for the whole suite.
         seed: of the run. created: when, ISO 8601, UTC.
     """
@@ -227,6 +234,9 @@ class Setting(BaseModel):
     mechanism: str
     cut: tuple[int, int] | None
     codec: str
+    code: str | None = None
+    classes: int = 0
+    channels: tuple[Observed, ...] = ()
     sigma: float
     clip: float | None
     releases: int
@@ -292,9 +302,14 @@ class Report(BaseModel):
         return cls.model_validate_json(json.dumps({"examples": [], **raw}))
 
     @property
-    def pii_exact(self) -> float:
-        """The largest share of labelled pieces that any attack got."""
-        return max((r.pii_exact for r in self.attacks if r.pii_exact is not None), default=0.0)
+    def pii_exact(self) -> float | None:
+        """The largest share of labelled pieces that any attack got; None where none were labelled."""
+        return max((r.pii_exact for r in self.attacks if r.pii_exact is not None), default=None)
+
+    @property
+    def named(self) -> float | None:
+        """The largest share of tokens that any attack named, at their places or in a sum; None where none tried."""
+        return max((r.value for r in self.attacks if r.measure in ("tokens", "bag")), default=None)
 
     @property
     def membership(self) -> float | None:
@@ -321,43 +336,55 @@ def require_noise(report: Report) -> None:
 def require_below_ceiling(report: Report) -> None:
     """Fail when an attack got more than the policy's guarantee allows: then the guarantee, or its accounting, is false.
 
-    The lower end of the interval is compared, because a finite sample may lie above an expectation.
+    Compared is :attr:`Result.floor`, because a finite sample may lie above an expectation, and one of many attacks more
+    easily than a single one. Fewer than five sequences are no sample, and are not judged.
 
     Raises:
         CheckFailed: SS-1570, naming the attacks.
     """
-    above = [r for r in report.attacks if r.ceiling is not None and r.value_ci95[0] > r.ceiling]
+    above = [r for r in report.attacks if r.ceiling is not None and r.sequences >= FEWEST and _floor(r) > r.ceiling]
     if above:
         raise CheckFailed(
             "SS-1570",
             f"{len(above)} attack(s) got more than the policy's bound allows",
             hint="The noise that was sent is not the noise that the policy pays for. Stop, and keep the recording.",
-            details=tuple(
-                f"{r.name}: {r.value:.3f}, interval from {r.value_ci95[0]:.3f}, bound {r.ceiling:.3f}" for r in above
-            ),
+            details=tuple(f"{r.name}: {r.value:.3f}, at least {_floor(r):.3f}, bound {r.ceiling:.3f}" for r in above),
         )
 
 
+def _floor(result: Result) -> float:
+    """The lower end that is judged; of older reports that of the 95 % interval."""
+    return result.value_ci95[0] if result.floor is None else result.floor
+
+
 def require_within_limits(
-    report: Report, *, token_recovery: float | None, pii_exact: float | None, membership: float | None
+    report: Report,
+    *,
+    token_recovery: float | None,
+    pii_exact: float | None,
+    membership: float | None,
+    profile: ProfileName = "smoke",
 ) -> None:
-    """Fail when an attack got more than a policy's ``[leakage]`` table allows.
+    """Fail when an attack got more than a policy's ``[leakage]`` table allows, or when this run cannot tell.
 
     The point estimate is compared: a limit that only an interval's end keeps is not kept.
 
+    Args:
+        report: of the run.
+        token_recovery, pii_exact, membership: the limits; None for none.
+        profile: the least effort that the policy asks for.
+
     Raises:
-        LeakageExceeded: SS-7001, with one detail per limit.
+        LeakageExceeded: SS-7001, with one detail per limit; SS-7003, with one detail per reason, when no limit is exceeded
+            and a limit was not measured, or was by less than the whole suite with the adversary's common knowledge.
     """
     got = (
-        ("token recovery", report.worst, token_recovery),
+        ("token recovery", report.named, token_recovery),
         ("personal data", report.pii_exact, pii_exact),
         ("membership AUC", report.membership, membership),
     )
-    over = [
-        f"{name}: {value:.3f}, limit {limit:.3f}"
-        for name, value, limit in got
-        if limit is not None and value is not None and value > limit
-    ]
+    limited = [(name, value, limit) for name, value, limit in got if limit is not None]
+    over = [f"{name}: {value:.3f}, limit {limit:.3f}" for name, value, limit in limited if value and value > limit]
     if over:
         raise LeakageExceeded(
             "SS-7001",
@@ -365,3 +392,24 @@ def require_within_limits(
             hint="Tighten the policy's budget or move the cut, record again, and attack the new recording.",
             details=tuple(over),
         )
+    unjudged = [f"{name}: nothing measured it, limit {limit:.3f}" for name, value, limit in limited if value is None]
+    if limited and (reasons := (*unjudged, *_too_weak(report.setting, profile))):
+        raise LeakageExceeded(
+            "SS-7003",
+            f"this run cannot show that the limits of policy '{report.policy}' are kept",
+            hint="Run the whole suite with --aux, the policy's profile, labelled data, and --candidates where it limits membership.",
+            details=reasons,
+        )
+
+
+def _too_weak(setting: Setting, profile: ProfileName) -> Iterator[str]:
+    """Why a run that exceeded nothing shows nothing."""
+    efforts: tuple[str, ...] = get_args(ProfileName)
+    if efforts.index(setting.profile) < efforts.index(profile):
+        yield f"the profile is {setting.profile}, and the policy asks for {profile}"
+    if setting.asked:
+        yield f"{len(setting.asked)} attack(s) were asked for by name; only the whole suite speaks for a limit"
+    if setting.threat.weights == "none":
+        yield "the adversary had no weights (--weights); everybody has the pre-trained ones"
+    if setting.threat.text == "none":
+        yield "the adversary had no text (--aux)"

@@ -25,6 +25,7 @@ from securesplit.errors import CheckFailed
 __all__ = ["Scorer", "score_tokens"]
 
 _SHIFTS = 5
+_FALSE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +72,24 @@ class Scorer:
         )
 
     def bound(self, kappa: float) -> float | None:
-        """The ceiling of a guess that is right with chance ``kappa`` beforehand; None where nothing is bounded."""
-        return None if self.mu is None else ceiling(min(1.0, kappa), self.mu)
+        """The ceiling of a guess that is right with chance ``kappa`` beforehand; None where nothing is bounded.
+
+        Under unit ``token`` mu bounds what is learnt about one token by somebody who knows all the others. How well those
+        alone tell it is not known, and what depends on the whole text is not bounded: None for both.
+        """
+        return None if self.mu is None or self.by_token else ceiling(min(1.0, kappa), self.mu)
 
     @property
     def membership_bound(self) -> float | None:
-        """The largest AUC; None where nothing is bounded."""
-        return None if self.mu is None else membership_ceiling(self.mu)
+        """The largest AUC; None where nothing is bounded, as under unit ``token``, where a whole text may be told."""
+        return None if self.mu is None or self.by_token else membership_ceiling(self.mu)
+
+
+def verdict() -> float:
+    """Two-sided error of the interval whose lower end is held against a ceiling, so that of all the attacks of the suite
+    together none breaks a true one by chance more than once in a thousand runs (Bonferroni).
+    """
+    return 2 * _FALSE / len(config().attacks)
 
 
 def note_of(attack: str) -> AttackNote:
@@ -115,7 +127,7 @@ def score_tokens(answers: Sequence[Recovered], scorer: Scorer) -> Result:
         rouge_1=_mean([s.rouge_1 for s in flat]), rouge_2=_mean([s.rouge_2 for s in flat]),
         rouge_l=_mean([s.rouge_l for s in flat]), bleu=_mean([s.bleu for s in flat]),
         exact_match=_mean([float(s.exact) for s in flat]),
-        ceiling=scorer.bound(max(scorer.kappa, best)),
+        ceiling=scorer.bound(max(scorer.kappa, best)), floor=interval(hits, totals, alarm=verdict())[0],
         seconds=_mean([a.seconds for a in answers]), seeds=len(answers), sequences=len(totals), tokens=sum(totals),
         unresolved=answers[0].unresolved, certified=answers[0].certified,
         note="" if first == 0 else f"positions before {first} are outside of its reach and count nowhere",

@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cache as once
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,7 +29,9 @@ from attacks.config import ProfileName, config
 from attacks.evaluate import Order, evaluate
 from attacks.report import Report
 from attacks.threat import Threat
+from securesplit import __version__
 from securesplit.errors import InputError
+from securesplit.model.manifest import read_manifest
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.protocol.job import Job
 
@@ -104,7 +107,8 @@ class Cell:
         policy, job: complete. model: what the job's clients and server load.
         data, aux: files. records, max_tokens, profile, attacks: as in :class:`Grid`.
         releases: K. seed: number of the repetition.
-        digest: SHA-256 of everything above, files by their content.
+        digest: SHA-256 of everything above, files and the model by their content, of the shipped settings of all attacks, and
+            of the release.
     """
 
     policy: Policy
@@ -174,6 +178,14 @@ def cells_of(
         models: a model directory for a cut. home: where the grid's paths start.
     """
     aux = None if grid.aux is None else home / grid.aux
+    settings = [config().families[name].model_dump(mode="json") for name in sorted(config().families)]
+
+    @once
+    def content(cut: tuple[int, int]) -> tuple[str, ...]:
+        """The manifest's digest, and the tokenizer's files, which that digest leaves out and which decide the tokens."""
+        manifest = read_manifest(models(cut))
+        return (manifest.digest, *sorted(f"{file.file} {file.sha256}" for file in manifest.client_files))
+
     found: dict[str, Cell] = {}
     choices = product(policies, grid.epsilons or (None,), grid.cuts, grid.codecs, grid.releases, range(grid.seeds))
     for policy, epsilon, cut, codec, releases, seed in choices:
@@ -185,7 +197,7 @@ def cells_of(
         stated["schedule"] = {**stated["schedule"], "rounds": rounds}
         made = Job.model_validate_json(json.dumps(stated), strict=False)
         parts = (
-            _FORMAT, rules.digest, made.digest, _hash(home / grid.data), None if aux is None else _hash(aux),
+            _FORMAT, __version__, settings, content(cut), rules.digest, made.digest, _hash(home / grid.data), None if aux is None else _hash(aux),
             grid.records, grid.max_tokens, config().profiles[grid.profile].model_dump(mode="json"), list(grid.attacks), seed,
         )  # fmt: skip
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from attacks.view import Key
 from securesplit.errors import InputError
 
+_HINT = "Name the truth.jsonl that the clients of the recorded run wrote."
 _MAX_FAULTS = 20
 
 
@@ -46,7 +48,7 @@ def read_truth(path: Path) -> tuple[Truth, ...]:
         InputError: SS-1701 when it cannot be read, holds nothing, breaks its schema, or says two things of one sequence.
             Messages name lines, never what stands there.
     """
-    hint = "Name the truth.jsonl that the clients of the recorded run wrote."
+    hint = _HINT
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -72,3 +74,30 @@ def read_truth(path: Path) -> tuple[Truth, ...]:
     if not found:
         raise InputError("SS-1701", f"{path} holds no truth", hint=hint)
     return tuple(found.values())
+
+
+def require_fitting(truths: Sequence[Truth], lengths: Mapping[Key, int], vocabulary: int) -> None:
+    """Refuse truth that cannot be of this recording and this model.
+
+    Args:
+        truths: all that is known; of sequences that the recording lacks nothing is asked.
+        lengths: rows of every sequence that was recorded, padding and all.
+        vocabulary: V, how many tokens the model knows.
+
+    Raises:
+        InputError: SS-1701 for a token outside of the vocabulary, or a sequence longer than its rows.
+    """
+    faults = []
+    for truth in truths:
+        if truth.key not in lengths:
+            continue
+        where = f"step {truth.step}, row {truth.row}"
+        if max(truth.tokens) >= vocabulary:
+            faults.append(f"{where}: a token outside of the vocabulary")
+        elif len(truth.tokens) > lengths[truth.key]:
+            faults.append(f"{where}: more tokens than rows")
+    if faults:
+        raise InputError(
+            "SS-1701", f"{len(faults)} sequence(s) of the truth do not fit the recording and the model", hint=_HINT,
+            details=tuple(faults[:_MAX_FAULTS]),
+        )  # fmt: skip

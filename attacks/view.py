@@ -141,12 +141,16 @@ class Passage:
         time_ns: the server's clock when it arrived.
         rows: (T, D) float32, as released.
         size: bytes of the message that brought it.
+        learn: whether the sender said that a gradient would follow: records of training come so, held-out ones do not.
+        gradient: (T, D) float32, the gradient that was released at the same step (O3); None where none crossed.
     """
 
     key: Key
     time_ns: int
     rows: npt.NDArray[np.float32]
     size: int
+    learn: bool = False
+    gradient: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +183,8 @@ class ServerView:
         responded: whether labels were answered at random, so that O3 carries no true label.
         classes: how many labels a classification task has; 0 where text itself is learnt.
         traffic: every sequence of the recording, in the order of arrival.
+        decoded: the tokens that extended a decoding cache, one row or few each (O8): examined for their noise, not attacked.
+        decode_noise: the mechanism on O8; sigma 0 where the policy pays for none.
         sums: what secure aggregation opened to the server.
         trained: whether a trained model is at hand (O6).
         permuted: what a secret permutation of a defence shuffled: nothing, "rows", "columns" or "both". The shipped
@@ -193,6 +199,8 @@ class ServerView:
     responded: bool = False
     classes: int = 0
     traffic: tuple[Passage, ...] = ()
+    decoded: tuple[Passage, ...] = ()
+    decode_noise: Noise = field(default_factory=lambda: Noise(0.0, None))
     sums: tuple[OpenedSum, ...] = ()
     trained: bool = False
     permuted: str = ""
@@ -205,7 +213,8 @@ class PublicFacts:
     Attributes:
         policy: the clients' policy.
         model: the model manifest's digest.
-        passes: how many *fresh* releases of one record the schedule makes: one per state of partition A.
+        passes: how many *fresh* releases of one record of the training data the schedule makes: one per state of partition A
+            that it is trained at. A held-out record has one before the first round and one after each.
         job: what the server offered; None when the facts hold no job.
     """
 
@@ -213,6 +222,12 @@ class PublicFacts:
     model: str
     passes: int
     job: Job | None
+
+    def passes_of(self, *, learn: bool) -> int:
+        """Fresh releases of a record that is trained on, or of one that is held out for evaluation."""
+        if learn or self.passes == 1 or self.job is None:
+            return self.passes
+        return self.job.schedule.rounds + 1
 
     @property
     def cut(self) -> tuple[int, int] | None:
@@ -239,13 +254,14 @@ def public_facts(transcript: Transcript) -> PublicFacts:
             hint="Name a directory that `serve --record` wrote.",
         ) from None
     _require_one_policy(transcript, policy)
-    fresh = isinstance(policy.privacy, Gaussian) and policy.privacy.regime == "round"
-    return PublicFacts(
-        policy=policy,
-        model=model,
-        passes=job.schedule.rounds if job is not None and fresh else 1,
-        job=job,
-    )
+    return PublicFacts(policy=policy, model=model, passes=_passes(policy, job), job=job)
+
+
+def _passes(policy: Policy, job: Job | None) -> int:
+    """Regime ``round`` repeats the bytes of a record while A stands still; ``step`` moves A with every step."""
+    if job is None or not isinstance(policy.privacy, Gaussian) or policy.privacy.regime == "frozen":
+        return 1
+    return job.schedule.rounds * (job.schedule.epochs if policy.privacy.regime == "step" else 1)
 
 
 def _require_one_policy(transcript: Transcript, policy: Policy) -> None:
@@ -278,19 +294,31 @@ def gradient_noise_of(policy: Policy, front: int = 1) -> Noise:
     return Noise(sigma=0.0, clip=None) if gradient is None else Noise(sigma=gradient.sigma, clip=gradient.clip)
 
 
+def decode_noise_of(policy: Policy, front: int = 1) -> Noise:
+    """The noise on O8, decoded tokens; none where the policy has no channel for them, so that none may cross."""
+    if not isinstance(policy.privacy, Gaussian):
+        return Noise(sigma=0.0, clip=None)
+    decode = plan_for(policy.privacy, rows=rows_moved(front, policy.limits.buckets)).decode
+    return Noise(sigma=0.0, clip=None) if decode is None else Noise(sigma=decode.sigma, clip=decode.clip)
+
+
 def sequences_of(transcript: Transcript) -> list[Observation]:
     """Released sequences from their first token on: whole batches, and the prompts that open a decoding cache.
 
-    Tokens decoded later extend a cache by separately clipped rows; the first version leaves them alone.
+    Tokens decoded later (O8) extend a cache by separately clipped rows: :func:`_parted` has them.
     """
-    opened: set[tuple[int, int]] = set()
-    found = []
+    return _parted(transcript)[0]
+
+
+def _parted(transcript: Transcript) -> tuple[list[Observation], list[Observation]]:
+    """Whole sequences, and what extended a decoding cache."""
+    opened: dict[tuple[int, int], int] = {}
+    whole: list[Observation] = []
+    decoded: list[Observation] = []
     for seen in transcript.observations():
-        if seen.cache and (seen.connection, seen.cache) in opened:
-            continue
-        opened.add((seen.connection, seen.cache))
-        found.append(seen)
-    return found
+        opening = opened.setdefault((seen.connection, seen.cache), seen.step) == seen.step
+        (whole if not seen.cache or opening else decoded).append(seen)
+    return whole, decoded
 
 
 def read_view(transcript: Transcript, wanted: Sequence[Key], *, most: int = 1_000_000) -> ServerView:
@@ -303,19 +331,20 @@ def read_view(transcript: Transcript, wanted: Sequence[Key], *, most: int = 1_00
     """
     facts = public_facts(transcript)
     sigma = noise_of(facts.policy, 1 if facts.cut is None else facts.cut[0]).sigma
-    everything = sequences_of(transcript)
-    by_peer: dict[str, list[Observation]] = {}
+    everything, decoded = _parted(transcript)
+    # Held-out records are released once more than those of training, and would shift every pass by their number.
+    groups: dict[tuple[str, bool], list[Observation]] = {}
     for seen in everything:
-        by_peer.setdefault(seen.peer, []).append(seen)
+        groups.setdefault((seen.peer, seen.learn), []).append(seen)
     sightings: dict[Key, Sighting] = {}
     targets = set(wanted)
-    for peer, seen_here in by_peer.items():
-        links = link_releases([s.hidden for s in seen_here], facts.passes, sigma=sigma)
+    for (peer, learn), seen_here in groups.items():
+        links = link_releases([s.hidden for s in seen_here], facts.passes_of(learn=learn), sigma=sigma)
         for seen, linked in zip(seen_here, links, strict=True):
             key = Key(peer=peer, step=seen.step, row=seen.row)
             if key in targets and key not in sightings:
                 sightings[key] = _sighting(key, seen, [seen_here[i].hidden for i in linked[:most]])
-    return _view_of(facts, tuple(sightings[k] for k in wanted if k in sightings), everything)
+    return _view_of(facts, tuple(sightings[k] for k in wanted if k in sightings), everything, decoded)
 
 
 def _sighting(key: Key, seen: Observation, same: Sequence[npt.NDArray[np.float32]]) -> Sighting:
@@ -327,9 +356,10 @@ def _sighting(key: Key, seen: Observation, same: Sequence[npt.NDArray[np.float32
     )  # fmt: skip
 
 
-def _view_of(facts: PublicFacts, sightings: tuple[Sighting, ...], everything: Sequence[Observation]) -> ServerView:
+def _view_of(
+    facts: PublicFacts, sightings: tuple[Sighting, ...], everything: Sequence[Observation], decoded: Sequence[Observation]
+) -> ServerView:  # fmt: skip
     front = 1 if facts.cut is None else facts.cut[0]
-    arrived = sorted(everything, key=lambda seen: (seen.time_ns, seen.connection, seen.step, seen.row))
     return ServerView(
         sightings=sightings,
         noise=noise_of(facts.policy, front),
@@ -338,9 +368,18 @@ def _view_of(facts: PublicFacts, sightings: tuple[Sighting, ...], everything: Se
         codec="f32" if facts.job is None else facts.job.codec,
         responded=isinstance(facts.policy.privacy, Gaussian) and facts.policy.privacy.labels is not None,
         classes=0 if facts.job is None or facts.job.task is None else len(facts.job.task.labels),
-        traffic=tuple(
-            Passage(Key(seen.peer, seen.step, seen.row), seen.time_ns, seen.hidden, seen.size) for seen in arrived
-        ),
+        traffic=_passages(everything),
+        decoded=_passages(decoded),
+        decode_noise=decode_noise_of(facts.policy, front),
+    )
+
+
+def _passages(seen: Sequence[Observation]) -> tuple[Passage, ...]:
+    """In the order of arrival."""
+    arrived = sorted(seen, key=lambda one: (one.time_ns, one.connection, one.step, one.row))
+    return tuple(
+        Passage(Key(one.peer, one.step, one.row), one.time_ns, one.hidden, one.size, one.learn, one.gradient)
+        for one in arrived
     )
 
 

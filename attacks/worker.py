@@ -66,7 +66,7 @@ def perform(task: Task, send: TextIO) -> None:
     say(
         Known(
             common=frequent[:100], frequent=frequent, positional=prior.positional, written=written_by(model, longest),
-            informed=prior.informed,
+            informed=prior.informed, releases=max((seen.releases for seen in view.sightings), default=1),
         )
     )  # fmt: skip
     known = learn(
@@ -97,6 +97,7 @@ def _view(task: Task) -> ServerView:
     from securesplit.protocol.transcript import Transcript
 
     transcript = Transcript.load(task.transcript)
+    transcript.require_whole()
     facts = public_facts(transcript)
     if facts.model != read_manifest(Path(task.model)).digest:
         raise InputError(

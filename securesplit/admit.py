@@ -6,13 +6,14 @@ The server's wishes never loosen anything: a job carries no privacy parameter, a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from securesplit.aggregate.config import Floors, RoundConfig, largest_scale
 from securesplit.aggregate.fit import Wishes, fit_round
 from securesplit.errors import InputError, LeakageExceeded, PolicyDenied
-from securesplit.policy.leakage import Proof, faults_of
+from securesplit.policy.leakage import Proof, Traffic, faults_of
+from securesplit.policy.rules import Breach
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.protocol.job import Job
 
@@ -21,94 +22,106 @@ WEIGHT_CAP = 255
 
 
 def breaches(policy: Policy, job: Job) -> tuple[str, ...]:
-    """One sentence per rule of the policy that the job breaks."""
+    """One line per rule of the policy that the job breaks; each begins with the rule's name."""
+    return tuple(breach.line() for breach in broken_rules(policy, job))
+
+
+def broken_rules(policy: Policy, job: Job) -> tuple[Breach, ...]:
+    """Every rule of the policy that the job breaks, with the values on both sides."""
     limits, sums = policy.limits, policy.aggregation
-    checks = (
-        (
-            job.cut.front < limits.min_front,
-            f"the cut leaves {job.cut.front} layers in front; limits.min_front is {limits.min_front}",
-        ),
-        (
-            job.cut.back < limits.min_back,
-            f"the cut leaves {job.cut.back} layers at the back; limits.min_back is {limits.min_back}",
-        ),
-        (
-            job.schedule.batch > limits.max_sequences,
-            f"batches of {job.schedule.batch}; limits.max_sequences is {limits.max_sequences}",
-        ),
-        (
-            job.sums.min_clients < sums.min_clients,
-            f"sums of {job.sums.min_clients} clients; aggregation.min_clients is {sums.min_clients}",
-        ),
-        (
-            job.sums.threshold < sums.min_threshold,
-            f"a threshold of {job.sums.threshold}; aggregation.min_threshold is {sums.min_threshold}",
-        ),
-        (2 * job.sums.threshold <= len(job.sums.roster), "the threshold is not more than half of the roster"),
-        (
-            job.sums.clip > sums.max_update,
-            f"a clip of {job.sums.clip:g}; aggregation.max_update is {sums.max_update:g}",
-        ),
-        (sums.blind and not job.sums.blind, "the server would see the sum of updates; aggregation.blind is true"),
+    floors = (
+        ("limits.min_front", limits.min_front, job.cut.front, "the cut leaves {} layers in front, and {} is the least"),
+        ("limits.min_back", limits.min_back, job.cut.back, "the cut leaves {} layers at the back, and {} is the least"),
+        ("aggregation.min_clients", sums.min_clients, job.sums.min_clients, "sums of {} clients, and {} is the least"),
+        ("aggregation.min_threshold", sums.min_threshold, job.sums.threshold, "a threshold of {}, and {} is the least"),
     )
-    stated = tuple(sentence for broken, sentence in checks if broken)
-    if not stated:  # One fault of the sums' numbers, told twice in different words, helps nobody.
-        stated = sum_breaches(policy, job)
-    return (*stated, *label_breaches(policy, job), *sharing_breaches(policy, job), *noise_breaches(policy, job))
+    caps = (
+        ("limits.max_sequences", limits.max_sequences, job.schedule.batch, "batches of {}, and {} is the most"),
+        ("aggregation.max_update", sums.max_update, job.sums.clip, "a clip of {}, and {} is the most"),
+    )
+    found = [Breach(rule, what.format(has, ours), ours, has) for rule, ours, has, what in floors if has < ours]
+    found += [Breach(rule, what.format(has, ours), ours, has) for rule, ours, has, what in caps if has > ours]
+    if 2 * job.sums.threshold <= (n := len(job.sums.roster)):
+        what = "the threshold is not more than half of the roster"
+        found.append(Breach("aggregation.majority", what, n // 2 + 1, job.sums.threshold))
+    if sums.blind and not job.sums.blind:
+        found.append(Breach("aggregation.blind", "the server would see the sum", policy=True, other=False))
+    if not found:  # One fault of the sums' numbers, told twice in different words, helps nobody.
+        found += _sums(policy, job)
+    return (*found, *_labels(policy, job), *_sharing(policy, job), *_noise(policy, job))
 
 
 def sum_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
     """What is wrong with who takes part in the job's secure sums, and with their numbers by themselves."""
-    pinned = policy.aggregation.roster
-    if pinned is not None and (odd := set(pinned) ^ set(job.sums.roster)):
-        return (f"the job's roster and aggregation.roster differ in {len(odd)} name(s)",)
-    try:
-        config = round_config(job, model="0" * 64, run=bytes(16), number=0, dim=1, frozen="0" * 64)
-    except InputError as error:
-        return error.details or (error.what,)
-    least = policy.aggregation.min_colluders or 0
-    if config.colluders < least:
-        return (f"sums that withstand {config.colluders} colluders; aggregation.min_colluders is {least}",)
-    return ()
+    return tuple(breach.line() for breach in _sums(policy, job))
 
 
 def label_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
-    """What is wrong between the policy's labels and the job's, in at most one sentence.
+    """What is wrong between the policy's labels and the job's, in at most one line."""
+    return tuple(breach.line() for breach in _labels(policy, job))
 
-    A policy with ``[privacy.labels]`` releases gradients of answered class labels and no others, so text cannot be learnt
+
+def sharing_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
+    """What is wrong between the policy's regime and what the job's clients share of their adapters, in at most one line."""
+    return tuple(breach.line() for breach in _sharing(policy, job))
+
+
+def noise_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
+    """What is wrong between noise that a policy shares with other clients and the job's sums, in at most two lines."""
+    return tuple(breach.line() for breach in _noise(policy, job))
+
+
+def _sums(policy: Policy, job: Job) -> Iterator[Breach]:
+    """Who takes part in the job's secure sums, and their numbers by themselves."""
+    pinned = policy.aggregation.roster
+    if pinned is not None and (odd := set(pinned) ^ set(job.sums.roster)):
+        what = f"the job's roster is another one, in {len(odd)} name(s)"
+        yield Breach("aggregation.roster", what, list(pinned), sorted(job.sums.roster))
+        return
+    try:
+        config = round_config(job, model="0" * 64, run=bytes(16), number=0, dim=1, frozen="0" * 64)
+    except InputError as error:
+        for what in error.details or (error.what,):
+            yield Breach("aggregation.sums", what, None, None)
+        return
+    least = policy.aggregation.min_colluders or 0
+    if config.colluders < least:
+        what = f"sums that withstand {config.colluders} colluders, and {least} is the least"
+        yield Breach("aggregation.min_colluders", what, least, config.colluders)
+
+
+def _labels(policy: Policy, job: Job) -> Iterator[Breach]:
+    """A policy with ``[privacy.labels]`` releases gradients of answered class labels and no others, so text cannot be learnt
     under it; and the answers' noise is sized for its own number of classes.
     """
     labels = policy.privacy.labels if isinstance(policy.privacy, Gaussian) else None
     if labels is None:
-        return ()
+        return
     if job.task is None:
-        return ("the job has no [task]; [privacy.labels] releases answers for class labels and no other gradients",)
-    count = len(job.task.labels)
-    return () if count == labels.classes else (f"{count} labels; privacy.labels.classes is {labels.classes}",)
+        what = "the job has no [task]; [privacy.labels] releases answers for class labels and no other gradients"
+        yield Breach("privacy.labels.task", what, labels.classes, None)
+    elif len(job.task.labels) != labels.classes:
+        what = f"{len(job.task.labels)} labels; privacy.labels.classes is {labels.classes}"
+        yield Breach("privacy.labels.classes", what, labels.classes, len(job.task.labels))
 
 
-def sharing_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
-    """What is wrong between the policy's regime and what the job's clients share of their adapters, in at most one sentence.
-
-    A factor that stays at its site needs local steps. Averaging two factors apart is for sums without noise: noise would
+def _sharing(policy: Policy, job: Job) -> Iterator[Breach]:
+    """A factor that stays at its site needs local steps. Averaging two factors apart is for sums without noise: noise would
     drown the residual that such a run must report.
     """
     privacy, sharing = policy.privacy, job.adapters.sharing
     if not isinstance(privacy, Gaussian):
-        return ()
+        return
     if sharing == "share-a" and privacy.regime == "round":
-        return ("sharing 'share-a' needs local steps for each client's own B; regime 'round' has none",)
-    if sharing == "naive" and (privacy.regime != "frozen" or privacy.updates is not None):
-        return (
-            "sharing 'naive' reports what it gets wrong, and this policy's noise on updates would drown that figure",
-        )
-    return ()
+        what = "sharing 'share-a' needs local steps for each client's own B; regime 'round' has none"
+        yield Breach("privacy.regime.sharing", what, privacy.regime, sharing)
+    elif sharing == "naive" and (privacy.regime != "frozen" or privacy.updates is not None):
+        what = "sharing 'naive' reports what it gets wrong, and this policy's noise on updates would drown that figure"
+        yield Breach("privacy.updates.sharing", what, privacy.regime, sharing)
 
 
-def noise_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
-    """What is wrong between noise that a policy shares with other clients and the job's sums, in at most two sentences.
-
-    Shared noise counts on the honest clients that the smallest sum of the job holds, its colluders left out; and the ring
+def _noise(policy: Policy, job: Job) -> Iterator[Breach]:
+    """Shared noise counts on the honest clients that the smallest sum of the job holds, its colluders left out; and the ring
     must have room for it, because it is made of the ring's own steps: 12 standard deviations, beyond which a coordinate
     lies once in 10^31.
     """
@@ -117,7 +130,7 @@ def noise_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
         or policy.privacy.updates is None
         or policy.privacy.updates.honest is None
     ):
-        return ()
+        return
     # Both load torch, which those who only read policies need not wait for.
     from securesplit.privacy.lattice import SIGMA, step_for
     from securesplit.privacy.plan import plan_for, rows_moved
@@ -126,19 +139,16 @@ def noise_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
     try:
         left = round_config(job, model="0" * 64, run=bytes(16), number=0, dim=1, frozen="0" * 64).honest
     except InputError:
-        return ()  # Told by sum_breaches.
-    found = []
+        return  # Told by _sums.
     if left < honest:
-        found.append(
-            f"a sum may hold {left} honest clients; updates.honest is {honest}, and the noise is sized for that"
-        )
+        what = f"a sum may hold {left} honest clients; updates.honest is {honest}, and the noise is sized for that"
+        yield Breach("privacy.updates.honest", what, honest, left)
     plan = plan_for(policy.privacy, rows=rows_moved(job.cut.front, policy.limits.buckets)).update
     assert plan is not None, "the policy has a channel for updates"
     if plan.clip / step_for(plan.part) + 12 * SIGMA > ring_steps(job):
-        found.append(
-            f"a ring of {sums.ring_bits or 32} bits has no room for {n} clients with this noise; ask for sums.ring_bits = 64"
-        )
-    return tuple(found)
+        bits = sums.ring_bits or 32
+        what = f"a ring of {bits} bits has no room for {n} clients with this noise; ask for sums.ring_bits = 64"
+        yield Breach("privacy.updates.ring", what, None, bits)
 
 
 def admit(policy: Policy, job: Job, *, peer: str) -> None:
@@ -161,6 +171,21 @@ def admit(policy: Policy, job: Job, *, peer: str) -> None:
         )
 
 
+def traffic_of(policy: Policy, job: Job, *, model: str) -> Traffic:
+    """What the server of this job sees under this policy; a report must speak of as much.
+
+    Gradients cross unless the regime is ``frozen``. A policy without noise gives everything away with its first release.
+    """
+    regime = policy.privacy.regime if isinstance(policy.privacy, Gaussian) else None
+    fresh = {"round": job.schedule.rounds, "step": job.schedule.rounds * job.schedule.epochs}.get(regime or "", 1)
+    gradients, opened = regime != "frozen", not job.sums.blind
+    return Traffic(
+        mechanism=policy.mechanism_digest, model=model, cut=(job.cut.front, job.cut.back), codec=job.codec,
+        code=None if job.code is None else job.code.digest, classes=0 if job.task is None else len(job.task.labels),
+        fresh=fresh, channels=frozenset({"O1"} | ({"O3"} if gradients else set()) | ({"O5"} if opened else set())),
+    )  # fmt: skip
+
+
 def require_proof(
     policy: Policy, job: Job, *, model: str, proofs: Sequence[Proof], now: datetime | None = None
 ) -> None:
@@ -175,14 +200,13 @@ def require_proof(
 
     Raises:
         LeakageExceeded: SS-7002 when the last report exceeds a limit.
-        PolicyDenied: SS-2027 when no fresh report speaks of this job.
+        PolicyDenied: SS-2027 when no fresh report speaks of this job, or only one by an adversary who knew or saw less
+            than the job's server does.
     """
     if policy.leakage is None:
         return
-    missing, over = faults_of(
-        policy.leakage, proofs, mechanism=policy.mechanism_digest, model=model, cut=(job.cut.front, job.cut.back),
-        codec=job.codec, now=now or datetime.now(UTC),
-    )  # fmt: skip
+    traffic = traffic_of(policy, job, model=model)
+    missing, over = faults_of(policy.leakage, proofs, traffic, now=now or datetime.now(UTC))
     if over:
         raise LeakageExceeded(
             "SS-7002",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from securesplit.admit import round_config
 from securesplit.aggregate.config import RoundConfig
-from securesplit.errors import RemoteProtocolError
+from securesplit.errors import RemoteProtocolError, SecureSplitError
 from securesplit.protocol.codec import Caps
 from securesplit.protocol.job import Job
 from securesplit.protocol.messages import (
@@ -63,6 +63,17 @@ class Receiver:
             roster=job.sums.roster, quorum=job.sums.min_clients, patience=Patience(60.0, 60.0, 60.0), config_of=config_of,
             randomness=os.urandom,
         )  # fmt: skip
+
+    def welcome(self, name: str) -> None:
+        """See :class:`Core`; everybody is."""
+
+    def allowance(self, connection: int, start: bytes) -> int:
+        """See :class:`Core`."""
+        return self._sessions[connection][1].allowance(start)
+
+    def reject(self, connection: int, error: SecureSplitError) -> list[Action]:
+        """See :class:`Core`."""
+        return [Close(connection, error.code)]
 
     def connect(self, name: str, party: Party) -> int:
         """See :class:`Core`."""

@@ -120,8 +120,9 @@ def run(
 
         limits = rules.leakage
         require_within_limits(
-            report, token_recovery=limits.token_recovery, pii_exact=limits.pii_exact, membership=limits.membership_auc
-        )
+            report, token_recovery=limits.token_recovery, pii_exact=limits.pii_exact, membership=limits.membership_auc,
+            profile=limits.profile,
+        )  # fmt: skip
 
 
 def _one_of(option: str, asked: str, known: tuple[str, ...]) -> str:
@@ -201,9 +202,11 @@ def _text(report: Report) -> str:
     if report.epsilon is None:
         bound = f"Policy '{report.policy}' bounds nothing: UnsafeNoPrivacy."
     else:
-        bound = (
-            f"Policy '{report.policy}': epsilon {report.epsilon:g}, delta {report.delta:g}, unit {report.unit}, relation {report.relation}. "
-            f"No attack that starts from a guess as good as {report.kappa:.3f} can exceed {report.ceiling:.3f} on average."
+        bound = f"Policy '{report.policy}': epsilon {report.epsilon:g}, delta {report.delta:g}, unit {report.unit}, relation {report.relation}. "
+        bound += (
+            "The guessable share given all other tokens is not known, so that no ceiling is computed."
+            if report.unit == "token"
+            else f"No attack that starts from a guess as good as {report.kappa:.3f} can exceed {report.ceiling:.3f} on average."
         )
     worst = f"Worst: {report.worst:.3f} by {report.worst_attack}, share of tokens named correctly."
     untested = [f"Not tested: {u.name}: {u.why}." for u in report.untested]

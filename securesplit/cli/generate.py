@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.passphrase import KeyPassFd, KeyPassFile, existing
+from securesplit.cli.policy_sign import Trusted, trusted_policy
 
 
 def generate(
@@ -23,18 +25,27 @@ def generate(
     cache: Cache = None,
     code: Code = None,
     evidence: Evidence = None,
+    policy_key: Trusted = None,
+    key_pass_file: KeyPassFile = None,
+    key_pass_fd: KeyPassFd = None,
     output: Output = "text",
 ) -> None:
     """Continue a prompt. The prompt and each fed-back token are releases under the policy, and charged."""
-    from securesplit.policy.load import load_policy
-
-    rules = load_policy(policy)
+    rules = trusted_policy(policy, policy_key, keys)
 
     from securesplit.client.generate import Sampling
     from securesplit.client.run import open_client
 
     with open_client(
-        rules, keys, server, model=model, cache=cache_or_default(cache), adapters=adapters, code=code, evidence=evidence
+        rules,
+        keys,
+        server,
+        model=model,
+        cache=cache_or_default(cache),
+        adapters=adapters,
+        code=code,
+        evidence=evidence,
+        passphrase=existing("the client's key", key_pass_file, key_pass_fd),
     ) as client:
         made = client.generate(prompt, max_new_tokens=max_new_tokens, sampling=Sampling(temperature, seed))
     show(

@@ -17,7 +17,9 @@ from securesplit import __version__
 from securesplit.cli import (
     aggregate,
     attack,
+    audit,
     certs,
+    doctor,
     evaluate,
     explain,
     generate,
@@ -44,12 +46,14 @@ app.add_typer(aggregate.app, name="aggregate")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(attack.app, name="attack")
 app.add_typer(tasks.app, name="tasks")
+app.add_typer(audit.app, name="audit")
 app.command("demo")(demo)
 app.command("serve")(serve.serve)
 app.command("train")(train.train)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)
 app.command("explain")(explain.explain)
+app.command("doctor")(doctor.doctor)
 
 _DEBUG = False
 # Typer carries click inside; its public names reach the base class of all usage errors only this way.

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.passphrase import KeyPassFd, KeyPassFile, existing
+from securesplit.cli.policy_sign import Trusted, trusted_policy
 from securesplit.cli.progress import Plain
 
 
@@ -24,14 +26,21 @@ def serve(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write B's trained adapters here at the end.")] = None,
     evidence: Evidence = None,
+    policy_key: Trusted = None,
+    key_pass_file: KeyPassFile = None,
+    key_pass_fd: KeyPassFd = None,
+    limits: Annotated[
+        Path | None, typer.Option("--limits", help="What the server takes from whom; see docs/limits.md.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of computation; 0 leaves torch's choice.")] = 0,
     output: Output = "text",
 ) -> None:
     """Serve a job until interrupted. With --output json the one object is printed when the server listens."""
-    from securesplit.policy.load import load_policy
     from securesplit.protocol.job import load_job
+    from securesplit.transport.limits import load_limits
 
-    loaded, rules = load_job(job), load_policy(policy)
+    loaded, rules = load_job(job), trusted_policy(policy, policy_key, keys)
+    bounds = None if limits is None else load_limits(limits)
 
     import torch
 
@@ -63,6 +72,8 @@ def serve(
         record=record,
         out=out,
         evidence=evidence,
+        limits=bounds,
+        passphrase=existing("the server's key", key_pass_file, key_pass_fd),
         ready=ready,
         progress=progress,
     )

@@ -10,6 +10,8 @@ import typer
 
 from securesplit.cli.choices import Ids, Split, TaskName, TemplateName
 from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.passphrase import KeyPassFd, KeyPassFile, existing
+from securesplit.cli.policy_sign import Trusted, trusted_policy
 from securesplit.cli.progress import ProgressStyle, reporting
 
 
@@ -32,6 +34,9 @@ def train(
     cache: Cache = None,
     code: Code = None,
     evidence: Evidence = None,
+    policy_key: Trusted = None,
+    key_pass_file: KeyPassFile = None,
+    key_pass_fd: KeyPassFd = None,
     watch_server: Annotated[
         int,
         typer.Option(
@@ -52,9 +57,7 @@ def train(
     output: Output = "text",
 ) -> None:
     """Train on private text with a server that never sees it. The ledger lies in the key folder and is charged."""
-    from securesplit.policy.load import load_policy
-
-    rules = load_policy(policy)
+    rules = trusted_policy(policy, policy_key, keys)
     os.umask(0o077)  # What a run writes is private: adapters, its record, and its own part of each sum.
 
     import torch
@@ -70,6 +73,7 @@ def train(
             truth=truth, alone=alone, model=model, cache=cache_or_default(cache), code=code,
             evidence=evidence, watch=watch_server,
             tasked=None if task is None else Chosen(task, template, ids, split, keep_tokens),
+            passphrase=existing("the client's key", key_pass_file, key_pass_fd),
         )  # fmt: skip
         record = run_training(run, report)
     epsilon = (

@@ -107,6 +107,7 @@ class Client:
             roster=job.sums.roster,
             front=job.cut.front,
             ring=ring_steps(job),
+            witness=link.let,
         )
         link.narrow(front.width, None if code is None else code.width)
         self.remote = RemoteMiddle(link, self.gate, observe=observe)
@@ -137,7 +138,7 @@ class Client:
         Args:
             model: an alias, a model directory, or a hub id.
             plan: the cut; must be the job's.
-            policy: this site's own.
+            policy: this site's own; the client enforces what the link's session is bound to, which is at least as strict.
             link: from :func:`securesplit.dial`.
             ledger: this site's; by default the one beside the link's keys.
             cache: where pulled models lie; by default under the home directory.
@@ -156,6 +157,7 @@ class Client:
                 hint=f"Use CutPlan(front={link.job.cut.front}, back={link.job.cut.back}).",
             )
         directory = resolve_model(str(model), cache or Path.home() / ".cache" / "securesplit" / "models", plan)
+        policy = link.bound(policy)
         if ledger is None and not policy.unsafe and link.folder is not None:
             ledger = Ledger(link.folder.path / "ledger")
         client = cls(

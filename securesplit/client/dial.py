@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
 from securesplit.admit import admit, require_proof
+from securesplit.agree import agree
+from securesplit.client.diary import Diary
 from securesplit.client.link import OPENING, Link
-from securesplit.errors import PolicyDenied
+from securesplit.errors import LeakageExceeded, PolicyDenied, SecureSplitError
 from securesplit.pki.certificate import verify_signature
+from securesplit.pki.passphrase import Passphrase
 from securesplit.pki.store import KeyFolder
 from securesplit.policy.leakage import Proof, read_proofs
 from securesplit.policy.schema import Policy
@@ -28,7 +32,7 @@ __all__ = ["dial", "greet", "refuse_remote"]
 
 def greet(
     pipe: Pipe, party: Party, policy: Policy, *, name: str, server: str, patience: float = 600.0, opening: float = OPENING,
-    proofs: Sequence[Proof] = (),
+    proofs: Sequence[Proof] = (), diary: Diary | None = None,
 ) -> Link:  # fmt: skip
     """Run the handshake over an open pipe and admit the job.
 
@@ -40,9 +44,11 @@ def greet(
         patience: seconds to wait for any answer once the session is open.
         opening: seconds for the server's greeting.
         proofs: this site's reports of the attack suite, for a policy with ``[leakage]`` limits.
+        diary: this client's audit log.
 
     Raises:
-        PolicyDenied: SS-20xx with every breach of the policy by the job. LeakageExceeded: SS-7002.
+        PolicyDenied: SS-2001 with every breach of the policy by the job, SS-2060 and SS-2061 with every rule by which the
+            server's own policy does not suit, SS-2027. LeakageExceeded: SS-7002.
         RemoteProtocolError, ConnectionFailed: as in :meth:`Link.next`.
     """
     session = Session("client", party, Caps(message_bytes=policy.limits.max_message_bytes))
@@ -51,12 +57,40 @@ def greet(
     for data in session.data_to_send():
         pipe.send(data)
     link.expect(Welcome, within=opening)
-    admit(policy, link.job, peer=server)
-    require_proof(policy, link.job, model=link.model, proofs=proofs)
-    session.confirm()
+    try:
+        admit(policy, link.job, peer=server)
+        offer = session.offered
+        agreed = policy if offer is None else agree(policy, offer, peer=server)
+        if agreed is not policy:
+            admit(agreed, link.job, peer=server)
+        require_proof(agreed, link.job, model=link.model, proofs=proofs)
+    except (PolicyDenied, LeakageExceeded) as error:
+        _tell(pipe, session, error.code)
+        raise
+    link.hold_to(agreed)
+    session.confirm(agreed.digest)
     for data in session.data_to_send():
         pipe.send(data)
+    if diary is not None:
+        assert session.welcome is not None
+        diary.opened(
+            session=session.welcome.session,
+            certificate=party.peer,
+            policy=agreed.digest,
+            job=link.job.digest,
+            model=link.model,
+        )
+        link.diary = diary
+        link.checkpoint(within=opening)
     return link
+
+
+def _tell(pipe: Pipe, session: Session, code: str) -> None:
+    """Say by which code this client refuses, so that the server's operator reads it, too; it may have gone meanwhile."""
+    session.fail(code)
+    with suppress(SecureSplitError):
+        for data in session.data_to_send():
+            pipe.send(data)
 
 
 def dial(
@@ -67,6 +101,8 @@ def dial(
     patience: float = 600.0,
     opening: float = OPENING,
     evidence: Path | None = None,
+    diary: Diary | None = None,
+    passphrase: Passphrase | None = None,
 ) -> Link:
     """Connect to a server.
 
@@ -77,28 +113,64 @@ def dial(
         patience: seconds to wait for any answer once the session is open.
         opening: seconds for the connection, and again for the server's greeting.
         evidence: folder with this site's reports of the attack suite, for a policy with ``[leakage]`` limits.
+        diary: the audit log to go on with; by default the one beside the keys, which the link then closes.
+        passphrase: asked when the client's key is encrypted, and again for every new connection.
 
     Raises:
         ConnectionFailed: SS-30xx with the cause, PolicyDenied: SS-20xx, RemoteProtocolError: SS-40xx.
         LeakageExceeded: SS-7002 when the last report exceeds the policy's limits.
+        CheckFailed: SS-1580 to SS-1585 when the client's audit log was tampered with or takes no rows.
     """
+    try:
+        folder = KeyFolder.open(Path(keys), "client", passphrase=passphrase)
+    except SecureSplitError:
+        refuse_remote(url, policy)  # Which does not need keys, and is the better thing to hear.
+        raise
+    book = Diary.beside(folder) if diary is None else diary
+    try:
+        book.begins(policy.digest)
+        link = _dialled(url, folder, policy, patience=patience, opening=opening, evidence=evidence, diary=book)
+    except SecureSplitError as error:
+        with suppress(SecureSplitError):  # What went wrong first matters more than a log that cannot be written.
+            book.refused(error)
+        if diary is None:
+            book.close()
+        raise
+    except BaseException:
+        if diary is None:
+            book.close()
+        raise
+    link.own_log = diary is None
+    link.redial = lambda within: dial(
+        url,
+        keys=keys,
+        policy=policy,
+        patience=patience,
+        opening=within,
+        evidence=evidence,
+        diary=book,
+        passphrase=passphrase,
+    )
+    return link
+
+
+def _dialled(
+    url: str, folder: KeyFolder, policy: Policy, *, patience: float, opening: float, evidence: Path | None, diary: Diary
+) -> Link:
     refuse_remote(url, policy)
     proofs = () if evidence is None else read_proofs(evidence)
-    folder = KeyFolder.open(Path(keys), "client")
     pipe = open_pipe(url, folder, max_message=policy.limits.max_message_bytes, timeout=opening)
     try:
         party = Party(folder.cert_der, pipe.peer, folder.sign, verify_signature)
         link = greet(
             pipe, party, policy, name=folder.identity.name, server=pipe.identity.name, patience=patience, opening=opening,
-            proofs=proofs,
+            proofs=proofs, diary=diary,
         )  # fmt: skip
+        refuse_remote(url, link.policy)
     except BaseException:
         pipe.close()
         raise
     link.folder = folder
-    link.redial = lambda within: dial(
-        url, keys=keys, policy=policy, patience=patience, opening=within, evidence=evidence
-    )
     return link
 
 

@@ -8,6 +8,7 @@ Opening one is :func:`securesplit.client.dial.dial`, which verifies the server a
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -16,10 +17,14 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
+from securesplit.agree import strictest
+from securesplit.client.diary import Diary
 from securesplit.errors import ConnectionFailed, RemoteProtocolError, SecureSplitError, raised_for
+from securesplit.journal.seal import Head
 from securesplit.pki.store import KeyFolder
 from securesplit.policy.schema import Policy
 from securesplit.privacy.gate import Released
+from securesplit.privacy.let import Let
 from securesplit.protocol.job import Job
 from securesplit.protocol.messages import (
     Backward,
@@ -34,6 +39,7 @@ from securesplit.protocol.messages import (
     Message,
     RoundBegin,
     RoundReady,
+    Seal,
     Secagg,
 )  # fmt: skip
 from securesplit.protocol.session import Session
@@ -45,6 +51,10 @@ M = TypeVar("M", bound=Message)
 OPENING = 20.0
 """Seconds for each step of opening a session: the connection, and the server's greeting, which it gives without computing."""
 _SHORTEST = 1.0
+_FAREWELL = 5.0
+_CHECKPOINT = 256
+_FINAL = frozenset({"SS-3101", "SS-3102", "SS-3203", "SS-3205", "SS-3210", "SS-3211", "SS-3214"})
+"""Refusals that no second try can change: what is wrong is a certificate, a key, or who may take part."""
 
 
 class Link:
@@ -62,13 +72,17 @@ class Link:
         tls_version: as negotiated, or ``memory``.
         folder: this client's keys, when the link was dialled; its ledger lies there too.
         step: number of the last step that was sent.
+        policy: what binds this session: the client's own, or what it agreed on with the server, which is stricter.
+        diary: this client's audit log, when the link was dialled.
+        own_log: whether that log ends with this link.
         redial: opens a session like this one anew, within so many seconds; None where there is no way to.
     """
 
     def __init__(self, pipe: Pipe, session: Session, policy: Policy, *, name: str, patience: float = 600.0) -> None:
         self._pipe = pipe
         self._session = session
-        self._policy = policy
+        self._own = policy
+        self.policy = policy
         self._patience = patience
         self.step = -1
         self.name = name
@@ -77,6 +91,10 @@ class Link:
         self.bytes_down = 0
         self.folder: KeyFolder | None = None
         self.redial: Callable[[float], Link] | None = None
+        self.diary: Diary | None = None
+        self.own_log = False
+        self._early: deque[Message] = deque()
+        self._noted: SecureSplitError | None = None
         self._begin: RoundBegin | None = None
         self._widths: tuple[int, int | None] | None = None
         self.tls_version = str(getattr(pipe, "tls_version", "memory"))
@@ -93,6 +111,14 @@ class Link:
         assert self._session.welcome is not None
         return self._session.welcome.model
 
+    def hold_to(self, agreed: Policy) -> None:
+        """The session's policy from here on."""
+        self.policy = agreed
+
+    def bound(self, policy: Policy) -> Policy:
+        """A policy as strict as the session's and as this one: the session's, where this is the one that was dialled with."""
+        return self.policy if policy.digest == self._own.digest else strictest(policy, self.policy)
+
     def narrow(self, width: int, code_width: int | None = None) -> None:
         """Accept only hidden states of this width from now on, and gradients at B's input of the code's, if there is one."""
         self._widths = (width, code_width)
@@ -106,10 +132,10 @@ class Link:
             within: seconds to try for.
 
         Raises:
-            ConnectionFailed: ``lost``.
-            RemoteProtocolError: SS-4023 when the server came back with another job or model.
+            ConnectionFailed: ``lost``; or why the server refuses this client for good, at once.
+            RemoteProtocolError: SS-4023 when the server came back with another job, model or policy.
         """
-        if self.redial is None:
+        if self.redial is None or lost.code in _FINAL:
             raise lost
         self._pipe.close()
         deadline, pause = time.monotonic() + within, 0.1
@@ -117,15 +143,18 @@ class Link:
             try:
                 fresh = self.redial(max(deadline - time.monotonic(), _SHORTEST))
                 break
-            except ConnectionFailed:
+            except ConnectionFailed as error:
+                if error.code in _FINAL:
+                    raise
                 if time.monotonic() + pause > deadline:
                     raise lost from None
                 time.sleep(pause)
                 pause = min(2 * pause, 2.0)
-        if (fresh.job.digest, fresh.model) != (self.job.digest, self.model):
+        if (fresh.job.digest, fresh.model, fresh.policy.digest) != (self.job.digest, self.model, self.policy.digest):
             fresh.close()
-            raise RemoteProtocolError("SS-4023", "the server came back with another job or model", hint="Start anew.")
-        self._pipe, self._session = fresh._pipe, fresh._session  # noqa: SLF001 - another object of this class
+            what = "the server came back with another job, model or policy"
+            raise RemoteProtocolError("SS-4023", what, hint="Start anew.")
+        self._pipe, self._session, self._early = fresh._pipe, fresh._session, fresh._early  # noqa: SLF001 - another object of this class
         if self._widths is not None:
             self._session.narrow(*self._widths)
 
@@ -133,6 +162,8 @@ class Link:
         """Send released rows (B,T,D), or (B,T,k) under a code, get B's output (B,T,D), float32."""
         batch, length, width = released.shape
         self.step += 1
+        if self.step % _CHECKPOINT == _CHECKPOINT - 1:
+            self.checkpoint()
         rows = Blob(dtype=released.codec, shape=(batch * length, width), data=released.payload)
         self.tell(
             Forward(
@@ -184,6 +215,9 @@ class Link:
     def tell(self, message: Message) -> None:
         """Send one message."""
         self._session.send(message)
+        self._flush()
+
+    def _flush(self) -> None:
         for data in self._session.data_to_send():
             self.bytes_up += len(data)
             self._pipe.send(data)
@@ -209,18 +243,24 @@ class Link:
             ConnectionFailed: SS-3020 gone, SS-3021 silent.
             RemoteProtocolError: SS-40xx; or the code that the server gave, when it refused.
         """
+        return self._early.popleft() if self._early else self._receive(within)
+
+    def _receive(self, within: float | None) -> Message:
         data = self._pipe.receive(self._patience if within is None else within)
         self.bytes_down += len(data)
         try:
             message = self._session.receive(data)
-        except RemoteProtocolError:
+        except RemoteProtocolError as error:
             self._flush_quietly()
+            self._note(error)
             raise
         if isinstance(message, Failure):
             kind = raised_for(message.code)
-            raise kind(
+            refusal = kind(
                 message.code, "the server ended the session with this code", hint=f"securesplit explain {message.code}"
             )
+            self._note(refusal)
+            raise refusal
         return message
 
     def secagg(self) -> Secagg:
@@ -229,11 +269,45 @@ class Link:
             continue
         return self._of(Secagg, message)
 
+    def let(self, released: Let) -> None:
+        """The gate lets something out: write it down first.
+
+        Raises:
+            CheckFailed: SS-1585 when the audit log takes no row; nothing may leave then.
+        """
+        if self.diary is not None:
+            self.diary.let(released)
+
+    def checkpoint(self, *, within: float | None = None) -> None:
+        """Both ends compare what they saw, and write the other's signed head into their audit logs. Nothing may be asked for.
+
+        Raises:
+            RemoteProtocolError: SS-4031, SS-4033. ConnectionFailed: as :meth:`next`. CheckFailed: SS-1585.
+        """
+        if self.diary is not None:
+            self.diary.checkpoint(self._seal, lambda: self._sealed(within))
+
+    def _seal(self, head: Head) -> Seal:
+        seal = self._session.seal(log=head.log, rows=head.rows, head=head.hash, signature=head.signature)
+        self._flush()
+        return seal
+
+    def _sealed(self, within: float | None) -> Seal:
+        """The answer; what a secure sum has sent meanwhile is kept for :meth:`next`."""
+        while isinstance(message := self._receive(within), Secagg | RoundBegin):
+            self._early.append(message)
+        return self._of(Seal, message)
+
     def close(self) -> None:
         """Say goodbye and close."""
         with suppress(SecureSplitError):  # The other side may be gone already.
+            self.checkpoint(within=_FAREWELL)
+        with suppress(SecureSplitError):
             self.tell(Bye())
         self._pipe.close()
+        if self.diary is not None:
+            ended = self.diary.ended if self.own_log else self.diary.closed
+            ended(steps=self.step + 1, up=self.bytes_up, down=self.bytes_down)
 
     def __enter__(self) -> Self:
         return self
@@ -241,7 +315,16 @@ class Link:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, SecureSplitError):
+            with suppress(SecureSplitError):  # The error itself matters more.
+                self._note(error)
         self.close()
+
+    def _note(self, error: SecureSplitError) -> None:
+        """A refusal of either end, in the audit log, once."""
+        if self.diary is not None and error is not self._noted:
+            self._noted = error
+            self.diary.refused(error)
 
     def _flush_quietly(self) -> None:
         with suppress(ConnectionFailed):  # The code is a courtesy; the connection is lost either way.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def secure_sum(
     run = line.ready(number, dim=dim, frozen=frozen, step=update.step)
     config = round_config(link.job, model=link.model, run=run, number=number, dim=dim, frozen=frozen, step=update.step)
     with ExitStack() as stack:
+        stack.enter_context(_logged(link, number, run))
         worker = None
         if config.backend != "masks":
             from securesplit.aggregate.he_worker import HeWorker
@@ -105,6 +107,23 @@ def secure_sum(
     assert party.result is not None
     assert party.contribution is not None
     return Opened(party.result, party.heard, party.contribution)
+
+
+@contextmanager
+def _logged(link: Link, number: int, run: bytes) -> Iterator[None]:
+    """A secure sum, in the audit log from its beginning to its end or to the code that ended it."""
+    if (diary := link.diary) is None:
+        yield
+        return
+    diary.round("started", number, run)
+    try:
+        yield
+    except SecureSplitError as error:
+        diary.round("refused", number, run, code=error.code)
+        raise
+    diary.round("ended", number, run)
+    with suppress(ConnectionFailed):  # Who has its sum needs nothing more of a server that is gone.
+        link.checkpoint()
 
 
 def verifier(folder: KeyFolder) -> Verify:

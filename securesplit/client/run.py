@@ -29,6 +29,7 @@ from securesplit.model.export import collect_adapters, read_part_adapters, resto
 from securesplit.model.lora import adapter_layout
 from securesplit.model.memory import resident_bytes
 from securesplit.model.plan import CutPlan
+from securesplit.pki.passphrase import Passphrase
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.privacy.plan import enforced_epsilon
 
@@ -53,6 +54,7 @@ class Run:
     evidence: Path | None = None
     watch: int = 0
     tasked: Chosen | None = None
+    passphrase: Passphrase | None = None
 
 
 class ChannelSpent(BaseModel):
@@ -126,11 +128,12 @@ def open_client(
     evidence: Path | None = None,
     observe: Observer | None = None,
     watch: int = 0,
+    passphrase: Passphrase | None = None,
 ) -> Iterator[Client]:
     """Dial a server and load this site's parts; ``adapters`` restores a run's, ``code`` is a file of ``model fit``.
 
     ``evidence`` is the folder of reports that a policy with ``[leakage]`` limits needs. ``watch`` is as in
-    :meth:`securesplit.client.client.Client.from_pretrained`.
+    :meth:`securesplit.client.client.Client.from_pretrained`. ``passphrase`` is asked when the client's key is encrypted.
 
     Raises:
         InputError: before anything is dialled: SS-1414 when ``adapters`` holds none of a client's, SS-1416 for a code
@@ -143,7 +146,7 @@ def open_client(
             hint="Name the --out directory of `securesplit train`.",
         )
     known = None if code is None else read_code(code)
-    with dial(server, keys=keys, policy=policy, evidence=evidence) as link:
+    with dial(server, keys=keys, policy=policy, evidence=evidence, passphrase=passphrase) as link:
         cut = CutPlan(front=link.job.cut.front, back=link.job.cut.back)
         client = Client.from_pretrained(
             model or link.job.model, cut, policy, link, cache=cache, code=known, observe=observe, watch=watch
@@ -201,7 +204,7 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
         client = files.enter_context(
             open_client(
                 run.policy, run.keys, run.server, model=run.model, cache=run.cache, code=run.code, evidence=run.evidence,
-                observe=writer, watch=run.watch,
+                observe=writer, watch=run.watch, passphrase=run.passphrase,
             )
         )  # fmt: skip
         if writer is not None:
@@ -209,11 +212,11 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
         identify = client.ledger.key if client.ledger is not None else _anonymous
         if tasked is None:
             batches, held_out = job_batches(
-                records, run.policy, client.job, client.tokenizer, identify, held_out=run.held_out, max_tokens=run.max_tokens
+                records, client.policy, client.job, client.tokenizer, identify, held_out=run.held_out, max_tokens=run.max_tokens
             )  # fmt: skip
         else:
             batches, held_out = tasked_batches(
-                tasked, run.policy, client.job, client.tokenizer, identify, model=client.link.model, held_out=run.held_out,
+                tasked, client.policy, client.job, client.tokenizer, identify, model=client.link.model, held_out=run.held_out,
                 max_tokens=run.max_tokens,
             )  # fmt: skip
         answers = files.enter_context(closing(AnswerLog(run.keys / "answered.log")))

@@ -2,14 +2,14 @@
 
 ``K/ca`` holds ``cert.pem``, ``key.pem``, ``crl.pem`` and ``issued/SERIAL.pem``, a copy of every certificate ever made,
 so that a party can be revoked after its folder was handed over and deleted here. Revocations live in ``crl.pem`` only.
+founding.py says what else may lie there.
 
-What this does not protect against: whoever can read ``K/ca/key.pem`` can be anybody. Keep the folder off the server.
+What this does not protect against: whoever can read ``K/ca/key.pem``, and its passphrase if it has one, can be anybody of
+the trust domain. Keep the folder off the server.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,56 +17,61 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from securesplit.errors import ConnectionFailed, InputError
-from securesplit.pki.certificate import Issued, domain_of, serial_text
+from securesplit.pki.certificate import Issued, serial_text
+from securesplit.pki.constraints import permits
 from securesplit.pki.files import make_private_folder, require_private, write_atomically
-from securesplit.pki.identity import AUTHORITY_NAME, DEFAULT_DOMAIN, Identity, Role, identity_of, require_name
+from securesplit.pki.founding import (
+    Plan,
+    certificate_pem,
+    found,
+    locked_folder,
+    open_signer,
+    promote,
+    retired_folders,
+    trust_of,
+    write_authority,
+)
+from securesplit.pki.grant import NEXT_KEY, Grant
+from securesplit.pki.identity import AUTHORITY_NAME, DEFAULT_DOMAIN, Identity, Role, name_of, require_name
+from securesplit.pki.keys import KeyType, PrivateKey, PublicKey, generate_key, key_pem
+from securesplit.pki.passphrase import Passphrase
 from securesplit.pki.profile import (
     AUTHORITY_DAYS,
     LEAF_DAYS,
     MAX_LEAF_DAYS,
-    build_crl,
+    Hosts,
+    Scope,
+    Signer,
     build_leaf,
-    build_root,
-    generate_key,
     host_names,
     require_days,
 )
-from securesplit.pki.store import read_private_key
+from securesplit.pki.publish import Revoked, publish, read_lists, spread, with_retired
+from securesplit.pki.revocation import Lists, is_revoked
+from securesplit.pki.trust import Trust, domain_of
 
 __all__ = ["Authority", "Issued", "Revoked"]
 
 
 @dataclass(frozen=True, slots=True)
-class Revoked:
-    """What a revocation list says now.
+class Authority:
+    """An opened authority. Its operations lock the folder, so that two processes cannot lose a revocation.
 
     Attributes:
-        path: the authority's list.
-        serials: the serial numbers that this call put on it; empty when all of them were there before.
-        total: how many it holds.
-        next_update: after this moment nobody is admitted by it.
-        stale: party folders beside the authority whose copy could not be replaced.
+        keys: the folder above ``ca/``.
+        domain: its trust domain.
+        certificate: of whoever signs parties: the root, or the intermediate.
+        trust: everything that parties pin.
     """
-
-    path: Path
-    serials: tuple[str, ...]
-    total: int
-    next_update: datetime
-    stale: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Authority:
-    """An opened authority. Its operations lock the folder, so that two processes cannot lose a revocation."""
 
     keys: Path
     domain: str
     certificate: x509.Certificate = field(repr=False)
-    _key: ec.EllipticCurvePrivateKey = field(repr=False, compare=False)
+    trust: Trust = field(repr=False)
+    _key: PrivateKey = field(repr=False, compare=False)
+    _retired: tuple[Signer, ...] = field(repr=False, compare=False)
 
     @classmethod
     def create(
@@ -76,62 +81,79 @@ class Authority:
         domain: str = DEFAULT_DOMAIN,
         days: int = AUTHORITY_DAYS,
         now: datetime | None = None,
+        plan: Plan | None = None,
+        root_at: Path | None = None,
     ) -> Authority:
-        """Make ``keys/ca`` with a new key, a self-signed certificate and an empty revocation list.
+        """Make ``keys/ca``: a key, a certificate and an empty revocation list, and what else the plan says.
+
+        Args:
+            keys: the folder above.
+            domain, days: in place of a plan: a root that signs parties itself, with a P-256 key in the clear.
+            now: the time of issue.
+            plan: anything else.
+            root_at: with an intermediate, where the root's key goes; ``keys/ca/root`` when absent.
 
         Raises:
-            InputError: SS-1802 bad domain, SS-1804 not writable, SS-1805 there is one already, SS-1806 bad lifetime.
+            InputError: SS-1802 bad domain, SS-1804 not writable, SS-1805 there is one already, SS-1806 bad lifetime, SS-1808
+                bad DNS suffix or address range.
         """
-        keys = Path(keys)
-        folder = keys / AUTHORITY_NAME
-        if folder.exists():
-            raise InputError(
-                "SS-1805",
-                f"{folder} exists already, and replacing it would strand every certificate it issued",
-                hint="Use another --keys folder, or move the old authority away by hand.",
-            )
-        require_days(days, 36500)
-        now = now or datetime.now(UTC)
-        key = generate_key()
-        certificate = build_root(key, domain, now, days)
-        make_private_folder(folder)
-        make_private_folder(folder / "issued")
-        write_atomically(folder / "key.pem", _key_pem(key), mode=0o600)
-        crl = build_crl(certificate, key, previous=None, revoke=(), now=now)
-        write_atomically(folder / "crl.pem", crl.public_bytes(serialization.Encoding.PEM))
-        # Last, because a certificate is what marks the authority as complete.
-        write_atomically(folder / "cert.pem", _pem(certificate))
-        return cls(keys, domain, certificate, key)
+        keys, now = Path(keys), now or datetime.now(UTC)
+        plan = plan or Plan(Scope(domain), days)
+        write_authority(keys, keys / AUTHORITY_NAME, found(plan, now), plan, now, root_at)
+        secret = plan.passphrase
+        return cls.open(keys, passphrase=None if secret is None else lambda: secret)
 
     @classmethod
-    def open(cls, keys: str | Path) -> Authority:
-        """Open ``keys/ca``.
+    def open(cls, keys: str | Path, *, passphrase: Passphrase | None = None) -> Authority:
+        """Open ``keys/ca``; an exchange that was interrupted is completed first.
+
+        Args:
+            keys: the folder above.
+            passphrase: asked when the key is encrypted.
 
         Raises:
             InputError: SS-1807 when there is none.
-            ConnectionFailed: SS-3101 others may use it, SS-3102 no usable key, SS-3209 no usable certificate.
+            ConnectionFailed: SS-3101 others may use it, SS-3102 no usable key, SS-3104 and SS-3105 no or a wrong
+                passphrase, SS-3209 no usable certificate.
         """
         keys = Path(keys)
         folder = keys / AUTHORITY_NAME
-        try:
-            certificate = x509.load_pem_x509_certificate((folder / "cert.pem").read_bytes())
-        except (OSError, ValueError):
+        if not (folder / "cert.pem").is_file():
             raise InputError(
                 "SS-1807", f"there is no certificate authority in {keys}", hint="Run 'securesplit certs init-ca' first."
-            ) from None
-        require_private(folder)
-        require_private(folder / "key.pem")
-        key = read_private_key(folder / "key.pem")
-        if key.public_key() != certificate.public_key():
-            raise ConnectionFailed(
-                "SS-3102", f"{folder}/key.pem is not the key of cert.pem", hint="Restore the pair from a backup."
             )
-        return cls(keys, domain_of(certificate), certificate, key)
+        require_private(folder)
+        with locked_folder(folder):
+            exchanged = promote(folder)
+            signer = open_signer(folder, passphrase)
+            trust = Trust.parse(trust_of(folder))
+            retired = tuple(open_signer(path, passphrase) for path in retired_folders(folder))
+        domain = domain_of(signer.certificate)
+        if domain is None or signer.certificate not in trust.authorities:
+            raise ConnectionFailed(
+                "SS-3209", f"{folder} holds no single authority with a trust domain", hint="Restore it from a backup."
+            )
+        counted = tuple(one for one in retired if one.certificate in trust.authorities)
+        opened = cls(keys, domain, signer.certificate, trust, signer.key, counted)
+        if exchanged:
+            with opened.locked() as lists:
+                spread(keys, trust, lists)
+        return opened
 
     @property
     def path(self) -> Path:
         """The authority's folder."""
         return self.keys / AUTHORITY_NAME
+
+    @property
+    def signer(self) -> Signer:
+        """Who signs parties now."""
+        return Signer(self.certificate, self._key)
+
+    @property
+    def signers(self) -> tuple[Signer, ...]:
+        """Who signs parties now, and whoever did before, while that still counts."""
+        return (self.signer, *self._retired)
 
     def describe(self) -> Issued:
         """The authority's own certificate."""
@@ -146,6 +168,8 @@ class Authority:
         ips: Sequence[str] = (),
         days: int | None = None,
         now: datetime | None = None,
+        key_type: KeyType = "p256",
+        passphrase: bytes | None = None,
     ) -> Issued:
         """Make a key and a certificate for a party, in ``keys/NAME``.
 
@@ -155,6 +179,8 @@ class Authority:
             dns, ips: what clients will dial, for a server; localhost, 127.0.0.1 and ::1 when none is given.
             days: lifetime; 30 for clients and 90 for servers when absent.
             now: the time of issue.
+            key_type: of the party's key.
+            passphrase: encrypts it; None leaves it in the clear, in a file of mode 0600.
 
         Raises:
             InputError: SS-1801, SS-1803 bad name or role, SS-1804 not writable, SS-1806 bad lifetime, SS-1808 bad host
@@ -162,30 +188,44 @@ class Authority:
             ConnectionFailed: SS-3101 when the folder exists and is open to others.
         """
         identity = Identity(domain=self.domain, role=role, name=name)
-        hosts, addresses = host_names(role, dns, ips)
-        days = LEAF_DAYS[role] if days is None else days
+        hosts = host_names(role, dns, ips)
+        now, days = now or datetime.now(UTC), LEAF_DAYS[role] if days is None else days
         require_days(days, MAX_LEAF_DAYS)
-        now = now or datetime.now(UTC)
+        folder = self.keys / name
+        with self.locked() as lists:
+            self._require_free(folder, lists, now)
+            key = generate_key(key_type)
+            # The key comes before the record, so that a folder without a certificate tells of an issue that was killed.
+            make_private_folder(folder)
+            write_atomically(folder / NEXT_KEY, key_pem(key, passphrase), mode=0o600)
+            grant = self.grant(identity, key.public_key(), hosts, lists, days=days, now=now)
+            path = grant.install(folder, next_key=True)
+        return Issued.of(path, grant.leaf, identity.uri)
+
+    def grant(
+        self, identity: Identity, key: PublicKey, hosts: Hosts, lists: Lists, *, days: int | None, now: datetime
+    ) -> Grant:
+        """Sign a certificate and record it; for callers inside :meth:`locked`.
+
+        Raises:
+            InputError: SS-1804 not writable, SS-1806 bad lifetime, SS-1808 a host outside of the authority's constraints.
+        """
+        days = LEAF_DAYS[identity.role] if days is None else days
+        require_days(days, MAX_LEAF_DAYS)
         if now > self.certificate.not_valid_after_utc:
             raise InputError("SS-1806", "the authority's own certificate has expired", hint="Make a new authority.")
-        folder = self.keys / name
-        with self._locked():
-            crl = self._crl()
-            self._require_free(folder, crl, now)
-            key = generate_key()
-            leaf = build_leaf(
-                self.certificate, self._key, key.public_key(), identity, dns=hosts, ips=addresses, now=now, days=days
+        leaf = build_leaf(self.signer, key, identity, hosts, now=now, days=days)
+        path = self.trust.path(leaf, max(now, *(one.not_valid_before_utc for one in self.trust.authorities)))
+        if path is None:
+            narrow = not all(permits(one, hosts.names()) for one in self.trust.authorities)
+            raise InputError(
+                "SS-1808" if narrow else "SS-1806",
+                "the authority's name constraints forbid one of these hosts" if narrow else "the authority has expired",
+                hint="Name hosts that it may speak for, or exchange it with 'securesplit certs rotate-ca'.",
             )
-            make_private_folder(folder)
-            # The record comes first: a certificate that exists but cannot be revoked is the worse half of a crash.
-            record = self.path / "issued" / f"{serial_text(leaf.serial_number)}.pem"
-            write_atomically(record, _pem(leaf))
-            write_atomically(folder / "ca.pem", _pem(self.certificate))
-            write_atomically(folder / "crl.pem", crl.public_bytes(serialization.Encoding.PEM))
-            write_atomically(folder / "key.pem", _key_pem(key), mode=0o600)
-            write_atomically(folder / "chain.pem", _pem(leaf) + _pem(self.certificate))
-            write_atomically(folder / "cert.pem", _pem(leaf))
-        return Issued.of(folder / "cert.pem", leaf, identity.uri)
+        # The record comes first: a certificate that exists but cannot be revoked is the worse half of a crash.
+        write_atomically(self.path / "issued" / f"{serial_text(leaf.serial_number)}.pem", certificate_pem(leaf))
+        return Grant(leaf, path, self.trust, lists, self._cross())
 
     def revoke(self, name: str, *, now: datetime | None = None) -> Revoked:
         """Withdraw every certificate that was ever issued to a name, and publish a new list.
@@ -197,102 +237,62 @@ class Authority:
             InputError: SS-1801 bad name, SS-1810 when nothing was issued to it, SS-1811 when the list is lost.
         """
         require_name(name)
-        with self._locked():
-            serials = [leaf.serial_number for leaf in self._issued() if _name_of(leaf) == name]
-            if not serials:
+        with self.locked() as lists:
+            withdrawn = [leaf for leaf in self.issued() if name_of(leaf) == name]
+            if not withdrawn:
                 raise InputError(
                     "SS-1810", f"this authority never issued a certificate to {name!r}", hint="Check the name."
                 )
-            return self._publish(serials, now or datetime.now(UTC))
+            return publish(self.keys, self.signers, self.trust, lists, withdrawn, now or datetime.now(UTC))
 
-    def write_crl(self, *, now: datetime | None = None) -> Revoked:
+    def write_crl(self, *, now: datetime | None = None, root: Signer | None = None) -> Revoked:
         """Publish the same revocations in a fresh list, good for another 7 days.
 
+        Args:
+            now: the time of issue.
+            root: above an intermediate, the opened root, to publish its list anew, too; that one is good for a year.
+
         Raises:
-            InputError: SS-1811 when the current list is lost.
+            InputError: SS-1811 when the current list is lost, SS-1821 when ``root`` is not this authority's.
         """
-        with self._locked():
-            return self._publish([], now or datetime.now(UTC))
+        with self.locked() as lists:
+            return publish(self.keys, self.signers, self.trust, lists, [], now or datetime.now(UTC), root=root)
 
-    def _publish(self, serials: Sequence[int], now: datetime) -> Revoked:
-        previous = self._crl()
-        known = {entry.serial_number for entry in previous}
-        crl = build_crl(self.certificate, self._key, previous=previous, revoke=serials, now=now)
-        pem = crl.public_bytes(serialization.Encoding.PEM)
-        write_atomically(self.path / "crl.pem", pem)
-        stale = []
-        for folder in self._party_folders():
-            try:
-                write_atomically(folder / "crl.pem", pem)
-            except InputError:
-                # The revocation stands; one folder that is read-only must not keep the others from learning of it.
-                stale.append(folder)
-        added = tuple(serial_text(serial) for serial in serials if serial not in known)
-        assert crl.next_update_utc is not None
-        return Revoked(self.path / "crl.pem", added, len(crl), crl.next_update_utc, tuple(stale))
+    def is_withdrawn(self, leaf: x509.Certificate, lists: Lists) -> bool:
+        """Whether a certificate is revoked, by this authority or by a predecessor whose list counts no more."""
+        return is_revoked(leaf, with_retired(self.path, lists))
 
-    def _party_folders(self) -> list[Path]:
-        own = _pem(self.certificate)
-        found = []
-        for folder in sorted(self.keys.iterdir()):
-            # A folder that pins another authority, or none, is not ours to write to.
-            with suppress(OSError):
-                if folder != self.path and (folder / "ca.pem").read_bytes() == own:
-                    found.append(folder)
-        return found
-
-    def _crl(self) -> x509.CertificateRevocationList:
-        path = self.path / "crl.pem"
-        try:
-            crl = x509.load_pem_x509_crl(path.read_bytes())
-            key = self._key.public_key()
-            if crl.issuer == self.certificate.subject and crl.is_signature_valid(key):
-                return crl
-        except (OSError, ValueError):
-            pass
-        raise InputError(
-            "SS-1811",
-            f"{path} is missing or not this authority's, and a new one would forget every revocation",
-            hint="Restore it from a backup or from the crl.pem of any party.",
-        )
-
-    def _issued(self) -> Iterator[x509.Certificate]:
-        for path in sorted((self.path / "issued").glob("*.pem")):
+    def issued(self) -> Iterator[x509.Certificate]:
+        """Every certificate that was ever made here, the last one last."""
+        for path in sorted((self.path / "issued").glob("*.pem"), key=lambda path: (path.stat().st_mtime_ns, path)):
             yield x509.load_pem_x509_certificate(path.read_bytes())
 
-    @staticmethod
-    def _require_free(folder: Path, crl: x509.CertificateRevocationList, now: datetime) -> None:
+    @contextmanager
+    def locked(self) -> Iterator[Lists]:
+        """Nobody else changes the authority meanwhile. Gives its lists, one for every pinned authority.
+
+        Raises:
+            InputError: SS-1811 a list is missing or not its authority's, SS-1820 the authority was exchanged since it was opened.
+        """
+        with locked_folder(self.path):
+            current = certificate_pem(self.certificate) == (self.path / "cert.pem").read_bytes()
+            if (self.path / "next").exists() or not current or trust_of(self.path) != self.trust.pem():
+                raise InputError("SS-1820", "the authority was exchanged meanwhile", hint="Run the command again.")
+            yield read_lists(self.path, self.trust)
+
+    def _cross(self) -> tuple[x509.Certificate, ...]:
+        with suppress(OSError, ValueError):
+            return tuple(x509.load_pem_x509_certificates((self.path / "cross.pem").read_bytes()))
+        return ()
+
+    def _require_free(self, folder: Path, lists: Lists, now: datetime) -> None:
         try:
             present = x509.load_pem_x509_certificate((folder / "cert.pem").read_bytes())
         except (OSError, ValueError):
             return
-        revoked = crl.get_revoked_certificate_by_serial_number(present.serial_number) is not None
-        if not revoked and now <= present.not_valid_after_utc:
+        if not self.is_withdrawn(present, lists) and now <= present.not_valid_after_utc:
             raise InputError(
                 "SS-1809",
                 f"{folder} already holds a certificate that is still good",
-                hint=f"Revoke it first ('securesplit certs revoke {folder.name}') or choose another name.",
+                hint=f"Renew it ('securesplit certs renew {folder.name}'), revoke it first, or choose another name.",
             )
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        handle = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
-
-
-def _name_of(leaf: x509.Certificate) -> str:
-    return identity_of(leaf.public_bytes(serialization.Encoding.DER)).name
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )

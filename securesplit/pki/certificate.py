@@ -1,12 +1,13 @@
 """Checks of a certificate that somebody else presents, and of what its key signed.
 
-What they do not protect against: a stolen root key (whoever has it is every party), and a revocation that has not
-reached the verifier yet (a list is valid for 7 days; a server next to its authority sees a new one within seconds,
-clients get theirs by hand).
+What they do not protect against: a stolen authority's key (whoever has it is every party that its constraints allow), and a
+revocation that has not reached the verifier yet (a list is valid for 7 days; a server next to its authority sees a new one
+within seconds, clients get theirs by hand).
 """
 
 from __future__ import annotations
 
+import itertools
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,20 +16,27 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from securesplit.errors import ConnectionFailed, InputError
 from securesplit.pki.identity import Identity, Role, identity_of, read_certificate
+from securesplit.pki.keys import PublicKey, key_type, verify_bytes
+from securesplit.pki.revocation import Lists
+from securesplit.pki.trust import Trust, domain_of, issued
 
 __all__ = [
     "USAGE",
     "Issued",
-    "domain_of",
     "fingerprint",
+    "moment_text",
+    "party_key",
     "read_issued",
+    "read_pem",
     "require_fresh_crl",
+    "require_path",
+    "require_purpose",
+    "require_same_domain",
     "serial_text",
     "verify_chain",
     "verify_signature",
@@ -39,12 +47,10 @@ USAGE: dict[Role, x509.ObjectIdentifier] = {
     "server": ExtendedKeyUsageOID.SERVER_AUTH,
 }
 
-_HASH = hashes.SHA256()
-
 
 def fingerprint(certificate: x509.Certificate) -> str:
     """SHA-256 over the DER encoding, lower-case hex, 64 digits."""
-    return certificate.fingerprint(_HASH).hex()
+    return certificate.fingerprint(hashes.SHA256()).hex()
 
 
 def serial_text(serial: int) -> str:
@@ -78,6 +84,23 @@ class Issued:
         return cls(path, serial, certificate.not_valid_after_utc, uri_san, fingerprint(certificate))
 
 
+def read_pem(path: Path) -> tuple[Path, x509.Certificate]:
+    """The first certificate of a file, or of a folder's ``cert.pem``, and which file that was.
+
+    Raises:
+        InputError: SS-1812 when there is none.
+    """
+    file = path / "cert.pem" if path.is_dir() else path
+    try:
+        return file, x509.load_pem_x509_certificate(file.read_bytes())
+    except (OSError, ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        raise InputError(
+            "SS-1812",
+            f"{file} holds no certificate ({type(error).__name__})",
+            hint="Name a PEM file or a party's folder.",
+        ) from None
+
+
 def read_issued(path: Path) -> Issued:
     """Describe the certificate in a file, or the ``cert.pem`` of a folder, without verifying anything.
 
@@ -85,60 +108,44 @@ def read_issued(path: Path) -> Issued:
         InputError: SS-1812 when there is none.
         ConnectionFailed: SS-3201 when it has no identity.
     """
-    file = path / "cert.pem" if path.is_dir() else path
-    try:
-        certificate = x509.load_pem_x509_certificate(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            "SS-1812",
-            f"{file} holds no certificate ({type(error).__name__})",
-            hint="Name a PEM file or a party's folder.",
-        ) from None
-    try:
-        uri = f"spiffe://{domain_of(certificate)}"
-    except ConnectionFailed:
-        uri = identity_of(certificate.public_bytes(serialization.Encoding.DER)).uri
-    return Issued.of(file, certificate, uri)
+    file, certificate = read_pem(path)
+    domain = domain_of(certificate)
+    if domain is not None:
+        return Issued.of(file, certificate, f"spiffe://{domain}")
+    return Issued.of(file, certificate, identity_of(certificate.public_bytes(serialization.Encoding.DER)).uri)
 
 
-def domain_of(root: x509.Certificate) -> str:
-    """The trust domain that an authority's certificate states.
+def party_key(certificate: x509.Certificate) -> PublicKey:
+    """The public key of a party's certificate.
 
     Raises:
-        ConnectionFailed: SS-3209 when it states none, or more than one.
-    """
-    try:
-        names = root.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
-        uris = []
-    if len(uris) != 1 or not uris[0].startswith("spiffe://") or "/" in uris[0].removeprefix("spiffe://"):
-        raise ConnectionFailed(
-            "SS-3209",
-            "the authority's certificate states no trust domain",
-            hint="Use an authority made by 'securesplit certs init-ca'.",
-        )
-    return uris[0].removeprefix("spiffe://")
-
-
-def verify_signature(cert_der: bytes, signature: bytes, data: bytes) -> None:
-    """Check an ECDSA-SHA256 signature by a certificate's key.
-
-    Args:
-        cert_der: the signer's certificate, DER; its chain has to be verified separately.
-        signature: DER-encoded (r, s).
-        data: what was signed; it must hold its own context and nonces, a signature alone proves no freshness.
-
-    Raises:
-        ConnectionFailed: SS-3207 when the signature does not fit, SS-3208 when the certificate has no P-256 key.
+        ConnectionFailed: SS-3215 when it is neither P-256 nor Ed25519.
     """
     key: object = None
     with suppress(ValueError, UnsupportedAlgorithm):
-        key = read_certificate(cert_der).public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ConnectionFailed("SS-3208", "the peer's certificate has no P-256 key", hint="Issue it anew.")
+        key = certificate.public_key()
+    if isinstance(key, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey) and key_type(key) is not None:
+        return key
+    raise ConnectionFailed(
+        "SS-3215",
+        "a party's certificate has a key that is neither P-256 nor Ed25519",
+        hint="Make a new key with 'securesplit certs request' or 'certs issue'; RSA and other curves are not accepted.",
+    )
+
+
+def verify_signature(cert_der: bytes, signature: bytes, data: bytes) -> None:
+    """Check a signature by a certificate's key: ECDSA with SHA-256 on P-256, or Ed25519, as the key is.
+
+    Args:
+        cert_der: the signer's certificate, DER; its chain has to be verified separately.
+        signature: DER-encoded (r, s), or the 64 bytes of Ed25519.
+        data: what was signed; it must hold its own context and nonces, a signature alone proves no freshness.
+
+    Raises:
+        ConnectionFailed: SS-3207 when the signature does not fit, SS-3208 no certificate, SS-3215 another kind of key.
+    """
     try:
-        key.verify(signature, data, ec.ECDSA(_HASH))
+        verify_bytes(party_key(read_certificate(cert_der)), signature, data)
     except InvalidSignature:
         raise ConnectionFailed(
             "SS-3207",
@@ -148,137 +155,143 @@ def verify_signature(cert_der: bytes, signature: bytes, data: bytes) -> None:
 
 
 def verify_chain(
-    leaf_der: bytes, ca_pem: bytes, crl_pem: bytes, role: Role, now: datetime, *, whose: str = "the peer's certificate"
+    leaf_der: bytes,
+    ca_pem: bytes,
+    crl_pem: bytes,
+    role: Role,
+    now: datetime,
+    *,
+    whose: str = "the peer's certificate",
+    domain: str | None = None,
 ) -> Identity:
-    """Check a leaf against the pinned authority and its revocation list, for one role.
+    """Check a leaf against the pinned authorities and their revocation lists, for one role.
 
     Args:
         leaf_der: the certificate, DER.
-        ca_pem: exactly one authority's certificate, PEM.
-        crl_pem: that authority's revocation list, PEM; a missing or outdated one fails, it never passes.
+        ca_pem: the pinned authorities, PEM: every root and intermediate that counts.
+        crl_pem: their revocation lists, PEM; a missing or outdated one fails, it never passes.
         role: what the certificate must be good for.
         now: the time of the check, with a time zone.
         whose: what to call the certificate in messages.
+        domain: the trust domain that it must belong to, where the authorities do not state one.
 
     Returns:
-        The identity, now proven to be issued by the authority; possession of the key is *not* proven. Compare parties
+        The identity, now proven to be issued by an authority; possession of the key is *not* proven. Compare parties
         by identity or serial number, never by the bytes: an ECDSA signature has more than one valid encoding.
 
     Raises:
         ConnectionFailed: SS-3201 no identity, SS-3202 another authority or profile, SS-3203 expired, SS-3204 not yet
-            valid, SS-3205 revoked, SS-3206 no usable revocation list, SS-3208 no certificate, SS-3210 another role,
-            SS-3211 another domain.
+            valid, SS-3205 revoked, SS-3206 no usable revocation list, SS-3208 no certificate, SS-3209 unusable
+            ``ca_pem``, SS-3210 another role, SS-3211 another domain, SS-3215 a kind of key that is not accepted.
     """
     identity = identity_of(leaf_der)
     leaf = read_certificate(leaf_der)
-    root = _root(ca_pem)
-    if identity.role != role or usages(leaf) != [USAGE[role]]:
-        raise ConnectionFailed(
-            "SS-3210",
-            f"{whose} is for the role {identity.role!r}, and a {role}'s is needed here",
-            hint=f"Name the folder of a party issued with --role {role}.",
-        )
-    if now > leaf.not_valid_after_utc:
-        raise ConnectionFailed(
-            "SS-3203",
-            f"{whose} expired at {_instant(leaf.not_valid_after_utc)}",
-            hint="Issue a new one; check the clock.",
-        )
-    if now < leaf.not_valid_before_utc:
-        raise ConnectionFailed(
-            "SS-3204",
-            f"{whose} is not valid before {_instant(leaf.not_valid_before_utc)}",
-            hint="Set this machine's clock: it is behind the authority's.",
-        )
-    require_issued_by(leaf, root, role, now, whose)
-    if identity.domain != domain_of(root):
-        raise ConnectionFailed(
-            "SS-3211", f"{whose} belongs to another trust domain than its authority", hint="Issue it anew."
-        )
-    crl = require_fresh_crl(crl_pem, root, now)
-    if crl.get_revoked_certificate_by_serial_number(leaf.serial_number) is not None:
-        raise ConnectionFailed(
-            "SS-3205",
-            f"{whose} is revoked (serial {serial_text(leaf.serial_number)})",
-            hint="The authority withdrew it; ask its operator for a new one if that was not meant.",
-        )
+    trust = Trust.parse(ca_pem)
+    require_purpose(leaf, identity, role, whose)
+    _require_dates(leaf, now, whose)
+    require_same_domain(leaf, identity, trust, whose, domain=domain)
+    path = require_path(leaf, trust, role, now, whose)
+    party_key(leaf)
+    _require_unrevoked((leaf, *path), Lists.parse(crl_pem), now, whose)
     return identity
 
 
+def require_purpose(leaf: x509.Certificate, identity: Identity, role: Role, whose: str) -> None:
+    """Refuse a certificate whose identity or extended key usage is not exactly the role's. Raises SS-3210."""
+    if identity.role == role and _usages(leaf) == [USAGE[role]]:
+        return
+    raise ConnectionFailed(
+        "SS-3210",
+        f"{whose} is for the role {identity.role!r}, and a {role}'s is needed here",
+        hint=f"Name the folder of a party issued with --role {role}.",
+    )
+
+
+def require_same_domain(
+    leaf: x509.Certificate, identity: Identity, trust: Trust, whose: str, *, domain: str | None = None
+) -> None:
+    """Refuse another trust domain than the authorities state, or, where they state none, than ``domain``. Raises SS-3211.
+
+    A certificate of a foreign authority is left to :func:`require_path`, whose complaint says more.
+    """
+    if {identity.domain} == (trust.domains or {domain or identity.domain}):
+        return
+    if any(issued(leaf, one) for one in trust.authorities):
+        raise ConnectionFailed(
+            "SS-3211", f"{whose} belongs to another trust domain than its authority", hint="Issue it anew."
+        )
+
+
+def require_path(
+    leaf: x509.Certificate, trust: Trust, role: Role, now: datetime, whose: str
+) -> tuple[x509.Certificate, ...]:
+    """The leaf's path of authorities up to a root. Raises SS-3202, and SS-3203 when only an authority's date is wrong."""
+    path = trust.path(leaf, now)
+    if path is not None and (role == "client" or _names_a_host(leaf)):
+        return path
+    if path is None and trust.path(leaf, leaf.not_valid_before_utc) is not None:
+        raise ConnectionFailed(
+            "SS-3203",
+            f"an authority of {whose} has expired",
+            hint="Exchange the authority with 'securesplit certs rotate-ca'; check the clock.",
+        )
+    pinned = ", ".join(fingerprint(root)[:16] for root in trust.roots)
+    raise ConnectionFailed(
+        "SS-3202",
+        f"{whose} was not issued by the pinned authority {pinned}",
+        hint="All parties of a run need certificates of one authority; compare ca.pem in both folders.",
+    )
+
+
 def require_fresh_crl(crl_pem: bytes, root: x509.Certificate, now: datetime) -> x509.CertificateRevocationList:
-    """Read a revocation list and check that it is the authority's own and valid now.
+    """An authority's own revocation list out of a file, valid now.
 
     Raises:
         ConnectionFailed: SS-3206 otherwise.
     """
-    hint = "Run 'securesplit certs crl' at the authority and copy its crl.pem into the party's folder."
-    try:
-        crl = x509.load_pem_x509_crl(crl_pem)
-        ours = crl.issuer == root.subject and crl.is_signature_valid(_public(root))
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
-        raise ConnectionFailed("SS-3206", "the revocation list cannot be read", hint=hint) from None
-    if not ours:
-        raise ConnectionFailed("SS-3206", "the revocation list comes from another authority", hint=hint)
-    if crl.next_update_utc is None or now >= crl.next_update_utc:
-        raise ConnectionFailed("SS-3206", "the revocation list is out of date, so nobody can be admitted", hint=hint)
-    if now < crl.last_update_utc:
-        raise ConnectionFailed("SS-3206", "the revocation list is from the future", hint="Set this machine's clock.")
-    return crl
+    return Lists.parse(crl_pem).fresh(root, now)
 
 
-def require_issued_by(leaf: x509.Certificate, root: x509.Certificate, role: Role, now: datetime, whose: str) -> None:
-    builder = PolicyBuilder().store(Store([root])).time(now)
-    try:
-        leaf.verify_directly_issued_by(root)
-        if role == "client":
-            builder.build_client_verifier().verify(leaf, [])
-        else:
-            # The host name is the TLS layer's question; the verifier wants one, so it gets the leaf's own.
-            builder.build_server_verifier(_first_host(leaf)).verify(leaf, [])
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError, VerificationError):
+def moment_text(moment: datetime) -> str:
+    """A moment as people and JSON get it."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _require_dates(leaf: x509.Certificate, now: datetime, whose: str) -> None:
+    if now > leaf.not_valid_after_utc:
         raise ConnectionFailed(
-            "SS-3202",
-            f"{whose} was not issued by the pinned authority {fingerprint(root)[:16]}",
-            hint="All parties of a run need certificates of one authority; compare ca.pem in both folders.",
-        ) from None
-
-
-def _first_host(leaf: x509.Certificate) -> x509.DNSName | x509.IPAddress:
-    for name in leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value:
-        if isinstance(name, x509.DNSName | x509.IPAddress):
-            return name
-    msg = "no host name"
-    raise ValueError(msg)
-
-
-def _root(ca_pem: bytes) -> x509.Certificate:
-    try:
-        roots = x509.load_pem_x509_certificates(ca_pem)
-    except ValueError:
-        roots = []
-    if len(roots) != 1:
-        raise ConnectionFailed(
-            "SS-3209",
-            f"the authority's file holds {len(roots)} certificates where exactly one is needed",
-            hint="Copy ca/cert.pem into the party's folder as ca.pem.",
+            "SS-3203",
+            f"{whose} expired at {moment_text(leaf.not_valid_after_utc)}",
+            hint="Renew it with 'securesplit certs renew' at the authority; check the clock.",
         )
-    return roots[0]
+    if now < leaf.not_valid_before_utc:
+        raise ConnectionFailed(
+            "SS-3204",
+            f"{whose} is not valid before {moment_text(leaf.not_valid_before_utc)}",
+            hint="Set this machine's clock: it is behind the authority's.",
+        )
 
 
-def usages(leaf: x509.Certificate) -> list[x509.ObjectIdentifier]:
+def _require_unrevoked(chain: tuple[x509.Certificate, ...], lists: Lists, now: datetime, whose: str) -> None:
+    for below, issuer in itertools.pairwise(chain):
+        crl = lists.fresh(issuer, now)
+        if crl.get_revoked_certificate_by_serial_number(below.serial_number) is None:
+            continue
+        what = whose if below is chain[0] else f"an authority of {whose}"
+        raise ConnectionFailed(
+            "SS-3205",
+            f"{what} is revoked (serial {serial_text(below.serial_number)})",
+            hint="The authority withdrew it; ask its operator for a new one if that was not meant.",
+        )
+
+
+def _names_a_host(leaf: x509.Certificate) -> bool:
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return any(isinstance(name, x509.DNSName | x509.IPAddress) for name in names)
+
+
+def _usages(leaf: x509.Certificate) -> list[x509.ObjectIdentifier]:
     try:
         return list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-    except (ValueError, x509.ExtensionNotFound):
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
         return []
-
-
-def _public(root: x509.Certificate) -> ec.EllipticCurvePublicKey:
-    key = root.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        msg = "the authority's key is not on an elliptic curve"
-        raise TypeError(msg)
-    return key
-
-
-def _instant(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from securesplit.errors import ConnectionFailed, InputError
 
-__all__ = ["make_private_folder", "require_private", "write_atomically"]
+__all__ = ["folder_in_one_step", "make_private_folder", "remove_folder", "require_private", "write_atomically"]
 
 
 def make_private_folder(path: Path) -> None:
@@ -98,3 +99,37 @@ def _unwritable(path: Path, error: OSError) -> InputError:
     return InputError(
         "SS-1804", f"cannot write {path}: {type(error).__name__}", hint="Check the folder's owner, mode and free space."
     )
+
+
+@contextmanager
+def folder_in_one_step(path: Path) -> Iterator[Path]:
+    """Fill a folder aside, mode 0700, and put it at its place when it is whole; after a crash there is none.
+
+    Raises:
+        InputError: SS-1804 when it cannot be made.
+        FileExistsError: when something is there already, before anything is written.
+    """
+    if path.exists():
+        raise FileExistsError(path)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        aside.mkdir(mode=0o700)
+        yield aside
+        with _folder_of(aside) as inside:
+            os.fsync(inside)
+        aside.rename(path)
+        with _folder_of(path) as above:
+            os.fsync(above)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Take a folder away in one step, then delete what it held."""
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    with suppress(FileNotFoundError):
+        path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)

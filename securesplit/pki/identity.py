@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from securesplit.errors import ConnectionFailed, InputError
 
@@ -23,6 +24,7 @@ __all__ = [
     "Identity",
     "Role",
     "identity_of",
+    "name_of",
     "read_certificate",
     "require_domain",
     "require_name",
@@ -147,6 +149,11 @@ def identity_of(cert_der: bytes) -> Identity:
     if len(uris) != 1:
         raise _malformed(f"it names {len(uris)} URIs where exactly one is allowed")
     return Identity.parse(uris[0])
+
+
+def name_of(certificate: x509.Certificate) -> str:
+    """The name in a certificate's identity. Raises as :func:`identity_of`."""
+    return identity_of(certificate.public_bytes(serialization.Encoding.DER)).name
 
 
 def _malformed(why: str) -> ConnectionFailed:

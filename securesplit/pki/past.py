@@ -16,59 +16,58 @@ from datetime import datetime
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from securesplit.errors import ConnectionFailed, InputError
 from securesplit.pki.certificate import (
-    USAGE,
-    domain_of,
-    require_issued_by,
+    party_key,
+    require_path,
+    require_purpose,
+    require_same_domain,
     serial_text,
-    usages,
     verify_signature,
 )
 from securesplit.pki.identity import Identity, Role, identity_of, read_certificate
+from securesplit.pki.revocation import Lists
+from securesplit.pki.trust import Trust
 
 __all__ = ["PastAuthority"]
 
-_HINT = "Name the authority's cert.pem, and its newest crl.pem from `securesplit certs crl`."
+_HINT = "Name the authority's trust.pem, or where there is none its cert.pem, and its newest crl.pem from `securesplit certs crl`."
 
 
 @dataclass(frozen=True, slots=True)
 class PastAuthority:
-    """An authority's certificate and revocation list, for questions about the past.
+    """An authority's certificates and revocation lists, for questions about the past.
 
     Attributes:
-        root: the pinned certificate.
-        crl: its list, signature checked; how old it may be depends on the question.
+        trust: the pinned certificates: a root, an intermediate if there is one, and all that an exchange left.
+        lists: one list for each of them, signature checked; how old they may be depends on the question.
     """
 
-    root: x509.Certificate = field(repr=False)
-    crl: x509.CertificateRevocationList = field(repr=False)
+    trust: Trust = field(repr=False)
+    lists: tuple[x509.CertificateRevocationList, ...] = field(repr=False)
 
     @classmethod
     def parse(cls, ca_pem: bytes, crl_pem: bytes) -> PastAuthority:
         """Read both files.
 
         Raises:
-            InputError: SS-1621 when they are not one authority's certificate and a list that it signed.
+            InputError: SS-1621 when they are not an authority's certificates and the lists that they signed.
         """
         try:
-            (root,) = x509.load_pem_x509_certificates(ca_pem)
-            domain_of(root)
-        except (ValueError, ConnectionFailed):
-            raise InputError(
-                "SS-1621", "the file of the authority holds no authority's certificate", hint=_HINT
-            ) from None
+            trust = Trust.parse(ca_pem)
+        except ConnectionFailed:
+            trust = None
+        if trust is None or len(trust.domains) != 1:
+            raise InputError("SS-1621", "the file of the authority holds no authority's certificate", hint=_HINT)
         try:
-            crl = x509.load_pem_x509_crl(crl_pem)
-            key = root.public_key()
-            ours = isinstance(key, ec.EllipticCurvePublicKey) and crl.is_signature_valid(key)
-        except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
+            lists = Lists.parse(crl_pem)
+        except ConnectionFailed:
             raise InputError("SS-1621", "the revocation list cannot be read", hint=_HINT) from None
-        if not ours or crl.issuer != root.subject:
+        own = [lists.of(authority) for authority in trust.authorities]
+        if None in own:
             raise InputError("SS-1621", "the revocation list comes from another authority", hint=_HINT)
-        return cls(root, crl)
+        return cls(trust, tuple(one for one in own if one is not None))
 
     def require_newest(self, *, at: datetime, vouched: bool, now: datetime) -> None:
         """Refuse a revocation list that is too old to answer.
@@ -81,8 +80,8 @@ class PastAuthority:
         Raises:
             InputError: SS-1621.
         """
-        until = self.crl.next_update_utc
-        if until is None or until <= (at if vouched else now):
+        moment = at if vouched else now
+        if any(one.next_update_utc is None or one.next_update_utc <= moment for one in self.lists):
             raise InputError("SS-1621", "the revocation list is out of date", hint=_HINT)
 
     def verify(self, leaf_der: bytes, role: Role, *, at: datetime, vouched: bool) -> Identity:
@@ -99,7 +98,8 @@ class PastAuthority:
 
         Raises:
             ConnectionFailed: SS-3201 no identity, SS-3202 another authority or profile, SS-3203 expired then, SS-3204 not
-                yet valid then, SS-3205 revoked, SS-3208 no certificate, SS-3210 another role, SS-3211 another domain.
+                yet valid then, SS-3205 revoked, SS-3208 no certificate, SS-3210 another role, SS-3211 another domain, SS-3215 a
+                kind of key that is not accepted.
         """
         try:
             return self._verify(leaf_der, role, at=at, vouched=vouched)
@@ -121,8 +121,7 @@ class PastAuthority:
 
     def _verify(self, leaf_der: bytes, role: Role, *, at: datetime, vouched: bool) -> Identity:
         identity, leaf, whose = identity_of(leaf_der), read_certificate(leaf_der), "the certificate"
-        if identity.role != role or usages(leaf) != [USAGE[role]]:
-            raise ConnectionFailed("SS-3210", f"the certificate is for the role {identity.role!r}, not {role!r}")
+        require_purpose(leaf, identity, role, whose)
         if at > leaf.not_valid_after_utc:
             raise ConnectionFailed(
                 "SS-3203", "the certificate had expired then", hint="Check the time that is asked about."
@@ -131,13 +130,16 @@ class PastAuthority:
             raise ConnectionFailed(
                 "SS-3204", "the certificate was not valid yet", hint="Check the time that is asked about."
             )
-        require_issued_by(leaf, self.root, role, at, whose)
-        if identity.domain != domain_of(self.root):
-            raise ConnectionFailed("SS-3211", "the certificate belongs to another trust domain than its authority")
-        revoked = self.crl.get_revoked_certificate_by_serial_number(leaf.serial_number)
-        if revoked is not None and not (vouched and revoked.revocation_date_utc > at):
-            raise ConnectionFailed(
-                "SS-3205", f"the certificate is revoked (serial {serial_text(leaf.serial_number)})",
-                hint="If you know that the round was before the revocation, say so with --at.",
-            )  # fmt: skip
+        require_same_domain(leaf, identity, self.trust, whose)
+        path = require_path(leaf, self.trust, role, at, whose)
+        party_key(leaf)
+        for below, issuer in zip((leaf, *path), path, strict=False):
+            crl = Lists(self.lists).of(issuer)
+            assert crl is not None
+            revoked = crl.get_revoked_certificate_by_serial_number(below.serial_number)
+            if revoked is not None and not (vouched and revoked.revocation_date_utc > at):
+                raise ConnectionFailed(
+                    "SS-3205", f"the certificate is revoked (serial {serial_text(below.serial_number)})",
+                    hint="If you know that the round was before the revocation, say so with --at.",
+                )  # fmt: skip
         return identity

@@ -35,9 +35,10 @@ def parse_policy(text: str, *, source: str = "policy") -> Policy:
     """
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        why = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "nested too deeply, or a number too long"
         raise InputError(
-            "SS-1101", f"{source} is not valid TOML: {error}", hint="Compare it with policies/balanced.toml."
+            "SS-1101", f"{source} is not valid TOML: {why}", hint="Compare it with policies/balanced.toml."
         ) from None
     try:
         return Policy.model_validate(raw)

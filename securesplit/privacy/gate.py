@@ -29,6 +29,7 @@ from securesplit.privacy.clip import refuse_non_finite
 from securesplit.privacy.clipped_sum import ClippedSum
 from securesplit.privacy.lattice import SIGMA, discrete_gaussian, step_for
 from securesplit.privacy.ledger import ALL, Charge, Ledger
+from securesplit.privacy.let import Witness, nobody, told
 from securesplit.privacy.lineage import Lineage
 from securesplit.privacy.mechanism import clipped, encode, noised
 from securesplit.privacy.plan import At, ChannelPlan, Plan, plan_for, rows_moved
@@ -58,6 +59,7 @@ class Gate:
             what a trained C generates at one site depends on the records of all.
         ring: how many steps one client's coordinate may have in the ring of the job's sums, where noise is shared.
         front: decoder layers in A; under unit ``token`` it decides how many rows one token moves.
+        witness: told of every release before it is handed over; what it raises stops the release.
 
     Raises:
         InputError: SS-1530 when a private policy comes without a ledger.
@@ -75,6 +77,7 @@ class Gate:
         roster: Sequence[str] = (),
         front: int = 1,
         ring: int = 0,
+        witness: Witness = nobody,
     ) -> None:
         self.policy = policy
         self._digest = policy.digest
@@ -85,6 +88,7 @@ class Gate:
         self._ledger = ledger
         self._roster = tuple(sorted(roster))
         self._ring = ring
+        self._witness = witness
         rows = rows_moved(front, policy.limits.buckets)
         self._unit = policy.privacy.unit if isinstance(policy.privacy, Gaussian) else ""
         self.plan: Plan | None = plan_for(policy.privacy, rows=rows) if isinstance(policy.privacy, Gaussian) else None
@@ -174,13 +178,13 @@ class Gate:
             raise ValueError("a release is (B, T, D)")
         if self.plan is None:
             refuse_non_finite(tensor)
-            return self._plain(tensor.float())
+            return self._plain(tensor.float(), at)
         self._lineage.require(self._state())
         if at == "gradient":
             finite = torch.isfinite(tensor).flatten(1).all(1)
             tensor = torch.where(finite[:, None, None], tensor, torch.zeros_like(tensor))
             if self.plan.labels is not None and responded is not None and self._made_from(responded, tensor, records):
-                return self._plain(tensor.float())
+                return self._plain(tensor.float(), at)
         channel = self._open(at)
         self._require_countable(tensor, channel, known=bool(contents) or records is None or not memoise)
         bounded = clipped(tensor, channel)
@@ -220,7 +224,9 @@ class Gate:
             )
             for label, record, content in zip(labels.tolist(), records, contents, strict=True)
         ]  # fmt: skip
+        fresh = [c.units for c in charges if self._ledger.recall(c.record, c.channel, c.version) is None]
         stored = self._ledger.charge(charges, budget=self.plan.budget, caps=[UNLIMITED] * len(charges))
+        self._witness(told("labels", stored, len(stored), fresh))
         answers = torch.tensor([int.from_bytes(answer, "little") for answer in stored], dtype=torch.int64)
         return Responded(labels=answers, records=tuple(records), policy=self._digest, mint=_MINT)
 
@@ -264,10 +270,10 @@ class Gate:
             update = np.zeros_like(update)
         privacy = self.policy.privacy
         if not isinstance(privacy, Gaussian):
-            return ReleasedUpdate(vector=update, noised=False, mint=_MINT)
+            return self._bare(update, noised=False)
         if privacy.regime == "step":
             self._lineage.require(self._state())
-            return ReleasedUpdate(vector=update, noised=True, mint=_MINT)
+            return self._bare(update, noised=True)
         if privacy.regime == "frozen" and privacy.updates is not None:
             channel = self._open("update")
             whole = ClippedSum(update.size, channel.clip, step_for(channel.part))
@@ -281,7 +287,11 @@ class Gate:
             )
         self.reserve_for_peers()
         self._note_bare_update()
-        return ReleasedUpdate(vector=update, noised=False, mint=_MINT)
+        return self._bare(update, noised=False)
+
+    def _bare(self, update: npt.NDArray[np.float64], *, noised: bool) -> ReleasedUpdate:
+        self._witness(told("update", [update.tobytes()], 1, noised=noised))
+        return ReleasedUpdate(vector=update, noised=noised, mint=_MINT)
 
     def reserve_for_peers(self) -> None:
         """Charge, once per roster, what the other clients may generate with a C that learnt from this site's records.
@@ -334,6 +344,7 @@ class Gate:
         # Without a version: a sum is drawn anew, and paid anew, every time.
         charges = [self._priced(record, "update", channel, payload=payload) for record in update.records]
         self._ledger.charge(charges, budget=self.plan.budget, caps=[self._cap("update", channel)] * len(charges))
+        self._witness(told("update", [payload], 1, [charge.units for charge in charges]))
         step = update.step if shared else 0.0
         return ReleasedUpdate(vector=vector, noised=True, honest=channel.honest, step=step, mint=_MINT)
 
@@ -378,7 +389,9 @@ class Gate:
         ]
         stored = self._ledger.charge(charges, budget=self.plan.budget, caps=[self._cap(at, channel)] * len(charges))
         sent.update(zip(fresh, stored, strict=True))
-        return [sent[name] for name in names]
+        leaving = [sent[name] for name in names]
+        self._witness(told(at, leaving, len(leaving), [charge.units for charge in charges]))
+        return leaving
 
     def _require_countable(self, tensor: Tensor, channel: ChannelPlan, *, known: bool) -> None:
         """Refuse what the plan does not count: more rows than one token was said to move, a user's records without names."""
@@ -432,8 +445,10 @@ class Gate:
             sigma=channel.sigma, step=step_for(channel.part), version=version, payload=payload, policy=self._digest, unit=self._unit,
         )  # fmt: skip
 
-    def _plain(self, rows: Tensor) -> Released:
-        return self._mint([encode(row, self.codec) for row in rows.detach().cpu().numpy()], rows, gain=1.0)
+    def _plain(self, rows: Tensor, at: At) -> Released:
+        payloads = [encode(row, self.codec) for row in rows.detach().cpu().numpy()]
+        self._witness(told(at, payloads, len(payloads), noised=False))
+        return self._mint(payloads, rows, gain=1.0)
 
     def _mint(self, payloads: list[bytes], graph: Tensor, *, gain: float) -> Released:
         b, t, d = graph.shape

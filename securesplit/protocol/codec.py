@@ -129,36 +129,53 @@ def _build(message: type[Message], header: dict[str, object], body: memoryview, 
             header[name] = blob
     if offset != len(body):
         raise RemoteProtocolError("SS-4005", "bytes are left over after the last tensor")
+    built = _validated(message, header)
+    if isinstance(built, str):
+        raise RemoteProtocolError("SS-4004", f"fields of {message.__name__} break its rules: {built}")
+    return built
+
+
+def _validated(message: type[Message], header: dict[str, object]) -> Message | str:
+    """The message, or the names of its fields that are wrong.
+
+    What pydantic raises stays in here. It leads back to every frame that called this, through an object that Python's garbage
+    collector cannot look into; were it the context of an error that one of those frames, or an object that they hold, has by
+    name, neither would ever be freed, nor the bytes of the peer's message.
+    """
     try:
         return message.model_validate(header)
     except ValidationError as error:
-        where = sorted(
-            {
-                str(f["loc"][0]) if f["loc"] and f["loc"][0] in message.model_fields else "?"
-                for f in error.errors(include_input=False, include_url=False)
-            }
-        )
-        raise RemoteProtocolError(
-            "SS-4004", f"fields of {message.__name__} break its rules: {', '.join(where)}"
-        ) from None
+        faults = error.errors(include_input=False, include_url=False, include_context=False)
+        known = message.model_fields
+        return ", ".join(sorted({str(f["loc"][0]) if f["loc"] and f["loc"][0] in known else "?" for f in faults}))
 
 
 def _blob(described: object, body: memoryview, offset: int, caps: Caps, columns: int | None) -> tuple[Blob, int]:
-    bad = RemoteProtocolError("SS-4005", "a tensor's type, shape, size or bytes are not acceptable")
     match described:
         case (str(dtype), tuple(shape)) if dtype in {*ITEM_BYTES, *ROW_TYPES} and 1 <= len(shape) <= 3:
             pass
         case _:
-            raise bad
+            raise _unacceptable()
     if not all(type(n) is int and 0 <= n < 1 << 31 for n in shape):
-        raise bad
+        raise _unacceptable()
     size = size_of(dtype, shape)
     if size > len(body) - offset:
-        raise bad
+        raise _unacceptable()
     if len(shape) == 2 and (dtype not in caps.dtypes or (columns is not None and shape[1] != columns)):
-        raise bad
-    try:
-        blob = Blob(dtype=dtype, shape=shape, data=bytes(body[offset : offset + size]))
-    except ValidationError:  # Scales or bytes that no int8 row has.
-        raise bad from None
+        raise _unacceptable()
+    blob = _checked(dtype, shape, bytes(body[offset : offset + size]))
+    if blob is None:
+        raise _unacceptable()
     return blob, offset + size
+
+
+def _checked(dtype: str, shape: tuple[int, ...], data: bytes) -> Blob | None:
+    """A tensor; None for scales or bytes that no int8 row has. What pydantic raises stays in here, as in :func:`_validated`."""
+    try:
+        return Blob.model_validate({"dtype": dtype, "shape": shape, "data": data})
+    except ValidationError:
+        return None
+
+
+def _unacceptable() -> RemoteProtocolError:
+    return RemoteProtocolError("SS-4005", "a tensor's type, shape, size or bytes are not acceptable")

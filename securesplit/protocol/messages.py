@@ -29,6 +29,7 @@ __all__ = [
     "Message",
     "RoundBegin",
     "RoundReady",
+    "Seal",
     "Secagg",
     "Welcome",
 ]
@@ -127,6 +128,7 @@ class Welcome(Message):
 
     Attributes:
         anchor: what this client last asked to keep, or empty; sealed by the client itself, so the signature leaves it out.
+        policy: what the server offers, in its canonical form (securesplit/protocol/offer.py); empty when it offers none.
     """
 
     KIND = 2
@@ -136,13 +138,20 @@ class Welcome(Message):
     model: Digest
     signature: Signature
     anchor: Sealed = b""
+    policy: Annotated[str, Field(max_length=1 << 15)] = ""
 
 
 class Confirm(Message):
-    """C->S: the client admits the job and signs the same statement. From here on the session is open."""
+    """C->S: the client admits the job and signs the same statement. From here on the session is open.
+
+    Attributes:
+        policy: digest of what the client enforces in this session, at least as strict as its own and as the offer; signed.
+            Empty when the server offered none: then it is that of Hello.
+    """
 
     KIND = 3
     signature: Signature
+    policy: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
 
 
 class Forward(Message):
@@ -257,6 +266,25 @@ class Secagg(Message):
     vector: Annotated[Blob, AfterValidator(_ring)]
 
 
+class Seal(Message):
+    """Both ways: a checkpoint. The client asks, the server answers with the same number; each shows the head of its audit log.
+
+    Attributes:
+        number: from 0, rising by one in a session.
+        stream: chained SHA-256 of all messages that the sender sent before this one in this session; the receiver compares.
+        log, rows, head: name of the sender's audit log, how many rows it has and the last one's hash; all zero without one.
+        signature: of the sender's certificate key over the three (docs/audit-log.md).
+    """
+
+    KIND = 15
+    number: Annotated[int, Field(ge=0, lt=1 << 31)]
+    stream: Nonce
+    log: SessionId
+    rows: Annotated[int, Field(ge=0, lt=1 << 63)]
+    head: Nonce
+    signature: Signature
+
+
 class Failure(Message):
     """Both ways: a code, never a text. The sender closes afterwards."""
 
@@ -287,5 +315,6 @@ MESSAGES: dict[int, type[Message]] = {
         Bye,
         RoundBegin,
         KeepAnchor,
+        Seal,
     )
 }

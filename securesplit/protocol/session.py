@@ -20,9 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from securesplit.errors import LocalProtocolError, RemoteProtocolError
+from securesplit.policy.schema import Policy
 from securesplit.protocol.codec import Caps, decode, encode
 from securesplit.protocol.job import Job, parse_job
 from securesplit.protocol.messages import (
+    MESSAGES,
     VERSION,
     Backward,
     Confirm,
@@ -32,9 +34,17 @@ from securesplit.protocol.messages import (
     Hello,
     Hidden,
     Message,
+    Seal,
+    Secagg,
     Welcome,
 )
+from securesplit.protocol.offer import parse_offer
+from securesplit.protocol.seals import Seals
 from securesplit.protocol.states import TRANSITIONS, Role, State
+
+_SMALL = 1 << 17
+"""Bytes that any message may have; a Welcome with its job fits, and so does all that has no tensor."""
+_LARGE = frozenset({Forward, Hidden, Backward, Gradient, Secagg})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +64,20 @@ class Party:
     verify: Callable[[bytes, bytes, bytes], None]
 
 
-def statement(role: Role, hello: Hello, welcome: Welcome, *, client: bytes, server: bytes) -> bytes:
-    """The 32 bytes that ``role`` signs. Every field is length-prefixed, so no two handshakes share a statement."""
+def statement(role: Role, hello: Hello, welcome: Welcome, *, client: bytes, server: bytes, agreed: str = "") -> bytes:
+    """The 32 bytes that ``role`` signs. Every field is length-prefixed, so no two handshakes share a statement.
+
+    Args:
+        role: who signs.
+        hello, welcome: what was said; the signature in ``welcome`` is left out.
+        client, server: both leaf certificates, DER.
+        agreed: digest of the policy that the client enforces; empty in what a server signs, which does not know it yet.
+    """
     digest = hashlib.sha256()
     for part in (
         b"securesplit.v1 handshake", role.encode(), server, client, hello.version.to_bytes(2, "little"), hello.nonce,
         welcome.nonce, welcome.session, hello.policy.encode(), welcome.model.encode(), welcome.job.encode(),
+        welcome.policy.encode(), agreed.encode(),
     ):  # fmt: skip
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
@@ -74,22 +92,40 @@ class Session:
         party: certificates and keys.
         caps: what this side accepts; ``width`` is usually set later with :meth:`narrow`. Rows are of the job's codec and no
             other type, as soon as there is a job.
+
+    Attributes:
+        offered: the server's policy, at the client, once it has said so.
+        agreed: digest of the policy that the client enforces, as soon as it has confirmed; both ends know the same one.
     """
 
     def __init__(self, role: Role, party: Party, caps: Caps) -> None:
         self.role: Role = role
         self.state = State.NEW
         self.job: Job | None = None
+        self.offered: Policy | None = None
+        self.agreed = ""
         self.hello: Hello | None = None
         self.welcome: Welcome | None = None
         self._party = party
         self._caps = caps
         self._out: list[bytes] = []
         self._steps = _Steps()
+        self._seals = Seals(role)
 
     def narrow(self, width: int, code_width: int | None = None) -> None:
         """From now on accept only hidden states of this many columns; see :class:`Caps` for ``code_width``."""
         self._caps = replace(self._caps, width=width, code_width=code_width)
+
+    def allowance(self, start: bytes) -> int:
+        """The most bytes that the peer's next message may have, seen from its first ones; before it is kept in memory.
+
+        A message that the table does not allow now is refused when it is parsed; until then it may take no room.
+        """
+        kind = MESSAGES.get(start[3]) if len(start) > 3 else None
+        peer: Role = "server" if self.role == "client" else "client"
+        if kind is None or kind not in TRANSITIONS[self.state][peer]:
+            return min(_SMALL, self._caps.message_bytes)
+        return self._caps.message_bytes if kind in _LARGE else min(_SMALL, self._caps.message_bytes)
 
     def data_to_send(self) -> list[bytes]:
         """Take what is queued."""
@@ -108,31 +144,49 @@ class Session:
                 "SS-4101", f"a {self.role} may not send {type(message).__name__} in state {self.state.value}"
             )
         self._note(message)
-        self._out.append(encode(message))
+        data = encode(message)
+        self._seals.sent(data)
+        self._out.append(data)
         self.state = following
+
+    def seal(self, *, log: bytes, rows: int, head: bytes, signature: bytes) -> Seal:
+        """Client: ask for a checkpoint. Server: answer the last one. The arguments are those of :class:`Seal`.
+
+        Raises:
+            LocalProtocolError: SS-4101 when it is not ours to send now.
+        """
+        message = self._seals.make(log=log, rows=rows, head=head, signature=signature)
+        self.send(message)
+        return message
 
     def hail(self, *, nonce: bytes, policy: str) -> None:
         """Client: open the handshake."""
         self.send(Hello(version=VERSION, nonce=nonce, policy=policy))
 
-    def offer(self, *, session: bytes, nonce: bytes, job: Job, model: str, anchor: bytes = b"") -> None:
-        """Server: answer a Hello with the job, signed."""
+    def offer(
+        self, *, session: bytes, nonce: bytes, job: Job, model: str, anchor: bytes = b"", policy: Policy | None = None
+    ) -> None:
+        """Server: answer a Hello with the job and, if it has one, its policy, signed."""
         assert self.hello is not None
         unsigned = Welcome(
-            session=session, nonce=nonce, job=job.canonical(), model=model, signature=bytes(8), anchor=anchor
-        )
+            session=session, nonce=nonce, job=job.canonical(), model=model, signature=bytes(8), anchor=anchor,
+            policy="" if policy is None else policy.canonical().decode(),
+        )  # fmt: skip
         signed = self._party.sign(
             statement("server", self.hello, unsigned, client=self._party.peer, server=self._party.certificate)
         )
         self.send(unsigned.model_copy(update={"signature": signed}))
         self._caps = replace(self._caps, dtypes=frozenset({job.codec}))
 
-    def confirm(self) -> None:
-        """Client: admit the job."""
+    def confirm(self, agreed: str = "") -> None:
+        """Client: admit the job, under the policy of this digest; its own when none is named. Not said without an offer."""
         assert self.hello is not None
         assert self.welcome is not None
-        own = statement("client", self.hello, self.welcome, client=self._party.certificate, server=self._party.peer)
-        self.send(Confirm(signature=self._party.sign(own)))
+        agreed = (agreed or self.hello.policy) if self.welcome.policy else ""
+        own = statement(
+            "client", self.hello, self.welcome, client=self._party.certificate, server=self._party.peer, agreed=agreed
+        )
+        self.send(Confirm(signature=self._party.sign(own), policy=agreed))
 
     def fail(self, code: str) -> None:
         """Queue a code for the peer and close. Safe in every state."""
@@ -159,6 +213,7 @@ class Session:
             self.fail(error.code)
             raise
         self._note(message)
+        self._seals.heard(data)
         self.state = following
         return message
 
@@ -175,15 +230,26 @@ class Session:
                     message.signature,
                     statement("server", self.hello, message, client=party.certificate, server=party.peer),
                 )
-                self.job = parse_job(message.job)
+                self.job, self.offered = parse_job(message.job), parse_offer(message.policy)
                 self._caps = replace(self._caps, dtypes=frozenset({self.job.codec}))
             case Confirm():
                 assert self.hello is not None
                 assert self.welcome is not None
-                own = statement("client", self.hello, self.welcome, client=party.peer, server=party.certificate)
+                own = statement(
+                    "client",
+                    self.hello,
+                    self.welcome,
+                    client=party.peer,
+                    server=party.certificate,
+                    agreed=message.policy,
+                )
                 self._verify(message.signature, own)
+                if bool(message.policy) != bool(self.welcome.policy):
+                    raise RemoteProtocolError("SS-4030", "the client does not say which policy it enforces")
             case Forward() | Backward() | Hidden() | Gradient():
                 self._steps.check(message)
+            case Seal():
+                self._seals.check(message)
             case _:
                 pass
 
@@ -203,8 +269,13 @@ class Session:
                 self.hello = message
             case Welcome():
                 self.welcome = message
+            case Confirm():
+                assert self.hello is not None
+                self.agreed = message.policy or self.hello.policy
             case Forward() | Backward() | Hidden() | Gradient():
                 self._steps.note(message)
+            case Seal():
+                self._seals.note(message)
             case _:
                 pass
 

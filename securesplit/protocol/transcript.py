@@ -17,13 +17,14 @@ from typing import BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
-from securesplit.errors import InputError
+from securesplit.errors import InputError, SecureSplitError
 from securesplit.protocol import int8
 from securesplit.protocol.codec import Caps, decode
-from securesplit.protocol.messages import Backward, Blob, Forward, Hidden, Message, Secagg
+from securesplit.protocol.messages import Backward, Blob, Forward, Hello, Hidden, Message, Secagg
 
 _RECORD = struct.Struct("<BQI")
 _CAPS = Caps(message_bytes=1 << 32)
+_MAX_FAULTS = 20
 
 Direction = Literal[0, 1]
 
@@ -39,17 +40,23 @@ class Recorder:
 
     def __init__(self, directory: Path, *, peer: str, number: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = (directory / f"{number:04d}.bin").open("xb")
-        (directory / f"{number:04d}.peer").write_text(peer, encoding="utf-8")
+        self._paths = tuple(directory / f"{number:04d}.{kind}" for kind in ("bin", "peer"))
+        self._file: BinaryIO = self._paths[0].open("xb")
+        self._paths[1].write_text(peer, encoding="utf-8")
+        self._heard = False
 
     def record(self, direction: Direction, time_ns: int, data: bytes) -> None:
         """Append one whole message."""
+        self._heard |= direction == 0
         self._file.write(_RECORD.pack(direction, time_ns, len(data)))
         self._file.write(data)
 
     def close(self) -> None:
-        """Flush and close."""
+        """Flush and close. Of a client that connected and said nothing, nothing is kept: it released nothing."""
         self._file.close()
+        if not self._heard:
+            for path in self._paths:
+                path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,7 @@ class Observation:
         gradient: (T, D) float32, the released gradient of the same step, or None.
         gain: public factor that B multiplies ``hidden`` by.
         size: bytes of the message.
+        learn: whether the client said that a gradient would follow; it says so when it trains, not when it evaluates.
     """
 
     peer: str
@@ -79,6 +87,7 @@ class Observation:
     gradient: npt.NDArray[np.float32] | None
     gain: float
     size: int
+    learn: bool = False
 
 
 def array_of(blob: Blob) -> npt.NDArray[np.float32]:
@@ -127,6 +136,57 @@ class Transcript:
             ) from None
         return cls(directory=directory, public=public, peers=peers)
 
+    def faults(self) -> tuple[str, ...]:
+        """What keeps this from being a whole recording, at most one sentence per file, each beginning with its name.
+
+        Readers of single messages go on up to a torn record. Whoever judges a policy by a recording must not: a lost file
+        is text that nobody attacked. A recording that ends between two records looks whole, and so does one that lost
+        all of a connection's files; the clients' truth tells (attacks/evaluate.py).
+        """
+        found = []
+        for path in sorted((*self.directory.glob("*.bin"), *self.directory.glob("*.peer"))):
+            other = path.with_suffix(".peer" if path.suffix == ".bin" else ".bin")
+            if not other.is_file():
+                found.append(f"{path.name}: there is no {other.name}")
+            elif path.suffix == ".bin" and (fault := self._fault(path)):
+                found.append(f"{path.name}: {fault}")
+        return tuple(found)
+
+    def _fault(self, path: Path) -> str:
+        """What is wrong with a connection's file; empty for nothing."""
+        size, greeted, count = 0, None, 0
+        try:
+            for count, (direction, _, data) in enumerate(self.timed(int(path.stem)), 1):
+                if direction not in (0, 1):
+                    return f"record {count} went neither way"
+                message = decode(data, _CAPS)
+                if direction == 0 and greeted is None:
+                    greeted = isinstance(message, Hello)
+                size += _RECORD.size + len(data)
+            rest = path.stat().st_size - size
+        except SecureSplitError as error:
+            return f"record {count} is no message ({error.code})"
+        except (OSError, ValueError):
+            return "it cannot be read"
+        if rest:
+            return f"its last {rest} bytes are no whole record"
+        if not count:
+            return "it holds no record"
+        return "" if greeted else "the client's first message is no Hello"
+
+    def require_whole(self) -> None:
+        """Refuse a recording with faults.
+
+        Raises:
+            InputError: SS-1301, naming the files.
+        """
+        if faults := self.faults():
+            raise InputError(
+                "SS-1301", f"{self.directory} is no whole recording: {len(faults)} fault(s)",
+                hint="Record again, or cut the torn record off, or remove both files of that connection, by hand.",
+                details=faults[:_MAX_FAULTS],
+            )  # fmt: skip
+
     def messages(self, connection: int) -> Iterator[tuple[Direction, Message]]:
         """The messages of one connection in the order in which the server saw them. A torn last record is left out."""
         for direction, data in self.frames(connection):
@@ -173,7 +233,7 @@ class Transcript:
                     yield Observation(
                         peer=peer, connection=number, step=step, row=row, time_ns=time_ns, cache=forward.cache,
                         hidden=hidden[rows], output=None if output is None else output[rows], gradient=None if gradient is None else gradient[rows],
-                        gain=forward.gain, size=size,
+                        gain=forward.gain, size=size, learn=forward.learn,
                     )  # fmt: skip
 
     def bytes_seen(self) -> tuple[int, int]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
-
-from torch import Tensor
 
 from securesplit.admit import breaches
-from securesplit.errors import RemoteProtocolError, SecureSplitError
+from securesplit.errors import ConnectionFailed, RemoteProtocolError, SecureSplitError
+from securesplit.journal.checkpoint import Checkpoints
+from securesplit.journal.events import Event
 from securesplit.policy.schema import Policy
 from securesplit.protocol.codec import Caps
 from securesplit.protocol.job import Job
@@ -24,47 +23,37 @@ from securesplit.protocol.messages import (
     DropCache,
     Failure,
     Forward,
-    Gradient,
     Hello,
-    Hidden,
     KeepAnchor,
     Message,
     RoundReady,
+    Seal,
     Secagg,
 )  # fmt: skip
+from securesplit.protocol.roles import Standing, require_right
 from securesplit.protocol.session import Party, Session
 from securesplit.protocol.states import State
 from securesplit.server.anchors import KeptAnchors
+from securesplit.server.connection import (
+    Answer,
+    Connection,
+    Sealed,
+    Told,
+    opened,
+    over,
+    seal_back,
+    served,
+    witnessed,
+)
 from securesplit.server.engine import Engine
+from securesplit.server.quotas import Quotas
+from securesplit.server.requests import Requests
 from securesplit.server.sums import Outbound, Sums
 from securesplit.server.turns import Turns
 from securesplit.transport.actions import Action, Close, Send, Work
-from securesplit.transport.tensors import blob_of, tensor_of
+from securesplit.transport.limits import Limits
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What a computation gives back: the request, and the reply to send."""
-
-    request: Message
-    reply: Message
-
-
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """What a step of a secure sum gave, for whoever it is for."""
-
-    outbound: list[Outbound]
-
-
-@dataclass(slots=True)
-class _Connection:
-    name: str
-    session: Session
-    certificate: bytes
-    journal: dict[type[Message], _Answer] = field(default_factory=dict)
 
 
 class ServerCore:
@@ -78,6 +67,9 @@ class ServerCore:
         sums: the secure sums.
         randomness: bytes by length, for nonces and session ids.
         kept: what clients asked to keep.
+        limits: what each client may use, and who besides the roster may connect.
+        note: writes a row of the audit log; raises when it cannot, and then what it tells of is not done.
+        checkpoints: shows clients the head of the audit log, and keeps theirs.
     """
 
     def __init__(
@@ -90,6 +82,9 @@ class ServerCore:
         sums: Sums,
         randomness: Callable[[int], bytes],
         kept: KeptAnchors | None = None,
+        limits: Limits | None = None,
+        note: Callable[[Event], None] = lambda _event: None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self.job = job
         self.sums = sums
@@ -98,23 +93,50 @@ class ServerCore:
         self._engine = engine
         self._randomness = randomness
         self._kept = kept or KeptAnchors()
+        self._work = Requests(lambda: self._engine, self._kept, job.codec)
+        self._limits = limits or Limits()
+        self.quotas = Quotas(self._limits)
+        self._note = note
+        self._checkpoints = checkpoints
         self._caps = Caps(
             policy.limits.max_message_bytes,
             width=engine.middle.width,
             code_width=engine.code.width if engine.code else None,
         )
-        self._connections: dict[int, _Connection] = {}
+        self._connections: dict[int, Connection] = {}
         self._sums_at: dict[str, int] = {}
         self._turns = Turns()
         self._count = 0
         self._now = 0.0
         self._clocked = False  # Whether the sums are looking at the clock just now.
 
+    def welcome(self, name: str) -> None:
+        """See :class:`Core`."""
+        if self._standing(name) is None:
+            raise ConnectionFailed(
+                "SS-3214",
+                "this client is neither on the job's roster nor a guest",
+                hint="Ask the server's operator to add it; its certificate is in order.",
+            )
+
     def connect(self, name: str, party: Party) -> int:
         """See :class:`Core`."""
         self._count += 1
-        self._connections[self._count] = _Connection(name, Session("server", party, self._caps), party.peer)
+        session = Session("server", party, self._caps)
+        self._connections[self._count] = Connection(
+            name, session, party.peer, self._standing(name) or "guest", self._now
+        )
         return self._count
+
+    def allowance(self, connection: int, start: bytes) -> int:
+        """See :class:`Core`."""
+        peer = self._connections.get(connection)
+        return 0 if peer is None else peer.session.allowance(start)
+
+    def reject(self, connection: int, error: SecureSplitError) -> list[Action]:
+        """See :class:`Core`."""
+        peer = self._connections.get(connection)
+        return [Close(connection, error.code)] if peer is None else self._refuse(connection, peer, error)
 
     def receive(self, connection: int, data: bytes) -> list[Action]:
         """See :class:`Core`."""
@@ -122,26 +144,37 @@ class ServerCore:
         if peer is None:
             return []
         try:
+            self.quotas.charge(peer.name, len(data))
             message = peer.session.receive(data)
+            require_right(peer.standing, message)
+            self.quotas.charge(peer.name, 0, message)
+            if isinstance(message, Seal):
+                return [Work(connection, lambda: witnessed(peer, message, self._checkpoints), apart=True)]
             return self._answer(connection, peer, message)
         except SecureSplitError as error:
             return self._refuse(connection, peer, error)
 
     def complete(self, connection: int, result: object) -> list[Action]:
         """See :class:`Core`."""
-        if isinstance(result, _Told):
+        if isinstance(result, Told):
             return self._deliver(result.outbound)
         peer = self._connections.get(connection)
         if peer is None:
             # It went while its request was computed; what the computation kept for it is dropped.
-            return [self._forget(connection)] if isinstance(result, _Answer) else []
+            return [self._work.forget(connection)] if isinstance(result, Answer) else []
         if isinstance(result, SecureSplitError):
             return self._refuse(connection, peer, result)
-        if not isinstance(result, _Answer):
+        if isinstance(result, Sealed):
+            return self._seal(connection, peer, result)
+        if not isinstance(result, Answer):
             return []
         if isinstance(result.request, Forward):
-            peer.journal.clear()
-        peer.journal[type(result.request)] = result
+            peer.answered.clear()
+        try:
+            self._served(connection, peer, result.request)
+        except SecureSplitError as error:  # What cannot be written down is not answered.
+            return self._refuse(connection, peer, error)
+        peer.answered[type(result.request)] = result
         actions = self._send(connection, result.reply)
         if isinstance(result.request, Backward):
             actions += self._next_turn(self._turns.release(connection, self._now))
@@ -156,7 +189,7 @@ class ServerCore:
         if not others or self._sums_at.get(peer.name) == connection:
             self._sums_at.pop(peer.name, None)
             self.sums.leave(peer.name, self._now)
-        return [self._forget(connection), *self._next_turn(self._turns.forget(connection, self._now))]
+        return [self._work.forget(connection), *self._next_turn(self._turns.forget(connection, self._now))]
 
     def tick(self, now: float) -> list[Action]:
         """See :class:`Core`."""
@@ -169,12 +202,33 @@ class ServerCore:
             actions += self._refuse(
                 late, peer, RemoteProtocolError("SS-4020", "a client held its learning step too long")
             )
+        return actions + self._unfinished(now)
+
+    def _served(self, connection: int, peer: Connection, request: Message) -> None:
+        if (row := served(connection, peer, request)) is not None:
+            self._note(row)
+
+    def _unfinished(self, now: float) -> list[Action]:
+        """Clients that have connected and not admitted the job: each holds a place, and none may hold it for ever."""
+        actions: list[Action] = []
+        patience = self._limits.handshakes.greeting_seconds
+        for number, peer in list(self._connections.items()):
+            peer.since = peer.since or now  # The clock may not have been looked at when it connected.
+            opening = peer.session.state not in {State.OPEN, State.CLOSED}
+            if opening and now - peer.since > patience:
+                late = ConnectionFailed("SS-3053", "a client did not finish its greeting")
+                actions += self._refuse(number, peer, late)
         return actions
 
-    def _clock(self, now: float) -> _Told:
+    def _standing(self, name: str) -> Standing | None:
+        if name in self.job.sums.roster:
+            return "trainer"
+        return "guest" if name in self._limits.guests else None
+
+    def _clock(self, now: float) -> Told:
         """Off the event loop: whom nobody waits for any more may be the last that a sum was waiting for."""
         try:
-            return _Told(self.sums.tick(now))
+            return Told(self.sums.tick(now))
         finally:
             self._clocked = False
 
@@ -183,87 +237,59 @@ class ServerCore:
         """Names of the clients that are connected now."""
         return tuple(c.name for c in self._connections.values())
 
-    def _answer(self, connection: int, peer: _Connection, message: Message) -> list[Action]:
+    def _answer(self, connection: int, peer: Connection, message: Message) -> list[Action]:
         match message:
             case Hello():
                 return self._offer(connection, peer)
             case Forward():
                 return self._forward(connection, peer, message)
             case Backward():
-                return self._replayed(connection, peer, message) or [
-                    Work(connection, lambda: self._backward(connection, message))
-                ]
-            case DropCache(cache=cache):
-                return [Work(connection, lambda: self._drop(connection, message, cache))]
-            case KeepAnchor(blob=blob):
-                return [Work(connection, lambda: self._keep(peer.certificate, blob))]
+                return self._replayed(connection, peer, message) or [self._work.backward(connection, message)]
+            case DropCache():
+                self._served(connection, peer, message)
+                return [self._work.drop(connection, message)]
+            case KeepAnchor():
+                self._served(connection, peer, message)
+                return [self._work.keep(connection, peer.certificate, message)]
             case RoundReady():
                 self._sums_at[peer.name] = connection
-                return [Work(connection, lambda: _Told(self.sums.ready(peer.name, message, self._now)))]
+                return [Work(connection, lambda: Told(self.sums.ready(peer.name, message, self._now)))]
             case Secagg():
                 self._sums_at[peer.name] = connection
-                return [Work(connection, lambda: _Told(self.sums.receive(peer.name, message, self._now)))]
+                return [Work(connection, lambda: Told(self.sums.receive(peer.name, message, self._now)))]
             case Bye() | Failure():
                 return [Close(connection)]
             case Confirm():
-                _log.info("connection %d: %s admitted the job", connection, peer.name)
+                agreed = peer.session.agreed
+                _log.info("connection %d: %s admitted the job, under policy %s", connection, peer.name, agreed[:16])
+                self._note(opened(connection, peer, policy=agreed, job=self.job.digest))
                 self.sums.join(peer.name)
                 return []
             case _:
                 raise RemoteProtocolError("SS-4010", "a client may not send this")
 
-    def _offer(self, connection: int, peer: _Connection) -> list[Action]:
+    def _offer(self, connection: int, peer: Connection) -> list[Action]:
         if found := breaches(self._policy, self.job):
             _log.error("the job breaks the server's own policy: %s", "; ".join(found))
             raise RemoteProtocolError("SS-2001", "the server's policy forbids its job")
         peer.session.offer(
             session=self._randomness(16), nonce=self._randomness(32), job=self.job, model=self._model,
-            anchor=self._kept.of(peer.certificate),
+            anchor=self._kept.of(peer.certificate), policy=self._policy,
         )  # fmt: skip
         return self._flush(connection, peer)
 
-    def _forward(self, connection: int, peer: _Connection, message: Forward) -> list[Action]:
+    def _forward(self, connection: int, peer: Connection, message: Forward) -> list[Action]:
         if replay := self._replayed(connection, peer, message):
             return replay
         if len(message.lengths) > self._policy.limits.max_sequences:
             raise RemoteProtocolError("SS-4021", "a batch has more sequences than the server's policy takes")
         if message.learn and not self._turns.take(connection, message, self._now):
             return []
-        return [self._compute(connection, message)]
+        return [self._work.forward(connection, message)]
 
-    def _compute(self, connection: int, message: Forward) -> Work:
-        def run() -> _Answer:
-            hidden = tensor_of(message.hidden)
-            if message.cache and message.gain != 1:
-                hidden *= message.gain
-            output: Tensor
-            if message.cache:
-                output = self._engine.decode(connection, message.cache, message.lengths, hidden)
-            else:
-                output = self._engine.forward(
-                    connection, message.step, message.lengths, hidden, gain=message.gain, learn=message.learn
-                )
-            return _Answer(message, Hidden(step=message.step, hidden=blob_of(output, self.job.codec)))
-
-        return Work(connection, run)
-
-    def _backward(self, connection: int, message: Backward) -> _Answer:
-        gradient = self._engine.backward(connection, message.step, tensor_of(message.gradient))
-        return _Answer(message, Gradient(step=message.step, gradient=blob_of(gradient, self.job.codec)))
-
-    def _keep(self, certificate: bytes, blob: bytes) -> None:
-        try:
-            self._kept.keep(certificate, blob)
-        except OSError as error:  # The client is protected by its own anchor; this one was a second line.
-            _log.warning("an anchor could not be kept: %s", type(error).__name__)
-
-    def _drop(self, connection: int, message: Message, cache: int) -> None:
-        del message
-        self._engine.drop_cache(connection, cache)
-
-    def _replayed(self, connection: int, peer: _Connection, message: Message) -> list[Action]:
+    def _replayed(self, connection: int, peer: Connection, message: Message) -> list[Action]:
         """The same request again gets the same answer; the same number with other bytes is refused."""
-        known = peer.journal.get(type(message))
+        known = peer.answered.get(type(message))
         if known is None:
             return []
         if known.request == message:
@@ -273,7 +299,7 @@ class ServerCore:
         return []
 
     def _next_turn(self, following: tuple[int, Forward] | None) -> list[Action]:
-        return [] if following is None else [self._compute(*following)]
+        return [] if following is None else [self._work.forward(*following)]
 
     def _deliver(self, outbound: list[Outbound]) -> list[Action]:
         actions: list[Action] = []
@@ -287,8 +313,14 @@ class ServerCore:
                         actions.append(Close(number, item.message.code))
         return actions
 
-    def _forget(self, connection: int) -> Work:
-        return Work(connection, lambda: self._engine.forget(connection))
+    def _seal(self, connection: int, peer: Connection, sealed: Sealed) -> list[Action]:
+        if peer.session.state is not State.OPEN:
+            return []
+        try:
+            seal_back(peer, sealed, self._checkpoints)
+        except SecureSplitError as error:
+            return self._refuse(connection, peer, error)
+        return self._flush(connection, peer)
 
     def _send(self, connection: int, message: Message) -> list[Action]:
         peer = self._connections[connection]
@@ -298,10 +330,12 @@ class ServerCore:
         peer.session.send(message)
         return self._flush(connection, peer)
 
-    def _flush(self, connection: int, peer: _Connection) -> list[Action]:
+    def _flush(self, connection: int, peer: Connection) -> list[Action]:
         return [Send(connection, data) for data in peer.session.data_to_send()]
 
-    def _refuse(self, connection: int, peer: _Connection, error: SecureSplitError) -> list[Action]:
+    def _refuse(self, connection: int, peer: Connection, error: SecureSplitError) -> list[Action]:
         _log.warning("connection %d (%s) is closed: %s", connection, peer.name, error)
+        if (row := over(connection, peer, error)) is not None:
+            self._note(row)
         peer.session.fail(error.code)
         return [*self._flush(connection, peer), Close(connection, error.code)]

@@ -18,6 +18,9 @@ from securesplit.aggregate.config import RoundConfig
 from securesplit.aggregate.encryption import SumWorker
 from securesplit.aggregate.server import ServerRound
 from securesplit.errors import InputError, PolicyDenied
+from securesplit.journal.checkpoint import Checkpoints
+from securesplit.journal.events import Event, Loaded, Round
+from securesplit.logged import open_journal, signer_of
 from securesplit.model.code import CutCode, read_code, refuse_other_code, save_code
 from securesplit.model.export import collect_adapters, save_part_adapters
 from securesplit.model.lora import add_adapters
@@ -27,18 +30,20 @@ from securesplit.model.plan import CutPlan
 from securesplit.model.resolve import resolve_model
 from securesplit.model.store import load_middle
 from securesplit.pki.certificate import verify_signature
-from securesplit.pki.store import KeyFolder
+from securesplit.pki.passphrase import Passphrase
 from securesplit.policy.leakage import read_proofs
 from securesplit.policy.schema import Policy
 from securesplit.protocol.job import Job
 from securesplit.protocol.messages import RoundReady
+from securesplit.protocol.offer import require_short
 from securesplit.server.anchors import KeptAnchors
 from securesplit.server.core import ServerCore
 from securesplit.server.engine import Engine
 from securesplit.server.recording import SumRecords
 from securesplit.server.rounds import RoundRecords
 from securesplit.server.sums import Patience, Sums
-from securesplit.transport.refusal import Refusal
+from securesplit.transport.limits import Limits
+from securesplit.transport.record import Record
 from securesplit.transport.server import CONNECTIONS, MOST_PER_CLIENT, Listen, Shell
 from securesplit.transport.tls import ContextHolder
 
@@ -80,6 +85,9 @@ def build_core(
     worker: SumWorker | None = None,
     records: RoundRecords | None = None,
     seen: SumRecords | None = None,
+    limits: Limits | None = None,
+    note: Callable[[Event], None] = lambda _event: None,
+    checkpoints: Checkpoints | None = None,
 ) -> ServerCore:
     """The server's core, without a network.
 
@@ -93,6 +101,8 @@ def build_core(
         worker: adds ciphertexts, for jobs with homomorphic encryption.
         records: keeps what can be verified of each secure sum.
         seen: keeps what this server sees of each sum, as a part of its recording.
+        limits: what each client may use.
+        note: writes a row of the audit log.
 
     Raises:
         InputError: SS-1431 when the job names another code, or none.
@@ -103,11 +113,18 @@ def build_core(
     engine = Engine(middle, learning_rate=job.optimiser.server_lr, code=code)
 
     def config_of(run: bytes, ready: RoundReady) -> RoundConfig:
-        return round_config(
+        config = round_config(
             job, model=model, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen, step=ready.step
         )
+        note(Round(state="started", number=ready.round, run=run.hex()))
+        return config
 
     def keep(ended: ServerRound) -> None:
+        number, run, result = ended.config.round, ended.config.session_id.hex(), ended.result
+        if result is None:
+            note(Round(state="refused", number=number, run=run, code=ended.aborted or "SS-6001"))
+        else:
+            note(Round(state="ended", number=number, run=run, clients=len(result.survivors)))
         for kept_by in (records, seen):
             if kept_by is not None:
                 kept_by(ended)
@@ -118,7 +135,18 @@ def build_core(
         patience=Patience(stage=wait, gather=10 * wait, reconnect=job.sums.patience),
         randomness=os.urandom, worker=worker, verify=_signed, keep=keep,
     )  # fmt: skip
-    return ServerCore(job, policy, model=model, engine=engine, sums=sums, randomness=os.urandom, kept=kept)
+    return ServerCore(
+        job,
+        policy,
+        model=model,
+        engine=engine,
+        sums=sums,
+        randomness=os.urandom,
+        kept=kept,
+        limits=limits,
+        note=note,
+        checkpoints=checkpoints,
+    )
 
 
 def serve(
@@ -133,6 +161,8 @@ def serve(
     record: Path | None = None,
     out: Path | None = None,
     evidence: Path | None = None,
+    limits: Limits | None = None,
+    passphrase: Passphrase | None = None,
     ready: Callable[[str, int], None] = lambda _host, _port: None,
     progress: Callable[[str, float], None] = lambda _phase, _fraction: None,
 ) -> Served:
@@ -148,6 +178,8 @@ def serve(
         record: directory for a transcript of everything that the server sees.
         out: directory for B's trained adapters.
         evidence: folder with the server's reports of the attack suite, for a policy with ``[leakage]`` limits.
+        limits: what the server takes from whom; the defaults when absent.
+        passphrase: asked once, when the server's key is encrypted.
         ready: called with host and port once the server listens.
         progress: told of each phase when the model has to be made first.
 
@@ -160,8 +192,9 @@ def serve(
     host, port = split_listen(listen)
     _require_loopback(policy, host)
     admit(policy, job, peer="this server")  # Every client would be turned away later, and told no reason.
+    require_short(policy)
     proofs = () if evidence is None else read_proofs(evidence)
-    tls = ContextHolder(keys, on_refusal=_audit)
+    tls = ContextHolder(keys, passphrase=passphrase)
     known = None if code is None else read_code(code)
     plan = CutPlan(front=job.cut.front, back=job.cut.back)
     directory = resolve_model(
@@ -171,6 +204,11 @@ def serve(
     require_proof(policy, job, model=digest, proofs=proofs)
     middle = load_middle(directory)
     files = ExitStack()
+    journal = files.enter_context(open_journal(tls.folder))
+    record_of = Record(journal, signer_of)
+    record_of.note(Loaded(what="policy", digest=policy.digest))
+    record_of.note(Loaded(what="job", digest=job.digest))
+    record_of.note(Loaded(what="model", digest=digest))
     worker = None
     if job.sums.backend in {"bfv", "ckks"}:
         from securesplit.aggregate.he_worker import HeWorker
@@ -178,15 +216,18 @@ def serve(
         worker = files.enter_context(HeWorker())
     if out is not None:
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    records = None if out is None else RoundRecords(KeyFolder.open(Path(keys), "server"), out)
+    records = None if out is None else RoundRecords(tls.folder, out)
     anchors = KeptAnchors(Path(keys) / "anchors")
     seen = None if record is None else SumRecords(record, directory, job)
-    core = build_core(job, policy, middle, digest, known, anchors, worker=worker, records=records, seen=seen)
+    core = build_core(
+        job, policy, middle, digest, known, anchors, worker=worker, records=records, seen=seen, limits=limits,
+        note=record_of.require, checkpoints=Checkpoints(journal, verify_signature),
+    )  # fmt: skip
     if record is not None:
         _write_public(record, job, policy, digest)
         if known is not None:
             save_code(known, record / "code.safetensors")
-    shell = Shell(core, tls, listen_for(job, policy, host, port, record))
+    shell = Shell(core, tls, listen_for(job, policy, host, port, record, limits), record_of)
     with files:
         asyncio.run(_until_signal(shell, lambda found: ready(host, found)))
     if out is not None:
@@ -194,13 +235,16 @@ def serve(
     return Served(sums=core.sums.finished, aborted=core.sums.aborted)
 
 
-def listen_for(job: Job, policy: Policy, host: str, port: int, record: Path | None) -> Listen:
+def listen_for(
+    job: Job, policy: Policy, host: str, port: int, record: Path | None, limits: Limits | None = None
+) -> Listen:
     """Where and within which limits a job is served.
 
     Every client of the roster has room for all of its connections: those that it lost may still count while it comes back.
     """
     room = max(CONNECTIONS, MOST_PER_CLIENT * len(job.sums.roster) + 16)
-    return Listen(host, port, policy.limits.max_message_bytes, max_connections=room, record=record)
+    asked = (limits or Limits()).sized(room)
+    return Listen(host, port, policy.limits.max_message_bytes, max_connections=room, record=record, limits=asked)
 
 
 def _signed(_name: str, certificate: bytes, signature: bytes, data: bytes) -> None:
@@ -246,7 +290,3 @@ def _write_public(record: Path, job: Job, policy: Policy, model: str) -> None:
             f"cannot record into {record}: {type(error).__name__}",
             hint="Name a directory that does not exist yet.",
         ) from None
-
-
-def _audit(refusal: Refusal) -> None:
-    _log.warning("refused a TLS handshake: [%s] %s", refusal.code, refusal.cause)

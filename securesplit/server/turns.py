@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from securesplit.errors import RemoteProtocolError
 from securesplit.protocol.messages import Forward
 
 
@@ -24,10 +25,16 @@ class Turns:
         self._waiting: deque[tuple[int, Forward]] = deque()
 
     def take(self, connection: int, message: Forward, now: float) -> bool:
-        """Whether the step may run now; otherwise it is queued."""
+        """Whether the step may run now; otherwise it is queued.
+
+        Raises:
+            RemoteProtocolError: SS-4025 when this connection has a step in the queue already.
+        """
         if self._holder in {None, connection}:
             self._holder, self._since = connection, now
             return True
+        if any(waiting == connection for waiting, _ in self._waiting):
+            raise RemoteProtocolError("SS-4025", "a client sent a learning step while another of its own waits")
         self._waiting.append((connection, message))
         return False
 

@@ -32,10 +32,14 @@ class Work:
     """Run ``task`` off the event loop, then hand its result to :meth:`Core.complete`.
 
     Connection 0 is nobody's: the work is the core's own.
+
+    Attributes:
+        apart: whether it only waits for a disk, touches nothing of B's, and need not stand in line behind a computation.
     """
 
     connection: int
     task: Callable[[], object]
+    apart: bool = False
 
     def run(self) -> object:
         """The task's result, or the error of ours that it raised. A foreign error is logged by its type alone."""
@@ -62,12 +66,28 @@ Action = Send | Work | Close
 class Core(Protocol):
     """What a shell needs from a server."""
 
+    def welcome(self, name: str) -> None:
+        """Whether a client of this name may connect at all.
+
+        Raises:
+            ConnectionFailed: SS-3214 when it may not.
+        """
+        ...
+
     def connect(self, name: str, party: Party) -> int:
         """A client with a verified certificate has connected; returns the connection's number."""
         ...
 
     def receive(self, connection: int, data: bytes) -> list[Action]:
         """One whole message has arrived. Never raises for what the peer sent."""
+        ...
+
+    def allowance(self, connection: int, start: bytes) -> int:
+        """The most bytes that a message which begins like this may have now; asked before the rest of it is kept."""
+        ...
+
+    def reject(self, connection: int, error: SecureSplitError) -> list[Action]:
+        """The shell has found a reason to end this connection."""
         ...
 
     def complete(self, connection: int, result: object) -> list[Action]:

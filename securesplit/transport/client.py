@@ -6,8 +6,13 @@ connection. No proxy is taken from the environment, nothing is compressed, and o
 
 from __future__ import annotations
 
+import re
+import socket
 import ssl
+import time
 from contextlib import ExitStack
+from datetime import UTC, datetime
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
@@ -15,28 +20,34 @@ from websockets.frames import CloseCode
 from websockets.sync.client import ClientConnection, connect
 
 from securesplit.errors import ConnectionFailed, InputError
-from securesplit.pki.identity import Identity
+from securesplit.pki.identity import Identity, read_certificate
 from securesplit.pki.store import KeyFolder
-from securesplit.transport.refusal import diagnose
+from securesplit.transport.refusal import diagnose, hearing
 from securesplit.transport.silence import PING_SECONDS, PONG_SECONDS, limit
 from securesplit.transport.tls import client_context, peer_identity
 
 SUBPROTOCOL = "securesplit.v1"
 FRAGMENT = 1 << 20
+_LOOK = 2.0
+_CODE = re.compile(r"SS-3[0-9]{3}")
 
 
 class WebSocketPipe:
     """One connection. See :class:`securesplit.transport.pipe.Pipe`.
 
     Attributes:
+        date: what the server's clock said, as HTTP writes it; empty when it said nothing.
         peer: the server's leaf certificate, DER, verified by TLS.
         identity: what that certificate says, verified to be a server of our own trust domain.
         tls_version: as negotiated, such as ``TLSv1.3``.
     """
 
-    def __init__(self, socket: ClientConnection, closing: ExitStack) -> None:
+    def __init__(self, socket: ClientConnection, closing: ExitStack, folder: KeyFolder) -> None:
         self._socket = socket
         self._closing = closing
+        self._folder = folder
+        self._stamps, self._looked = folder.stamps(), time.monotonic()
+        self.date = "" if socket.response is None else socket.response.headers.get("Date", "")
         wire = socket.socket
         assert isinstance(wire, ssl.SSLSocket)
         try:
@@ -48,10 +59,12 @@ class WebSocketPipe:
         if leaf is None:
             raise ConnectionFailed("SS-3020", "the connection was closed", hint="See the server's log.")
         self.peer = leaf
+        self._until = read_certificate(leaf).not_valid_after_utc
         self.tls_version = wire.version() or "none"
 
     def send(self, data: bytes) -> None:
         """Send one message in fragments of at most 1 MiB, so that pings pass between them."""
+        self._require_valid()
         view = memoryview(data)
         try:
             self._socket.send(view[i : i + FRAGMENT] for i in range(0, len(view), FRAGMENT))
@@ -76,8 +89,33 @@ class WebSocketPipe:
         """Close in order."""
         self._closing.close()
 
+    def _require_valid(self) -> None:
+        """Send nothing to a server whose certificate ran out, or was revoked, since the handshake.
 
-def open_pipe(url: str, folder: KeyFolder, *, max_message: int, timeout: float = 20.0) -> WebSocketPipe:
+        A revocation counts once the list in this client's folder, or beside it, names the server.
+        """
+        now = time.monotonic()
+        if datetime.now(UTC) > self._until:
+            raise ConnectionFailed(
+                "SS-3203",
+                "the server's certificate has expired during the session",
+                hint="Its operator has to renew it.",
+            )
+        if now - self._looked < _LOOK or (stamps := self._folder.stamps()) == self._stamps:
+            return
+        self._looked = now
+        try:
+            folder = self._folder.reopen()
+        except ConnectionFailed:
+            return  # Half exchanged; it is looked at again. The session stands on what was checked when it began.
+        folder.verify_peer(self.peer, "server")
+        self._folder, self._stamps = folder, stamps
+
+
+def open_pipe(
+    url: str, folder: KeyFolder, *, max_message: int, timeout: float = 20.0, context: ssl.SSLContext | None = None,
+    wire: socket.socket | None = None,
+) -> WebSocketPipe:  # fmt: skip
     """Connect, verify the server, and say why when that fails.
 
     Args:
@@ -85,18 +123,24 @@ def open_pipe(url: str, folder: KeyFolder, *, max_message: int, timeout: float =
         folder: the client's keys.
         max_message: largest message to accept, in bytes.
         timeout: for TCP, TLS and the websocket handshake together, in seconds.
+        context: from :func:`securesplit.transport.tls.client_context`, when the caller wants to listen in.
+        wire: a TCP connection to the server, when there is one already.
 
     Raises:
         InputError: SS-1140 for a URL that is not wss.
-        ConnectionFailed: SS-30xx, with the cause that local checks can name.
+        ConnectionFailed: SS-30xx, or the cause that the server's alert or its answer, and local checks, can name.
     """
     host_of(url)
     closing = ExitStack()
+    alerts: list[ssl.SSLError] = []
+    context = context or client_context(folder)
+    context.sslsocket_class = hearing(alerts)
     try:
-        socket = closing.enter_context(
+        opened = closing.enter_context(
             connect(
                 url,
-                ssl=client_context(folder),
+                sock=wire,
+                ssl=context,
                 subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]  # a NewType over str
                 compression=None,
                 proxy=None,
@@ -109,12 +153,16 @@ def open_pipe(url: str, folder: KeyFolder, *, max_message: int, timeout: float =
         )
     except InvalidStatus as error:
         reason = error.response.headers.get("X-SecureSplit", "")
+        if error.response.status_code == HTTPStatus.FORBIDDEN and _CODE.fullmatch(reason):
+            raise ConnectionFailed(
+                reason, "the server refused this client with this code", hint=f"securesplit explain {reason}"
+            ) from None
         raise ConnectionFailed(
             "SS-3030",
             f"the server refused the connection (HTTP {error.response.status_code}{': ' + reason if reason.startswith('SS-') else ''})",
         ) from None
     except (ssl.SSLError, InvalidMessage, ConnectionClosed, EOFError, ConnectionResetError, BrokenPipeError) as error:
-        raise diagnose(folder, error) from None
+        raise diagnose(folder, alerts[0] if alerts else error) from None
     except InvalidURI:
         raise InputError("SS-1140", "the server's address is not a wss:// URL", hint="Use wss://host:port.") from None
     except InvalidHandshake:
@@ -129,7 +177,7 @@ def open_pipe(url: str, folder: KeyFolder, *, max_message: int, timeout: float =
         raise ConnectionFailed(
             "SS-3033", f"cannot reach the server: {type(error).__name__}", hint="Is it running, and on this port?"
         ) from None
-    return _admitted(socket, closing)
+    return _admitted(opened, closing, folder)
 
 
 def host_of(url: str) -> str:
@@ -151,14 +199,14 @@ def host_of(url: str) -> str:
     return host
 
 
-def _admitted(socket: ClientConnection, closing: ExitStack) -> WebSocketPipe:
+def _admitted(socket: ClientConnection, closing: ExitStack, folder: KeyFolder) -> WebSocketPipe:
     if socket.subprotocol != SUBPROTOCOL:
         closing.close()
         raise ConnectionFailed(
             "SS-3031", "the server does not speak securesplit.v1", hint="Check the address and the port."
         )
     try:
-        return WebSocketPipe(socket, closing)
+        return WebSocketPipe(socket, closing, folder)
     except ConnectionFailed:
         closing.close()
         raise

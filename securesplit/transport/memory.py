@@ -30,6 +30,7 @@ class MemoryServer:
 
     def connect(self, name: str, party: Party) -> MemoryPipe:
         """Open a pipe for a client whose certificate is taken as verified."""
+        self._core.welcome(name)
         number = self._core.connect(name, party)
         pipe = MemoryPipe(self, number, self._recorders.get(name))
         self._pipes[number] = pipe

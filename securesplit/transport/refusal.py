@@ -1,8 +1,8 @@
 """From a failed handshake to a cause: what OpenSSL says, in our codes, and what a refused client can find out itself.
 
-A server that refuses a certificate closes the connection without a word (Python's event loop sends no TLS alert), so
-the client sees nothing but an end of file. :func:`diagnose` then checks everything that can be checked on this side,
-in order, before it says that the server's reason is unknown.
+Our own server sends the TLS alert that belongs to its refusal (securesplit/transport/accepted.py). Others may not: Python's
+event loop drops it, and the client sees nothing but an end of file. So :func:`diagnose` checks everything that can be
+checked on this side, in order, weighs the alert against it, and says last that the server's reason is unknown.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import socket
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from securesplit.errors import ConnectionFailed
+from securesplit.pki.identity import read_certificate
 from securesplit.pki.store import KeyFolder
 
-__all__ = ["Refusal", "diagnose", "refusal_of"]
+__all__ = ["Refusal", "diagnose", "hearing", "refusal_of"]
 
 # Numbers of X509_V_ERR_* in OpenSSL's x509_vfy.h.
 _VERIFY = {
@@ -34,7 +35,11 @@ _VERIFY = {
     21: ("SS-3202", "the certificate was issued by another authority"),
     23: ("SS-3205", "the certificate is revoked"),
     26: ("SS-3210", "the certificate is for another role"),
+    47: ("SS-3211", "a name in the certificate is outside of what its authority may certify"),
     44: ("SS-3206", "the revocation list comes from another authority"),
+    66: ("SS-3215", "the certificate's key is too weak"),
+    67: ("SS-3215", "an authority's key is too weak"),
+    68: ("SS-3215", "the certificate's signature is too weak"),
     62: ("SS-3212", "the certificate does not name the host that was dialled"),
     64: ("SS-3212", "the certificate does not name the address that was dialled"),
 }
@@ -70,6 +75,7 @@ _HINTS = {
     "SS-3302": "Both ends need TLS 1.3; look for a proxy or an old OpenSSL between them.",
     "SS-3303": "Check the port, and that no proxy ends TLS on the way.",
 }
+_SKEW = timedelta(hours=1)
 _UNREACHABLE = (ConnectionRefusedError, socket.gaierror, TimeoutError)
 
 
@@ -81,11 +87,13 @@ class Refusal:
         code: our error code.
         cause: in words; free of anything that the peer wrote.
         reason: OpenSSL's own name or message, for the operator's log.
+        address: the peer's, where it is known.
     """
 
     code: str
     cause: str
     reason: str
+    address: str = ""
 
 
 def refusal_of(error: ssl.SSLError) -> Refusal:
@@ -99,6 +107,24 @@ def refusal_of(error: ssl.SSLError) -> Refusal:
         if reason.endswith(name):
             return Refusal(code, cause, reason)
     return Refusal("SS-3305", "the TLS handshake failed", reason)
+
+
+def hearing(alerts: list[ssl.SSLError]) -> type[ssl.SSLSocket]:
+    """A class of sockets that keep the alert by which the other side ended the connection.
+
+    The websocket library reads in a thread of its own and reports an end of file in the alert's place.
+    """
+
+    class Hearing(ssl.SSLSocket):
+        def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+            try:
+                return super().recv(buflen, flags)
+            except ssl.SSLError as error:
+                if _tells(error):
+                    alerts.append(error)
+                raise
+
+    return Hearing
 
 
 def diagnose(folder: KeyFolder, error: BaseException, now: datetime | None = None) -> ConnectionFailed:
@@ -132,18 +158,47 @@ def diagnose(folder: KeyFolder, error: BaseException, now: datetime | None = Non
     if said is not None and said.code in {"SS-3302", "SS-3303"}:
         return ConnectionFailed(said.code, f"no TLS with the server: {said.cause}", hint=_HINTS[said.code])
     try:
-        KeyFolder.open(folder.path, folder.identity.role, now=now)
+        folder.reopen(now=now)
     except ConnectionFailed as fault:
         return ConnectionFailed(fault.code, f"the server refused this party: {fault.what}", hint=fault.hint)
     if said is not None and said.code != "SS-3305":
-        hint = _HINTS.get(said.code, "Ask the server's operator; its log holds the reason.")
-        return ConnectionFailed(said.code, f"the server refused this party: {said.cause}", hint=hint)
+        return _weighed(said, folder, now or datetime.now(UTC))
     return ConnectionFailed(
         "SS-3301",
         "the server closed the connection in or right after the TLS handshake: it refused the certificate, which was "
         "probably issued by another authority or revoked",
         hint="Everything on this side is in order. Compare ca.pem with the server's, and ask its operator for the reason.",
     )
+
+
+def _weighed(said: Refusal, folder: KeyFolder, now: datetime) -> ConnectionFailed:
+    """The server's alert, held against what this side knows: TLS has fewer alerts than there are causes.
+
+    OpenSSL says "expired" for an outdated revocation list, too, and "bad certificate" for one that is not valid yet.
+    """
+    leaf = read_certificate(folder.cert_der)
+    left = leaf.not_valid_after_utc - now
+    if said.code == "SS-3203" and left > _SKEW:
+        return ConnectionFailed(
+            "SS-3206",
+            f"the server refused this party: it says 'expired', and the certificate is good for {_span(left)} more; so its "
+            "revocation list is out of date, or its clock is that far ahead",
+            hint="Ask the server's operator to publish the list ('securesplit certs crl') and to check the clock.",
+        )
+    if said.code == "SS-3301" and now - leaf.not_valid_before_utc < timedelta(days=1):
+        return ConnectionFailed(
+            "SS-3204",
+            "the server refused this party: it calls the certificate bad, and it is new and in order here; so the server's "
+            f"clock is probably more than {_span(now - leaf.not_valid_before_utc)} behind",
+            hint=_HINTS["SS-3204"],
+        )
+    hint = _HINTS.get(said.code, "Ask the server's operator; its audit log holds the reason.")
+    return ConnectionFailed(said.code, f"the server refused this party: {said.cause}", hint=hint)
+
+
+def _span(span: timedelta) -> str:
+    hours = span.total_seconds() / 3600
+    return f"{hours / 24:.0f} days" if hours >= 48 else f"{hours:.0f} h" if hours >= 2 else f"{hours * 60:.0f} min"
 
 
 def _tells(error: ssl.SSLError) -> bool:

@@ -2,71 +2,48 @@
 
 The event loop never computes: :class:`Work` runs in one worker thread (a 4 s computation on the loop was measured to
 lose a connection to its own ping timeout). Each connection has a bounded outbox and a writer of its own, so that a slow
-peer holds up nobody but itself.
+peer holds up nobody but itself; who does not take its answers is not read either.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http import HTTPStatus
-from pathlib import Path
+from typing import cast
 
-from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from securesplit.errors import ConnectionFailed
+from securesplit.errors import ConnectionFailed, RemoteProtocolError
 from securesplit.pki.certificate import verify_signature
+from securesplit.pki.identity import Identity, read_certificate
 from securesplit.protocol.session import Party
 from securesplit.protocol.transcript import Recorder
-from securesplit.transport.actions import Action, Close, Core, Send, Work
+from securesplit.transport.actions import Action, Close, Core, Work
+from securesplit.transport.buckets import Rates
 from securesplit.transport.client import FRAGMENT, SUBPROTOCOL
-from securesplit.transport.silence import PING_SECONDS, PONG_SECONDS, limit
+from securesplit.transport.door import Door
+from securesplit.transport.listening import CONNECTIONS, MOST_PER_CLIENT, Listen, open_sockets
+from securesplit.transport.peer import FAREWELL, Peer
+from securesplit.transport.progress import Wire
+from securesplit.transport.record import Record, Stage, stage_of
+from securesplit.transport.refresh import Refresher
+from securesplit.transport.refusal import Refusal
+from securesplit.transport.silence import PING_SECONDS, limit
 from securesplit.transport.tls import ContextHolder, folder_of, peer_identity
 
 _log = logging.getLogger(__name__)
-MOST_PER_CLIENT = 4
-"""Connections of one certificate; a lost one may still be counted when its client comes back."""
+__all__ = ["CONNECTIONS", "MOST_PER_CLIENT", "Listen", "Shell"]
 
-_OUTBOX = 64
 _TICK = 0.25
-_FAREWELL = 5.0
-
-CONNECTIONS = 64
-"""How many at once, unless it is said otherwise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """Where and within which limits to serve.
-
-    Attributes:
-        host, port: address; port 0 picks a free one.
-        max_message: largest message accepted, in bytes.
-        max_connections: more are answered with HTTP 503.
-        record: directory for a transcript, or None.
-    """
-
-    host: str
-    port: int
-    max_message: int
-    max_connections: int = CONNECTIONS
-    record: Path | None = None
-
-
-@dataclass(slots=True)
-class _Peer:
-    name: str
-    socket: ServerConnection
-    recorder: Recorder | None
-    outbox: asyncio.Queue[bytes | Close] = field(default_factory=lambda: asyncio.Queue(_OUTBOX))
+_SYNC = 1.0
 
 
 class Shell:
@@ -76,15 +53,21 @@ class Shell:
         core: the server.
         tls: the server's keys and TLS context, exchanged while it runs when their files change.
         listen: address and limits.
+        record: where refusals and connections are written down.
     """
 
-    def __init__(self, core: Core, tls: ContextHolder, listen: Listen) -> None:
+    def __init__(self, core: Core, tls: ContextHolder, listen: Listen, record: Record | None = None) -> None:
         self._core = core
         self._tls = tls
         self._listen = listen
-        self._peers: dict[int, _Peer] = {}
+        self._record = record or Record()
+        self._peers: dict[int, Peer] = {}
         self._ticks: set[asyncio.Task[None]] = set()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="middle")
+        self._door = Door(listen.limits.handshakes, self._turned_away)
+        self._refresher = Refresher(tls, self._record)
+        self._rates = Rates(listen.limits)
+        tls.on_refusal = self._refused
 
     async def run(self, stop: asyncio.Event, ready: Callable[[int], None]) -> None:
         """Serve until ``stop`` is set.
@@ -98,17 +81,25 @@ class Shell:
         """
         try:
             async with AsyncExitStack() as stack:
-                server = await self._open(stack)
-                ready(next(iter(server.sockets)).getsockname()[1])
+                ready(await self._open(stack))
+                synced = 0.0
                 while not stop.is_set():
+                    now = time.monotonic()
+                    self._record.tick(now)
                     await self._tick()
-                    self._refresh()
+                    self._door.sweep()
+                    self._inspect()
+                    if now - synced > _SYNC:
+                        synced = now
+                        await asyncio.get_running_loop().run_in_executor(None, self._record.sync)
                     try:
                         await asyncio.wait_for(stop.wait(), _TICK)
                     except TimeoutError:
                         continue
                 await asyncio.gather(*self._ticks)
         finally:
+            self._record.finish()
+            self._door.close()
             self._worker.shutdown(wait=True)
 
     async def _tick(self) -> None:
@@ -119,72 +110,82 @@ class Shell:
         if actions := self._core.tick(time.monotonic()):
             self._ticks.add(asyncio.create_task(self._perform(actions)))
 
-    async def _open(self, stack: AsyncExitStack) -> Server:
-        listening = serve(
-            self._handle,
-            self._listen.host,
-            self._listen.port,
-            ssl=self._tls.listening,
-            subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]  # a NewType over str
-            compression=None,
-            max_size=(self._listen.max_message, 2 * FRAGMENT),
-            max_queue=4,
-            write_limit=1 << 20,
-            open_timeout=10,
-            close_timeout=_FAREWELL,
-            ping_interval=PING_SECONDS,
-            ping_timeout=PONG_SECONDS,
-            backlog=self._listen.max_connections,  # All clients may come back at once.
-            process_request=self._admit,
-            server_header=None,
-        )
-        try:
-            return await stack.enter_async_context(listening)
-        except OSError as error:
-            why = "the port is taken" if error.errno == errno.EADDRINUSE else type(error).__name__
-            raise ConnectionFailed(
-                "SS-3041",
-                f"cannot listen on {self._listen.host}, port {self._listen.port}: {why}",
-                hint="Choose another port, or an address of this machine; port 0 picks a free one.",
-            ) from None
+    async def _open(self, stack: AsyncExitStack) -> int:
+        # All clients may come back at once.
+        sockets = await open_sockets(self._listen.host, self._listen.port, self._door, self._listen.max_connections)
+        port = int(sockets[0].getsockname()[1])
+        for listening in sockets:
+            await stack.enter_async_context(
+                serve(
+                    self._handle,  # type: ignore[arg-type]  # its connections are of the class below
+                    sock=listening,
+                    ssl=self._tls.listening,
+                    create_connection=Wire,
+                    subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]  # a NewType over str
+                    compression=None,
+                    max_size=(self._listen.max_message, 2 * FRAGMENT),
+                    max_queue=4,
+                    write_limit=1 << 20,
+                    open_timeout=self._listen.limits.handshakes.seconds,
+                    close_timeout=FAREWELL,
+                    ping_interval=PING_SECONDS,
+                    ping_timeout=None,  # A pong may wait behind a message that moves; Peer.stalled looks at bytes instead.
+                    backlog=self._listen.max_connections,
+                    process_request=self._admit,
+                    server_header=None,
+                )
+            )
+        return port
 
     def _admit(self, socket: ServerConnection, request: Request) -> Response | None:
         del request
-        if len(self._peers) < self._listen.max_connections:
-            return None
-        refusal = socket.respond(
-            HTTPStatus.SERVICE_UNAVAILABLE, "SS-3040: the server has no room for another connection\n"
-        )
-        refusal.headers["X-SecureSplit"] = "SS-3040"
+        wire = cast("Wire", socket)
+        if wire.visitor is not None:
+            self._door.known(wire.visitor)
+        if len(self._peers) >= self._listen.max_connections:
+            return self._answer(wire, HTTPStatus.SERVICE_UNAVAILABLE, "SS-3040", "http")
+        if self._record.fault is not None:
+            return self._answer(wire, HTTPStatus.SERVICE_UNAVAILABLE, self._record.fault.code, "http")
+        try:
+            identity, party = self._identify(wire)
+        except ConnectionFailed as error:
+            return self._answer(wire, HTTPStatus.FORBIDDEN, error.code, "identity")
+        try:
+            self._core.welcome(identity.name)
+        except ConnectionFailed as error:
+            return self._answer(wire, HTTPStatus.FORBIDDEN, error.code, "identity", peer=identity.uri)
+        wire.owner = identity, party
+        return None
+
+    def _answer(self, wire: Wire, status: HTTPStatus, code: str, stage: Stage, peer: str = "") -> Response:
+        self._record.refused(stage, code, wire.address, peer=peer)
+        refusal = wire.respond(status, f"{code}: securesplit explain {code}\n")
+        refusal.headers["X-SecureSplit"] = code
         return refusal
 
-    async def _handle(self, socket: ServerConnection) -> None:
-        if socket.subprotocol != SUBPROTOCOL:
-            await socket.close(4400, "SS-3031")
+    async def _handle(self, wire: Wire) -> None:
+        if wire.subprotocol != SUBPROTOCOL:
+            self._record.refused("http", "SS-3031", wire.address)
+            await wire.close(4400, "SS-3031")
             return
-        try:
-            name, party = self._identify(socket)
-        except ConnectionFailed as error:
-            _log.warning("refused a connection: %s", error)
-            await socket.close(4403, error.code)
-            return
+        assert wire.owner is not None
+        identity, party = wire.owner
         with suppress(OSError):  # It may have gone in the meantime, which the loop below finds out.
-            limit(socket.transport.get_extra_info("socket"))
-        self._displace(name)
-        number = self._core.connect(name, party)
-        recorder = Recorder(self._listen.record, peer=name, number=number) if self._listen.record else None
-        peer = self._peers[number] = _Peer(name, socket, recorder)
-        _log.info("connection %d: %s", number, name)
-        writer = asyncio.create_task(self._write(peer))
+            limit(wire.transport.get_extra_info("socket"))
+        self._displace(identity.name)
+        number = self._core.connect(identity.name, party)
+        recorder = Recorder(self._listen.record, peer=identity.name, number=number) if self._listen.record else None
+        peer = self._peers[number] = Peer(
+            identity.name, identity.uri, wire.address, read_certificate(party.peer).not_valid_after_utc, party.peer, wire,
+            recorder, self._listen.limits.progress,
+        )  # fmt: skip
+        self._record.accepted(number, peer.address, peer.uri, party.peer)
+        if folder_of(wire.transport.get_extra_info("ssl_object")) is not self._tls.folder:
+            self._revalidate(number, peer)  # The keys were exchanged while the handshake was under way.
+        writer = asyncio.create_task(peer.write())
         try:
-            async for data in socket:
-                if isinstance(data, str):
-                    _log.warning("connection %d (%s) is closed: a text message", number, name)
-                    await socket.close(4400, "SS-4001")
-                    break
-                if recorder:
-                    recorder.record(0, time.time_ns(), data)
-                await self._perform(self._core.receive(number, data))
+            while True:
+                await self._serve(number, peer)
         except ConnectionClosed:
             pass
         finally:
@@ -193,68 +194,104 @@ class Shell:
             if recorder:
                 recorder.close()
             await self._perform(self._core.disconnect(number))
-            _log.info("connection %d: closed", number)
+            self._record.closed(number, peer.uri, peer.code, up=peer.up, down=peer.down)
+
+    async def _serve(self, number: int, peer: Peer) -> None:
+        """One message: read it, within what this client may send now; hand it to the core; keep to its pace."""
+        parts: list[bytes] = []
+        size, most = 0, self._listen.max_message
+        async for part in peer.wire.recv_streaming():
+            peer.within = True
+            if peer.deaf:
+                continue
+            if isinstance(part, str):
+                self._put_out(number, peer, "SS-4001")
+                continue
+            if not parts:
+                most = self._core.allowance(number, part[:8])
+            size += len(part)
+            if size > most:
+                parts.clear()
+                self._put_out(number, peer, "SS-4002")
+                continue
+            parts.append(part)
+        peer.within = False
+        if peer.deaf:
+            return
+        peer.up += size
+        data = b"".join(parts)
+        if peer.recorder:
+            peer.recorder.record(0, time.time_ns(), data)
+        if not self._record.sound:
+            self._put_out(number, peer, "SS-1585")
+            return
+        await self._perform(self._core.receive(number, data))
+        if wait := self._rates.wait(peer.name, size, time.monotonic()):
+            await asyncio.sleep(min(wait, 60.0))
+        await peer.room()
 
     def _displace(self, name: str) -> None:
         """Make room for a client's new connection at the cost of its own oldest one, never of another client's."""
+        most = self._listen.limits.of(name).connections or self._listen.max_connections
         mine = [number for number, peer in self._peers.items() if peer.name == name]
-        for number in mine[: max(0, len(mine) - MOST_PER_CLIENT + 1)]:
-            _log.warning("connection %d gives way to a newer one of %s", number, name)
-            self._peers[number].socket.transport.abort()
+        for number in mine[: max(0, len(mine) - most + 1)]:
+            peer = self._peers[number]
+            peer.code = peer.code or "SS-3054"
+            self._record.refused("limit", "SS-3054", peer.address, peer=peer.uri, connection=number)
+            self._record.quota("SS-3054", most, peer.address, peer=peer.uri, connection=number)
+            peer.wire.transport.abort()
 
     @staticmethod
-    def _identify(socket: ServerConnection) -> tuple[str, Party]:
-        tls = socket.transport.get_extra_info("ssl_object")
+    def _identify(wire: Wire) -> tuple[Identity, Party]:
+        tls = wire.transport.get_extra_info("ssl_object")
         identity, folder = peer_identity(tls, "client"), folder_of(tls)
-        return identity.name, Party(folder.cert_der, tls.getpeercert(binary_form=True), folder.sign, verify_signature)
+        return identity, Party(folder.cert_der, tls.getpeercert(binary_form=True), folder.sign, verify_signature)
 
-    def _refresh(self) -> None:
-        """Pick up changed certificates and revocations; close who is not valid any more. Nobody else notices."""
-        if not self._tls.changed():
-            return
+    def _inspect(self) -> None:
+        """Pick up changed keys; put out who is not valid any more, and who stands still. Nobody else notices."""
+        reloaded, now, loop_now = self._refresher.look(), datetime.now(UTC), asyncio.get_running_loop().time()
+        for number, peer in list(self._peers.items()):
+            if peer.deaf:
+                continue
+            if reloaded or peer.not_after <= now:
+                self._revalidate(number, peer)
+            elif code := peer.stalled(loop_now):
+                self._put_out(number, peer, code)
+
+    def _revalidate(self, number: int, peer: Peer) -> None:
         try:
-            self._tls.reload()
+            self._tls.require_valid(peer.leaf)
         except ConnectionFailed as error:
-            _log.error("the changed key folder is not usable, the old one stays in force: %s", error)
-            return
-        _log.info("certificates reloaded")
-        for number, peer in self._peers.items():
-            leaf = peer.socket.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
-            try:
-                self._tls.require_valid(leaf)
-            except ConnectionFailed as error:
-                _log.warning("connection %d is closed: %s", number, error)
-                self._queue(peer, Close(number, error.code))
+            self._put_out(number, peer, error.code)
+
+    def _put_out(self, number: int, peer: Peer, code: str) -> None:
+        """End a connection from this side, for a reason that the core does not know."""
+        for action in self._core.reject(number, RemoteProtocolError(code, "put out by the shell")):
+            if not isinstance(action, Work):
+                self._queue(peer, action)
 
     async def _perform(self, actions: list[Action]) -> None:
         for action in actions:
             peer = self._peers.get(action.connection)
             if isinstance(action, Work):
-                result = await asyncio.get_running_loop().run_in_executor(self._worker, action.run)
+                where = None if action.apart else self._worker
+                result = await asyncio.get_running_loop().run_in_executor(where, action.run)
                 await self._perform(self._core.complete(action.connection, result))
             elif peer is not None:
                 self._queue(peer, action)
 
-    @staticmethod
-    def _queue(peer: _Peer, action: Send | Close) -> None:
-        if isinstance(action, Close):  # One that does not read never takes its farewell; it must be out all the same.
-            asyncio.get_running_loop().call_later(_FAREWELL, peer.socket.transport.abort)
-        try:
-            peer.outbox.put_nowait(action.data if isinstance(action, Send) else action)
-        except asyncio.QueueFull:
-            _log.warning("connection %d does not read; closing it", action.connection)
-            peer.socket.transport.abort()
+    def _queue(self, peer: Peer, action: Action) -> None:
+        assert not isinstance(action, Work)
+        if isinstance(action, Close) and action.code and not peer.code:
+            self._record.refused(
+                stage_of(action.code), action.code, peer.address, peer=peer.uri, connection=action.connection
+            )
+        if not peer.put(action):
+            peer.code = peer.code or "SS-4027"
+            self._record.refused("limit", "SS-4027", peer.address, peer=peer.uri, connection=action.connection)
 
-    async def _write(self, peer: _Peer) -> None:
-        try:
-            while True:
-                item = await peer.outbox.get()
-                if isinstance(item, Close):
-                    await peer.socket.close(4400 if item.code else 1000, item.code)
-                    return
-                if peer.recorder:
-                    peer.recorder.record(1, time.time_ns(), item)
-                view = memoryview(item)
-                await peer.socket.send([bytes(view[i : i + FRAGMENT]) for i in range(0, len(view), FRAGMENT)])
-        except ConnectionClosed:
-            return
+    def _refused(self, refusal: Refusal) -> None:
+        self._record.refused("tls", refusal.code, refusal.address)
+
+    def _turned_away(self, stage: str, code: str, address: str) -> None:
+        self._record.refused(cast("Stage", stage), code, address)

@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from securesplit.errors import ConnectionFailed
 from securesplit.pki.identity import Identity, Role
+from securesplit.pki.passphrase import Passphrase
 from securesplit.pki.store import KeyFolder
+from securesplit.transport.accepted import ACCEPTED, Accepted
 from securesplit.transport.refusal import Refusal, diagnose, refusal_of
 
 __all__ = [
@@ -36,12 +40,19 @@ __all__ = [
 
 
 class AuditedSSLObject(ssl.SSLObject):
-    """Reports why a handshake failed.
+    """Reports why a handshake failed, and tells the peer by the TLS alert that belongs to it.
 
-    Python's event loop drops the connection without a TLS alert and without a log line when a server refuses a
+    Python's event loop drops the connection without the alert and without a log line when a server refuses a
     certificate; this is the only place where the reason can still be had. The peer's certificate is not available yet,
-    so the listener has to add the address.
+    so the record holds its address.
     """
+
+    _outgoing: ssl.MemoryBIO | None = None
+    _visitor: Accepted | None = None
+
+    def belong(self, outgoing: ssl.MemoryBIO) -> None:
+        """Say where this handshake's bytes go, and remember whose callback made it."""
+        self._outgoing, self._visitor = outgoing, ACCEPTED.get()
 
     def do_handshake(self) -> None:
         """Go on with the handshake; report a failure, and let it pass on."""
@@ -50,9 +61,15 @@ class AuditedSSLObject(ssl.SSLObject):
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise
         except ssl.SSLError as error:
+            refusal = refusal_of(error)
+            if (visitor := self._visitor) is not None:
+                refusal = replace(refusal, address=visitor.address)
+                visitor.refused = True
+                if self._outgoing is not None and (alert := self._outgoing.read()):
+                    visitor.part(alert)
             context = self.context
             if isinstance(context, PartyContext) and context.on_refusal is not None:
-                context.on_refusal(refusal_of(error))
+                context.on_refusal(refusal)
             raise
 
 
@@ -67,6 +84,20 @@ class PartyContext(ssl.SSLContext):
     folder: KeyFolder
     on_refusal: Callable[[Refusal], None] | None = None
     sslobject_class = AuditedSSLObject
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,  # noqa: FBT001, FBT002 (the signature is the base class's)
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """As :meth:`ssl.SSLContext.wrap_bio`; the connection learns where its alerts have to go."""
+        made = super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+        if isinstance(made, AuditedSSLObject):
+            made.belong(outgoing)
+        return made
 
 
 def server_context(folder: KeyFolder, *, on_refusal: Callable[[Refusal], None] | None = None) -> PartyContext:
@@ -136,18 +167,25 @@ class ContextHolder:
 
     Args:
         path: the server's key folder, or the one above it.
-        on_refusal: told the reason of every failed handshake.
+        on_refusal: told the reason of every failed handshake; may be set later.
+        passphrase: asked once when the key is encrypted.
 
     Raises:
         ConnectionFailed: as :meth:`KeyFolder.open`, and SS-3305.
     """
 
-    def __init__(self, path: str | Path, *, on_refusal: Callable[[Refusal], None] | None = None) -> None:
-        folder = KeyFolder.open(path, "server")
-        self._on_refusal = on_refusal
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        on_refusal: Callable[[Refusal], None] | None = None,
+        passphrase: Passphrase | None = None,
+    ) -> None:
+        folder = KeyFolder.open(path, "server", passphrase=passphrase)
+        self.on_refusal = on_refusal
         # Taken before the files are read for good: a change in between is then seen as one more change.
         self._stamps = folder.stamps()
-        self._current = _tried(KeyFolder.open(folder.path, "server"), on_refusal)
+        self._current = _tried(folder.reopen(), self._refused)
         self.listening = self._current
         self.listening.sni_callback = self._swap
 
@@ -174,7 +212,7 @@ class ContextHolder:
                 not tried again until one of them changes.
         """
         self._stamps = self.folder.stamps()
-        self._current = _tried(KeyFolder.open(self.folder.path, "server"), self._on_refusal)
+        self._current = _tried(self.folder.reopen(), self._refused)
 
     def require_valid(self, client_der: bytes, *, now: datetime | None = None) -> Identity:
         """Check a connected client's certificate against what is in force now.
@@ -183,6 +221,10 @@ class ContextHolder:
             ConnectionFailed: SS-3205 revoked since, SS-3203 expired since, SS-3202 the authority was exchanged.
         """
         return self.folder.verify_peer(client_der, "client", now=now or datetime.now(UTC))
+
+    def _refused(self, refusal: Refusal) -> None:
+        if self.on_refusal is not None:
+            self.on_refusal(refusal)
 
     def _swap(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext) -> None:
         connection.context = self._current
@@ -194,9 +236,9 @@ def _context(folder: KeyFolder, protocol: ssl._SSLMethod) -> PartyContext:
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_CRL_CHECK_LEAF
     try:
-        context.load_cert_chain(folder.chain_path, folder.key_path)
+        context.load_cert_chain(folder.chain_path, folder.key_path, folder.password)
         context.load_verify_locations(cadata=folder.ca_pem.decode("ascii"))
-        context.load_verify_locations(cafile=folder.crl_path)
+        _load_lists(context, folder)
     except (OSError, ValueError) as error:
         # ssl.SSLError is an OSError. Its text may name a path, never a key.
         raise ConnectionFailed(
@@ -208,6 +250,14 @@ def _context(folder: KeyFolder, protocol: ssl._SSLMethod) -> PartyContext:
     return context
 
 
+def _load_lists(context: ssl.SSLContext, folder: KeyFolder) -> None:
+    """The very bytes that were checked, not what lies in the file by now; OpenSSL takes lists from files alone."""
+    with NamedTemporaryFile(prefix="securesplit-crl-") as file:
+        file.write(folder.crl_pem)
+        file.flush()
+        context.load_verify_locations(cafile=file.name)
+
+
 def _tried(folder: KeyFolder, on_refusal: Callable[[Refusal], None] | None) -> PartyContext:
     """A server context that has proved itself to a client that trusts the same authority."""
     context = server_context(folder, on_refusal=on_refusal)
@@ -216,7 +266,7 @@ def _tried(folder: KeyFolder, on_refusal: Callable[[Refusal], None] | None) -> P
     probe.check_hostname = False
     probe.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_CRL_CHECK_LEAF
     probe.load_verify_locations(cadata=folder.ca_pem.decode("ascii"))
-    probe.load_verify_locations(cafile=folder.crl_path)
+    _load_lists(probe, folder)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     server = context.wrap_bio(to_server, to_client, server_side=True)
     client = probe.wrap_bio(to_client, to_server)

@@ -204,7 +204,7 @@ def test_the_run_was_whole(evening):
     assert set(evening.records) == set(CLIENTS)
     assert all(record.survivors == (CLIENTS,) for record in evening.records.values())
     assert len(evening.losses) > 150
-    assert {line.split()[0] for line in evening.lines} >= {"websockets.server", "securesplit.transport.server"}
+    assert {line.split()[0] for line in evening.lines} >= {"websockets.server", "securesplit.transport.record"}
     assert any("BINARY" in line for line in evening.lines), "websockets logs every frame"
 
 

@@ -19,7 +19,7 @@ from securesplit.policy.schema import Policy
 from securesplit.privacy.clip import clip_sequence
 from securesplit.privacy.plan import plan_for
 from securesplit.protocol.codec import encode
-from securesplit.protocol.messages import Blob, Forward
+from securesplit.protocol.messages import Blob, Forward, Hello
 from securesplit.protocol.transcript import Recorder
 
 VOCABULARY = 120
@@ -134,6 +134,7 @@ def record(model_dirs):
         lines = []
         for client in range(3):
             recorder = Recorder(directory, peer=f"spiffe://test/client{client}", number=client)
+            recorder.record(0, 0, encode(Hello(version=1, nonce=bytes(32), policy=rules.digest)))
             mine = list(range(client, count, 3))
             for step, start in enumerate(range(0, len(mine), per_step)):
                 rows = mine[start : start + per_step]
@@ -162,7 +163,7 @@ def forward_fixture():
     return forward
 
 
-def forward(step: int, hidden: torch.Tensor, *, cache: int = 0) -> bytes:
+def forward(step: int, hidden: torch.Tensor, *, cache: int = 0, learn: bool = False) -> bytes:
     rows = hidden.reshape(-1, hidden.shape[-1]).numpy().astype("<f4")
     blob = Blob(dtype="f32", shape=rows.shape, data=rows.tobytes())
-    return encode(Forward(step=step, lengths=(hidden.shape[1],) * len(hidden), cache=cache, learn=False, hidden=blob))
+    return encode(Forward(step=step, lengths=(hidden.shape[1],) * len(hidden), cache=cache, learn=learn, hidden=blob))

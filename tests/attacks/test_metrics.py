@@ -82,8 +82,29 @@ def test_the_interval_resamples_sequences():
     assert (low, high) == pytest.approx((0.5 - 1.96 * 0.079, 0.5 + 1.96 * 0.079), abs=0.03)
     # Counted by token the same figures would give an interval a third as wide.
     assert high - low > 0.25
-    assert interval([3], [4]) == (0.75, 0.75)
-    assert interval([5, 5], [5, 5]) == (1.0, 1.0)
+
+
+def test_sequences_that_agree_leave_an_interval():
+    """Twelve of twelve exclude 1 no more than 0.76: Wilson's published interval for 12 hits of 12."""
+    assert interval([10] * 12, [10] * 12) == (pytest.approx(0.7575, abs=1e-3), 1.0)
+    assert interval([0] * 12, [10] * 12) == (0.0, pytest.approx(0.2425, abs=1e-3))
+    # By hand: z^2 / 2 = 1.92 of 4.84 around it, wherever one sequence alone lies.
+    low, high = interval([3], [4])
+    assert low < 0.2
+    assert 0.9 < high < 1
+    assert interval([5], [5]) == (pytest.approx(1 / 4.8415, abs=1e-4), 1.0)
+    # One long sequence beside many short ones is little more than one.
+    assert interval([1000, 1, 1], [1000, 1, 1])[0] < 0.22
+
+
+@pytest.mark.parametrize("chance", [0.5, 0.9])
+def test_a_verdicts_floor_is_above_the_truth_as_rarely_as_is_said(chance):
+    """A thousand honest runs whose true value is the ceiling itself; sequences stand or fall as a whole, the worst case."""
+    draws = np.random.default_rng(6).random((1000, 12)) < chance
+    floors = [interval(10 * d, [10] * 12, resamples=50, alarm=5e-5)[0] for d in draws.astype(float)]
+    assert max(floors) <= chance
+    ends = [interval(10 * d, [10] * 12, resamples=200)[0] for d in draws.astype(float)]
+    assert np.mean(np.array(ends) > chance) <= 0.05
 
 
 @settings(deadline=None, max_examples=30)

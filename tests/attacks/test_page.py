@@ -114,6 +114,22 @@ def test_the_figures_are_on_the_pages(report):
     assert "Anna Muster" in page(report())
 
 
+def test_failed_checks_of_the_noise_stand_first_and_in_bold(report):
+    passed = Check(name="O1 energy", statistic=0.9, threshold=0.75, passed=True)
+    failed = Check(name="O3 reuse", statistic=0.1234, threshold=0.625, passed=False)
+    made = markdown(report(checks=(passed, failed)))
+    rows = [line for line in made.splitlines() if line.startswith(("| O1 energy", "| **O3 reuse"))]
+    assert rows == ["| **O3 reuse** | **0.123** | **0.625** | **NO** |", "| O1 energy | 0.900 | 0.750 | yes |"]
+    assert made.index("O3 reuse") < made.index("Setting")
+    assert "noise that arrived" not in markdown(report(checks=())).lower()
+
+
+def test_under_unit_token_no_ceiling_is_claimed(report):
+    made = markdown(report(result(ceiling=None), unit="token", ceiling=1.0))
+    assert "no ceiling is computed" in made
+    assert "exceeds" not in made
+
+
 def test_texts_are_written_only_when_asked(report, tmp_path):
     write_folder(report(), tmp_path / "bare", texts=False)
     write_folder(report(), tmp_path / "whole", texts=True)
@@ -159,7 +175,7 @@ def test_the_published_schema_is_what_the_report_is(report, pytestconfig):
 def test_judgements(report):
     require_below_ceiling(report())
     with pytest.raises(CheckFailed) as caught:
-        require_below_ceiling(report(result(value=0.7)))
+        require_below_ceiling(report(result(value=0.7, sequences=5)))
     assert (caught.value.code, caught.value.exit_code) == ("SS-1570", 1)
     require_noise(report())
     with pytest.raises(CheckFailed) as caught:
@@ -169,6 +185,50 @@ def test_judgements(report):
     with pytest.raises(LeakageExceeded) as over:
         require_within_limits(report(), token_recovery=0.39, pii_exact=None, membership=0.79)
     assert (over.value.exit_code, len(over.value.details)) == (7, 2)
+
+
+@pytest.mark.parametrize(
+    ("limits", "change", "word"),
+    [
+        ({"pii_exact": 0.5}, {}, "personal data"),
+        ({"membership": 0.9}, {"attacks": (result(),)}, "membership AUC"),
+        ({"token_recovery": 0.9}, {"attacks": (curve(),), "worst": 0.0}, "token recovery"),
+        ({"token_recovery": 0.9, "profile": "standard"}, {}, "profile"),
+        ({"token_recovery": 0.9}, {"asked": ("ridge",)}, "by name"),
+        ({"token_recovery": 0.9}, {"threat": Threat(text="none")}, "no text"),
+        ({"token_recovery": 0.9}, {"threat": Threat(weights="none")}, "weights"),
+    ],
+)
+def test_a_limit_that_cannot_be_judged_is_no_pass(report, limits, change, word):
+    change = dict(change)
+    attacks = change.pop("attacks", ())
+    worst = {"worst": change.pop("worst")} if "worst" in change else {}
+    made = report(*attacks, **worst)
+    made = made.model_copy(update={"setting": made.setting.model_copy(update=change)})
+    stated = {"token_recovery": None, "pii_exact": None, "membership": None, **limits}
+    with pytest.raises(LeakageExceeded) as caught:
+        require_within_limits(made, **stated)
+    assert (caught.value.code, caught.value.exit_code, len(caught.value.details)) == ("SS-7003", 7, 1)
+    assert word in caught.value.details[0]
+
+
+def test_the_named_share_of_a_sum_counts_against_the_limit_of_tokens(report):
+    bag = result("update-bag", 0.95, measure="bag", channel="O5", token_recovery=None, ci95=None)
+    with pytest.raises(LeakageExceeded, match="more than"):
+        require_within_limits(report(result(), bag), token_recovery=0.5, pii_exact=None, membership=None)
+
+
+def test_no_labelled_data_is_no_figure(report):
+    assert report().pii_exact is None
+    assert report(result(pii_exact=0.0)).pii_exact == 0.0
+
+
+def test_a_ceiling_is_judged_by_the_floor_and_only_on_a_sample(report):
+    require_below_ceiling(report(result(value=0.7, sequences=4)))
+    require_below_ceiling(report(result(value=0.7, sequences=50, floor=0.59)))
+    require_below_ceiling(report(result(value=1.0, sequences=50, floor=0.9, ceiling=None)))
+    with pytest.raises(CheckFailed):
+        require_below_ceiling(report(result(value=0.7, sequences=50, floor=0.61)))
 
 
 def test_a_comparison_says_what_changed_and_what_is_chance(report):

@@ -16,6 +16,8 @@ from securesplit.model.resolve import resolve_model
 from securesplit.model.store import load_front, load_tokenizer
 from securesplit.privacy.clip import clip_sequence
 from securesplit.privacy.plan import plan_for
+from securesplit.protocol.codec import encode
+from securesplit.protocol.messages import Hello
 from securesplit.protocol.transcript import Recorder
 
 pytestmark = pytest.mark.slow
@@ -43,6 +45,7 @@ def recording(directory, model, policy, forward):
         generator = torch.Generator().manual_seed(1)
         hidden = clip_sequence(hidden, plan.clip) + plan.sigma * torch.randn(hidden.shape, generator=generator)
     recorder = Recorder(directory, peer="spiffe://t/a", number=0)
+    recorder.record(0, 0, encode(Hello(version=1, nonce=bytes(32), policy=policy.digest)))
     recorder.record(0, 1, forward(0, hidden))
     recorder.close()
     facts = {"policy": policy.model_dump(mode="json"), "job": None, "model": read_manifest(model).digest}

@@ -8,6 +8,7 @@ import tomllib
 
 import pytest
 
+from attacks import sweep
 from attacks.sweep import Cell, Grid, Recorded, cells_of, read_grid, run_cells
 from securesplit.cli.attack_sweep import to_toml
 from securesplit.errors import InputError
@@ -59,10 +60,10 @@ def maker(record, draw):
     return make
 
 
-def figures(sweep):
+def figures(found):
     return [
         [c.digest, c.seed, c.loss, *((r.name, r.value, r.value_ci95, r.shuffled) for r in c.report.attacks)]
-        for c in sweep.cells
+        for c in found.cells
     ]
 
 
@@ -122,6 +123,36 @@ def test_other_data_is_another_cell(cells, files):
     finally:
         path.write_text(text)
     assert before == {c.digest for c in cells(grid())}
+
+
+def test_other_content_of_the_model_settings_or_release_is_another_cell(
+    cells, files, pytestconfig, model_dirs, unsafe, tmp_path, monkeypatch
+):
+    job = load_job(pytestconfig.rootpath / "examples" / "job.toml")
+
+    def digests(place):
+        return {c.digest for c in cells_of(grid(), [unsafe], job, lambda _: place, files)}
+
+    before = digests(model_dirs(2))
+    copy = shutil.copytree(model_dirs(2), tmp_path / "copy")
+    assert digests(copy) == before, "the place is nothing"
+    for part, key in (("parts", "middle.safetensors"), ("client_files", "tokenizer.json")):
+        changed = shutil.copytree(copy, tmp_path / part)
+        stated = json.loads((changed / "manifest.json").read_text())
+        next(f for f in stated[part] if f["file"] == key)["sha256"] = "0" * 64
+        (changed / "manifest.json").write_text(json.dumps(stated))
+        assert not digests(changed) & before
+    with monkeypatch.context() as patched:
+        patched.setattr("attacks.sweep.__version__", "0.0.0")
+        assert not digests(copy) & before
+    shipped = sweep.config()
+    family = next(iter(shipped.families))
+    other = shipped.families[family].model_copy(update={"settings": {"steps": 1}})
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            sweep, "config", lambda: shipped.model_copy(update={"families": {**shipped.families, family: other}})
+        )
+        assert not digests(copy) & before
 
 
 @pytest.mark.parametrize(("jobs", "pool"), [(2, "local"), (1, "ray")])

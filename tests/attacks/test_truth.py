@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from attacks.evaluate import choose, refuse_overlap
-from attacks.truth import Truth, read_truth
+from attacks.evaluate import choose
+from attacks.truth import Truth, read_truth, require_fitting
 from attacks.view import Key
 from securesplit.errors import InputError
 
@@ -63,12 +63,17 @@ def test_the_first_sighting_of_each_record_is_attacked_senders_in_turn():
     assert caught.value.code == "SS-1702"
 
 
-def test_auxiliary_text_may_not_hold_the_records():
-    text = "one two three four five six seven"
-    refuse_overlap([truth(0, text=text)], ["something quite different from it all", "one two three"])
-    refuse_overlap([truth(0, text="yes no")], ["yes no maybe"])  # Too short to mean anything.
-    for aux in (f"before {text} after", "one  two three\nfour five six"):
-        with pytest.raises(InputError) as caught:
-            refuse_overlap([truth(0, text=text)], [aux])
-        assert caught.value.code == "SS-1703"
-        assert "three" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("tokens", "length", "fault"),
+    [((1, 9), 4, None), ((1, 10), 4, "a token outside of the vocabulary"), ((1,) * 5, 4, "more tokens than rows")],
+)
+def test_truth_that_does_not_fit_the_recording_is_refused(tokens, length, fault):
+    told = [truth(0, tokens), truth(7, (99,) * 99)]  # The second is of a sequence that the recording lacks.
+    lengths = {Key("p", 0, 0): length}
+    if fault is None:
+        require_fitting(told, lengths, 10)
+        return
+    with pytest.raises(InputError) as caught:
+        require_fitting(told, lengths, 10)
+    assert (caught.value.code, caught.value.exit_code) == ("SS-1701", 2)
+    assert caught.value.details == (f"step 0, row 0: {fault}",)

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attacks.exchange import Task
+from attacks.forensics import examine
 from attacks.link import link_by_order
 from attacks.view import Key, Passage, ServerView, Sighting, batches, noise_of, public_facts, read_view
 from attacks.view import sequences_of as _sequences
 from securesplit.errors import InputError
 from securesplit.policy.load import load_policy
-from securesplit.privacy.plan import enforced_mu
+from securesplit.policy.schema import Policy
+from securesplit.privacy.plan import enforced_mu, plan_for
 from securesplit.protocol.codec import encode
 from securesplit.protocol.messages import Hello
 from securesplit.protocol.transcript import Recorder, Transcript
@@ -57,6 +59,8 @@ def test_nothing_an_attack_is_given_can_hold_the_truth():
         "responded",
         "classes",
         "traffic",
+        "decoded",
+        "decode_noise",
         "sums",
         "trained",
         "permuted",
@@ -64,7 +68,7 @@ def test_nothing_an_attack_is_given_can_hold_the_truth():
     assert {f.name for f in dataclasses.fields(ServerView)} == view
     seen = {"key", "rows", "linked", "releases", "output", "gradient", "gain"}
     assert {f.name for f in dataclasses.fields(Sighting)} == seen
-    assert {f.name for f in dataclasses.fields(Passage)} == {"key", "time_ns", "rows", "size"}
+    assert {f.name for f in dataclasses.fields(Passage)} == {"key", "time_ns", "rows", "size", "learn", "gradient"}
     # Candidates are members and others mixed; pairs are a colluding client's own words.
     task = {
         "transcript",
@@ -113,6 +117,7 @@ def test_a_recording_torn_in_a_record_loses_that_record_alone(tmp_path, record, 
     left = keys_of(directory)
     assert left == [k for k in before if k.peer != "spiffe://test/client2" or k.step == 0]
     path.write_bytes(path.read_bytes()[:5])  # Torn in the head of its first record.
+    assert Transcript.load(directory).faults(), "read it may be, judged it may not"
     assert [k for k in keys_of(directory) if k.peer == "spiffe://test/client2"] == []
 
 
@@ -125,6 +130,33 @@ def test_of_a_decoding_cache_only_the_prompt_is_attacked(tmp_path, unsafe, forwa
     facts = {"policy": unsafe.model_dump(mode="json"), "job": None, "model": "0" * 64}
     (tmp_path / "transcript.json").write_text(json.dumps(facts))
     assert [(k.step, k.row) for k in keys_of(tmp_path)] == [(0, 0), (9, 0), (9, 1)]
+
+
+@pytest.mark.parametrize("generation", [None, {"clip": 1.0, "share": 0.1, "releases": 50}])
+def test_decoded_tokens_that_cross_bare_are_found(tmp_path, forward, generation):
+    """Six prompts with their noise, and behind each four tokens without any."""
+    rules = load_policy_of(generation)
+    sigma, generator = plan_for(rules.privacy).cut.sigma, torch.Generator().manual_seed(1)
+    recorder = Recorder(tmp_path, peer="p", number=0)
+    for step in range(30):
+        bare = step % 5 > 0
+        rows = torch.zeros(1, 1, 16) if bare else sigma * torch.randn(1, 4, 16, generator=generator)
+        recorder.record(0, step, forward(step, rows, cache=1 + step // 5))
+    recorder.close()
+    facts = {"policy": rules.model_dump(mode="json"), "job": None, "model": "0" * 64}
+    (tmp_path / "transcript.json").write_text(json.dumps(facts))
+    view = read_view(Transcript.load(tmp_path), [Key("p", 0, 0)])
+    assert [p.key.step % 5 > 0 for p in (*view.traffic, *view.decoded)] == [False] * 6 + [True] * 24
+    assert view.decode_noise.sigma == (0.0 if generation is None else plan_for(rules.privacy).decode.sigma)
+    failed = {f.name for f in examine(view) if not f.passed}
+    assert ("O8 unpaid" if generation is None else "O8 energy") in failed
+    assert {name[:2] for name in failed} == {"O8"}
+
+
+def load_policy_of(generation):
+    privacy = {key: value for key, value in PRIVATE.items() if key != "gradients"}
+    stated = {**ROUNDS, "privacy": privacy | {"regime": "frozen", "generation": generation}}
+    return Policy.model_validate_json(json.dumps(stated))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +202,7 @@ def test_batches_hold_one_length_each(tmp_path, record, unsafe, draw):
 def test_fresh_releases_of_two_rounds_are_averaged(tmp_path, forward):
     recorder = Recorder(tmp_path, peer="p", number=0)
     for step, value in enumerate((1.0, 5.0, 3.0, 9.0)):  # Two records, two rounds.
-        recorder.record(0, step, forward(step, torch.full((1, 4, 2), value)))
+        recorder.record(0, step, forward(step, torch.full((1, 4, 2), value), learn=True))
     recorder.close()
     (tmp_path / "transcript.json").write_text(json.dumps({"policy": ROUNDS, "job": TWO_ROUNDS, "model": "0" * 64}))
     transcript = Transcript.load(tmp_path)
@@ -187,7 +219,7 @@ def test_releases_are_linked_though_the_client_shuffles_every_round(tmp_path, fo
     order = torch.randperm(12, generator=torch.Generator().manual_seed(4)).tolist()
     recorder = Recorder(tmp_path, peer="p", number=0)
     for step, i in enumerate([*range(12), *order]):
-        recorder.record(0, step, forward(step, records[i : i + 1] + 0.01 * step))
+        recorder.record(0, step, forward(step, records[i : i + 1] + 0.01 * step, learn=True))
     recorder.close()
     (tmp_path / "transcript.json").write_text(json.dumps({"policy": ROUNDS, "job": TWO_ROUNDS, "model": "0" * 64}))
     view = read_view(Transcript.load(tmp_path), [Key("p", i, 0) for i in range(12)])

@@ -19,7 +19,7 @@ from securesplit.model.store import load_front
 from securesplit.model.writer import write_model
 from securesplit.policy.load import load_policy
 from securesplit.protocol.codec import encode
-from securesplit.protocol.messages import Blob, Forward
+from securesplit.protocol.messages import Blob, Forward, Hello
 from securesplit.protocol.transcript import Recorder
 
 _HEAD = """
@@ -81,6 +81,8 @@ def run(tmp_path_factory):
     for name, privacy in (("lab", _UNSAFE), ("strict", _PRIVATE)):
         (home / f"{name}.toml").write_text(_HEAD.replace("NAME", name) + privacy)
         recorder = Recorder(home / name, peer="spiffe://t/a", number=0)
+        digest = load_policy(home / f"{name}.toml").digest
+        recorder.record(0, 0, encode(Hello(version=1, nonce=bytes(32), policy=digest)))
         blob = Blob(dtype="f32", shape=rows.shape, data=rows.astype("<f4").tobytes())
         recorder.record(0, 1, encode(Forward(step=0, lengths=(8,) * 4, learn=False, hidden=blob)))
         recorder.close()
@@ -135,6 +137,12 @@ def test_a_policys_limit_decides_the_exit_status_and_a_report_is_kept(run, tmp_p
     assert isinstance(done.exception, LeakageExceeded)
     assert (done.exception.code, done.exception.exit_code) == ("SS-7001", 7)
     assert {p.name for p in (tmp_path / "report").iterdir()} == {"report.json", "report.md", "report.html"}
+    limited.write_text(plain + '\n[leakage]\ntoken_recovery = 1.0\nmax_age_days = 30\nprofile = "standard"\n')
+    part = call(run, "--attack", "vocabulary-nn", "--policy", limited)
+    assert (part.exception.code, part.exception.exit_code) == ("SS-7003", 7), (
+        "nothing is exceeded, and nothing is shown"
+    )
+    assert len(part.exception.details) == 3, "one attack, without text, with less effort than the policy asks for"
     again = call(run, "--attack", "vocabulary-nn", "--out", tmp_path / "report")
     assert isinstance(again.exception, InputError)
     assert again.exception.code == "SS-1712"

@@ -41,9 +41,11 @@ def test_a_life_in_json(keys: Path) -> None:
     client = as_json("issue", "alice", "--role", "client", "--keys", keys)
     assert server["uri_san"] == "spiffe://hospital.example/securesplit/server/gpu"
     assert client["path"] == str(keys / "alice" / "cert.pem")
-    assert as_json("inspect", keys / "alice") == client
-    assert as_json("inspect", keys / "gpu" / "cert.pem") == server
-    assert as_json("inspect", keys / "ca") == root
+    assert as_json("inspect", keys / "alice").items() >= client.items()
+    assert as_json("inspect", keys / "gpu" / "cert.pem").items() >= server.items()
+    assert {key: as_json("inspect", keys / "ca")[key] for key in (*KEYS, "words")} == {
+        key: root[key] for key in (*KEYS, "words")
+    }
     revoked = as_json("revoke", "alice", "--keys", keys)
     assert revoked["serial"] == client["serial"]
     assert revoked["path"] == str(keys / "ca" / "crl.pem")

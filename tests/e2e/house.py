@@ -28,6 +28,8 @@ from securesplit.client.client import Client
 from securesplit.client.dial import greet
 from securesplit.client.link import Link
 from securesplit.data.batches import Batch, encode_records, make_batches
+from securesplit.journal.log import Journal
+from securesplit.logged import signer_of
 from securesplit.model.manifest import read_manifest
 from securesplit.model.plan import CutPlan
 from securesplit.model.store import load_back, load_front, load_middle, load_tokenizer
@@ -47,6 +49,7 @@ from securesplit.server.serve import build_core
 from securesplit.transport.actions import Core
 from securesplit.transport.memory import MemoryServer
 from securesplit.transport.pipe import Pipe
+from securesplit.transport.record import Record
 from securesplit.transport.server import Listen, Shell
 from securesplit.transport.tls import ContextHolder
 
@@ -203,8 +206,8 @@ class House:
     def job(self, **options: object) -> Job:
         return Job.model_validate(tomllib.loads(job_text(self.model, **options)))
 
-    def core(self, job: Job, policy: Policy) -> ServerCore:
-        return build_core(job, policy, load_middle(self.model), self.digest)
+    def core(self, job: Job, policy: Policy, **options: object) -> ServerCore:
+        return build_core(job, policy, load_middle(self.model), self.digest, **options)
 
     def folder(self, name: str) -> KeyFolder:
         return KeyFolder.open(self.keys / name, "server" if name == "gpu" else "client")
@@ -275,9 +278,12 @@ class SpyPipe:
 class Loopback:
     """A core behind the real TLS shell, in a thread."""
 
-    def __init__(self, core: Core, keys: Path, *, max_message: int = 1 << 20, **limits: object) -> None:
+    def __init__(
+        self, core: Core, keys: Path, *, max_message: int = 1 << 20, journal: Journal | None = None, **limits: object
+    ) -> None:
         self.core = core
-        self.shell = Shell(core, ContextHolder(keys / "gpu"), Listen("127.0.0.1", 0, max_message, **limits))
+        listen = Listen("127.0.0.1", 0, max_message, **limits)
+        self.shell = Shell(core, ContextHolder(keys / "gpu"), listen, Record(journal, signer_of))
         self.port = 0
         self._ready = threading.Event()
         self._failed: BaseException | None = None

@@ -83,7 +83,7 @@ def test_private_two_rounds(house):
     # What the clients counted is what the server recorded, less greetings and farewells.
     seen = transcript.bytes_seen()
     assert 0 < seen[0] - up < 3 * 400
-    assert seen[1] == down
+    assert 0 < seen[1] - down < 3 * 400  # The answer to the last checkpoint, after the record was written.
     kinds = [type(m) for number, _ in transcript.peers for _, m in transcript.messages(number)]
     assert Backward not in kinds
     assert kinds.count(Forward) <= 6 * 3

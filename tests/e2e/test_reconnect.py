@@ -29,9 +29,11 @@ from securesplit.protocol.messages import Message, RoundReady, Secagg
 from securesplit.protocol.states import State
 from securesplit.server.serve import listen_for
 from securesplit.transport import client as pipes
+from securesplit.transport import peer as peer_module
 from securesplit.transport import server as shell_module
 from securesplit.transport import silence
 from securesplit.transport.actions import Close, Send
+from securesplit.transport.limits import ClientLimits
 from tests.e2e.house import CLIENTS, Loopback, build_house, policy_of
 from tests.e2e.proxy import Limit, Proxy
 
@@ -310,9 +312,9 @@ def test_a_connection_that_is_cut_the_moment_it_is_open_is_an_error_of_ours(four
     """The library's own thread closes the socket while the certificate is about to be read."""
     admitted = pipes._admitted
 
-    def cut(socket, closing):
+    def cut(socket, closing, folder):
         socket.socket.close()
-        return admitted(socket, closing)
+        return admitted(socket, closing, folder)
 
     with staged(four) as (scene, loop):
         del scene
@@ -532,7 +534,7 @@ def test_one_that_takes_nothing_is_put_out_by_the_server(four, monkeypatch):
 
 def test_one_that_does_not_read_cannot_hold_off_its_own_end(four, monkeypatch):
     """As after a revocation: the farewell is stuck behind what nobody reads, and the connection ends all the same."""
-    monkeypatch.setattr(shell_module, "_FAREWELL", 0.5)
+    monkeypatch.setattr(peer_module, "FAREWELL", 0.5)
     with staged(four) as (scene, loop):
         link = dial(scene.proxy.url, keys=four.keys / "carol", policy=POLICY)
         scene.proxy.wire.hold("down")
@@ -586,16 +588,17 @@ def test_while_the_clock_ends_a_stage_the_server_answers_others(four, monkeypatc
         scene.exact(FOUR, OTHERS)
 
 
-def test_a_whole_roster_of_a_large_job_may_be_connected_at_once(four, monkeypatch):
+def test_a_whole_roster_of_a_large_job_may_be_connected_at_once(four):
     """More than the shell's own limit: what `serve` asks for is enough for all, and once more for those who come back."""
-    monkeypatch.setattr(shell_module, "MOST_PER_CLIENT", 1000)  # One certificate stands for all here.
     job = job_of(four)
     large = job.model_copy(update={"sums": job.sums.model_copy(update={"roster": tuple(f"c{i}" for i in range(256))})})
     listen = listen_for(large, POLICY, "127.0.0.1", 0, None)
     assert listen.max_connections >= 512
     assert listen_for(job, POLICY, "127.0.0.1", 0, None).max_connections == shell_module.CONNECTIONS
     core = four.core(job, POLICY)
-    with Loopback(core, four.keys, max_message=1 << 20, max_connections=listen.max_connections) as loop:
+    # One certificate stands for all here.
+    limits = listen.limits.model_copy(update={"clients": ClientLimits()})
+    with Loopback(core, four.keys, max_connections=listen.max_connections, limits=limits) as loop:
         count = shell_module.CONNECTIONS + 20
         with ThreadPoolExecutor(20) as pool:
             dialled = partial(dial, keys=four.keys / "carol", policy=POLICY)
@@ -608,7 +611,7 @@ def test_a_client_that_computes_for_long_keeps_its_connection(four, monkeypatch)
     """Pings both ways are answered while the caller's thread holds the interpreter for several times their limit."""
     for module in (shell_module, pipes):
         monkeypatch.setattr(module, "PING_SECONDS", 0.3)
-        monkeypatch.setattr(module, "PONG_SECONDS", 0.6)
+    monkeypatch.setattr(pipes, "PONG_SECONDS", 0.6)
 
     def compute() -> None:
         end, total = time.monotonic() + 3.0, 0

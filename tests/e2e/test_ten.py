@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ TEN = tuple(f"site-{number}" for number in range(10))
 QUORUM = 6
 # All that a server may say with -v in these runs; anything else, and so anything private, is a fault.
 _LOG = re.compile(
-    r"INFO securesplit\.transport\.server: connection \d+: (site-\d|closed)"
-    r"|INFO securesplit\.server\.core: connection \d+: site-\d admitted the job"
+    r"INFO securesplit\.transport\.record: connection \d+: (spiffe://[a-z./-]+/client/site-\d from 127\.0\.0\.1:\d+|closed (SS-60\d\d)?)"
+    r"|WARNING securesplit\.transport\.record: refused \(protocol\): \[SS-60\d\d\] 127\.0\.0\.1:\d+ spiffe://[a-z./-]+/client/site-\d"
+    r"|INFO securesplit\.server\.core: connection \d+: site-\d admitted the job, under policy [0-9a-f]{16}"
     r"|WARNING securesplit\.server\.core: connection \d+ \(site-\d\) is closed: \[SS-60\d\d\] a client [a-z ]+"
     r"|INFO websockets\.server: (server listening on 127\.0\.0\.1:\d+|connection (open|closed))"
 )
@@ -230,10 +232,13 @@ def test_seconds_of_a_round_when_none_one_and_three_die(ten, capsys):
 
 
 @pytest.mark.parametrize("stage", ["advertise", "masked", "unmask"])
-def test_a_server_that_dies_leaves_no_sum_and_nobody_who_waits(ten, stage):
+def test_a_server_that_dies_leaves_no_sum_and_nobody_who_waits(ten, tmp_path, stage):
     """kill -9 of the server when one client reports the stage: the rest end by the error of a lost connection."""
+    # Keys of its own: the other server of this file runs on, and one process writes the audit log of one folder.
+    shutil.copytree(ten.keys, tmp_path / "keys", ignore=shutil.ignore_patterns("audit"))
+    ten = replace(ten, root=tmp_path, keys=tmp_path / "keys")
     server, url = start_server(ten, ten_job(ten), policy_text(), label="server")
-    folder = ten.root / f"orphans-{stage}"
+    folder = tmp_path / f"orphans-{stage}"
     folder.mkdir()
     plan = Plan(
         url=url, keys=str(ten.keys), policy=str(ten.root / "server.policy.toml"), folder=str(folder), names=TEN, rounds=2,

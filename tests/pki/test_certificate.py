@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,7 +26,7 @@ def forged(
     names: list[x509.GeneralName] | None,
     *,
     usages: tuple[x509.ObjectIdentifier, ...] = (ExtendedKeyUsageOID.CLIENT_AUTH,),
-    key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | None = None,
+    key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey | None = None,
     ca: bool = False,
     key_usage: bool = True,
 ) -> bytes:
@@ -179,7 +179,15 @@ def test_signatures(authority: Authority, keys: Path) -> None:
     ):
         with pytest.raises(ConnectionFailed, match="SS-3207"):
             verify_signature(leaf, signed, data)
-    edwards = forged(authority, [uri(ALICE)], key=ed25519.Ed25519PrivateKey.generate())
-    for bad in (b"", b"junk", edwards):
+    for bad in (b"", b"junk"):
         with pytest.raises(ConnectionFailed, match="SS-3208"):
             verify_signature(bad, signature, b"data")
+    for odd in (rsa.generate_private_key(65537, 3072), ec.generate_private_key(ec.SECP384R1())):
+        with pytest.raises(ConnectionFailed, match="SS-3215"):
+            verify_signature(forged(authority, [uri(ALICE)], key=odd), signature, b"data")
+    key = ed25519.Ed25519PrivateKey.generate()
+    edwards = forged(authority, [uri(ALICE)], key=key)
+    verify_signature(edwards, key.sign(b"data"), b"data")
+    for bad in (signature, key.sign(b"Data"), b"", bytes(64)):
+        with pytest.raises(ConnectionFailed, match="SS-3207"):
+            verify_signature(edwards, bad, b"data")

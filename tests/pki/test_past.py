@@ -9,7 +9,11 @@ from cryptography.hazmat.primitives import serialization
 
 from securesplit.errors import ConnectionFailed, InputError
 from securesplit.pki.authority import Authority
+from securesplit.pki.founding import Plan
 from securesplit.pki.past import PastAuthority
+from securesplit.pki.profile import Scope
+from securesplit.pki.renew import renew_all
+from securesplit.pki.rotate import begin_rotation, finish_rotation
 from securesplit.pki.store import KeyFolder
 
 NOW = datetime.now(UTC)
@@ -111,3 +115,25 @@ def test_files_that_are_not_one_authority_and_its_list_are_refused(
         with pytest.raises(InputError) as seen:
             PastAuthority.parse(*pair)
         assert (seen.value.code, bool(seen.value.hint)) == ("SS-1621", True)
+
+
+def test_records_of_before_during_and_after_an_exchange(keys: Path, tmp_path: Path) -> None:
+    authority = Authority.create(keys, plan=Plan(Scope("securesplit.local"), intermediate=True))
+    authority.issue("alice", "client")
+    first, old = der(keys, "alice"), keys / "ca/cert.pem"
+    known = PastAuthority.parse((keys / "ca/trust.pem").read_bytes(), (keys / "ca/crl.pem").read_bytes())
+    assert known.verify(first, "client", at=NOW, vouched=False).name == "alice"
+    with pytest.raises(InputError, match="SS-1621"):
+        PastAuthority.parse(old.read_bytes(), (keys / "ca/crl.pem").read_bytes())
+    begin_rotation(authority)
+    renew_all(Authority.open(keys))
+    during = PastAuthority.parse((keys / "ca/trust.pem").read_bytes(), (keys / "ca/crl.pem").read_bytes())
+    for leaf in (first, der(keys, "alice")):
+        assert during.verify(leaf, "client", at=NOW, vouched=False).name == "alice"
+    finish_rotation(Authority.open(keys))
+    after = PastAuthority.parse((keys / "ca/trust.pem").read_bytes(), (keys / "ca/crl.pem").read_bytes())
+    assert refusal(after, first) == "SS-3202"
+    # What the old authority signed stays provable with what is kept of it.
+    (kept,) = (keys / "ca/retired").glob("[0-9A-F]*")
+    past = PastAuthority.parse((kept / "trust.pem").read_bytes(), (kept / "crl.pem").read_bytes())
+    assert past.verify(first, "client", at=NOW, vouched=True).name == "alice"

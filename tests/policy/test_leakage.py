@@ -16,6 +16,7 @@ from securesplit.protocol.job import load_job
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 MODEL = "ab" * 32
+KNOWS = {"weights": "pre-trained", "text": "same-domain", "releases": 1_000_000, "conduct": "passive"}
 
 
 @pytest.fixture
@@ -35,14 +36,20 @@ def report(policy, job):
     def make(*, days=1.0, recovery=0.1, pii=0.0, auc=None, profile="standard", **setting):
         facts = {
             "mechanism": policy.mechanism_digest, "model": MODEL, "cut": [job.cut.front, job.cut.back], "codec": job.codec,
-            "profile": profile, "created": (NOW - timedelta(days=days)).isoformat(),
+            "profile": profile, "created": (NOW - timedelta(days=days)).isoformat(), "releases": 2, "channels": ["O1", "O2"],
+            "threat": dict(KNOWS),
         }  # fmt: skip
-        attacks = [{"measure": "tokens", "value": recovery, "pii_exact": pii, "name": "more is said than is read"}]
+        attacks = [result("tokens", recovery, pii_exact=pii, more="is said than is read")]
         if auc is not None:
-            attacks.append({"measure": "membership", "value": auc})
-        return {"setting": {**facts, **setting}, "attacks": attacks, "worst": recovery, "other": 1}
+            attacks.append(result("membership", auc))
+        checks = [{"name": "O1 energy", "passed": True}]
+        return {"setting": {**facts, **setting}, "attacks": attacks, "worst": recovery, "checks": checks, "other": 1}
 
     return make
+
+
+def result(measure, value, **more):
+    return {"name": f"by {measure}", "measure": measure, "value": value, "value_ci95": [0.9 * value, value], **more}
 
 
 def check(policy, job, folder, *reports):
@@ -112,6 +119,131 @@ def test_what_was_not_measured_is_not_proven(policy, job, report, tmp_path):
         require_proof(strict, job, model=MODEL, proofs=read_proofs(tmp_path), now=NOW)
     (tmp_path / "auc.json").write_text(json.dumps(report(days=0.5, auc=0.55)))
     require_proof(strict, job, model=MODEL, proofs=read_proofs(tmp_path), now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"threat": {**KNOWS, "weights": "none"}}, "weights"),
+        ({"threat": {**KNOWS, "text": "none"}}, "no text"),
+        ({"channels": []}, "O1"),
+        ({"asked": ["ridge"]}, "by name"),
+        ({"profile": "smoke"}, "profile"),
+    ],
+)
+def test_a_report_by_a_blind_adversary_proves_nothing(policy, job, report, tmp_path, change, word):
+    with pytest.raises(PolicyDenied) as caught:
+        check(policy, job, tmp_path, report(**change))
+    assert caught.value.code == "SS-2027"
+    assert word in caught.value.details[0]
+
+
+@pytest.mark.parametrize(
+    "change", [{"weights": "round-start"}, {"weights": "exact", "text": "colluder"}, {"text": "fifty"}]
+)
+def test_an_adversary_who_knows_more_proves_as_much(policy, job, report, tmp_path, change):
+    check(policy, job, tmp_path, report(threat={**KNOWS, **change}))
+
+
+def learning(policy, regime):
+    """The policy's budget, with gradients and updates, in another regime."""
+    stated = policy.privacy.model_dump(mode="json")
+    stated |= {
+        "regime": regime, "activations": {"clip": 10.0, "share": 0.4, "releases": 8},
+        "gradients": {"clip": 1.0, "share": 0.3, "releases": 8}, "updates": {"clip": 1.0, "share": 0.3, "releases": 8},
+        "generation": None,
+    }  # fmt: skip
+    return policy.model_copy(update={"privacy": type(policy.privacy).model_validate_json(json.dumps(stated))})
+
+
+@pytest.mark.parametrize(("regime", "fresh"), [("round", 2), ("step", 2 * 3)])
+def test_a_recording_with_fewer_releases_or_without_gradients_proves_no_training(
+    policy, job, report, tmp_path, regime, fresh
+):
+    rules = learning(policy, regime)
+    schedule = job.schedule.model_copy(update={"rounds": 2, "epochs": 3})
+    job = job.model_copy(update={"schedule": schedule})
+    right = {"mechanism": rules.mechanism_digest, "releases": fresh, "channels": ["O1", "O2", "O3"]}
+    for number, change in enumerate(
+        ({"releases": fresh - 1}, {"channels": ["O1", "O2"]}, {"threat": {**KNOWS, "releases": fresh - 1}})
+    ):
+        place = tmp_path / str(number)
+        place.mkdir()
+        with pytest.raises(PolicyDenied) as caught:
+            check(rules, job, place, report(**{**right, **change}))
+        assert len(caught.value.details) == 1
+    check(rules, job, tmp_path, report(**right))
+
+
+def test_a_recording_of_blind_sums_proves_no_job_whose_sums_are_opened(policy, job, report, tmp_path):
+    opened = job.model_copy(update={"sums": job.sums.model_copy(update={"blind": False})})
+    with pytest.raises(PolicyDenied, match="no fresh report"):
+        check(policy, opened, tmp_path, report())
+    (tmp_path / "sums.json").write_text(json.dumps(report(channels=["O1", "O5"])))
+    require_proof(policy, opened, model=MODEL, proofs=read_proofs(tmp_path), now=NOW)
+
+
+@pytest.mark.parametrize("change", [{"code": "ef" * 32}, {"classes": 3}])
+def test_a_recording_under_another_code_or_task_proves_nothing(policy, job, report, tmp_path, change):
+    with pytest.raises(PolicyDenied):
+        check(policy, job, tmp_path, report(**change))
+
+
+def broken(report, **changes):
+    return {**report, **changes}
+
+
+def test_a_report_that_accuses_its_own_recording_proves_nothing_and_no_older_one_stands_in(
+    policy, job, report, tmp_path
+):
+    good = report(days=2)
+    for number, (bad, word) in enumerate(
+        (
+            (broken(report(), checks=[{"name": "O1 energy", "passed": False}]), "O1 energy"),
+            (broken(report(), attacks=[result("tokens", 0.1, pii_exact=0.0, ceiling=0.05)]), "bound"),
+            (broken(report(), worst=0.99), "worst"),
+            (broken(report(), worst=0.0), "worst"),
+        )
+    ):
+        place = tmp_path / str(number)
+        place.mkdir()
+        with pytest.raises(PolicyDenied) as caught:
+            check(policy, job, place, good, bad)
+        assert word in caught.value.details[0]
+    (tmp_path / "below").mkdir()
+    check(
+        policy, job, tmp_path / "below", broken(report(), attacks=[result("tokens", 0.1, pii_exact=0.0, ceiling=0.095)])
+    )
+
+
+def test_the_named_share_of_a_sum_counts_as_recovery(policy, job, report, tmp_path):
+    mixed = report()
+    mixed["attacks"].append(result("bag", 1.0))
+    with pytest.raises(LeakageExceeded) as caught:
+        check(policy, job, tmp_path, mixed)
+    assert "1.000" in caught.value.details[0]
+
+
+def test_the_worst_of_each_profiles_last_report_counts_in_any_order(policy, job, report, tmp_path):
+    same = (report(recovery=0.9), report())
+    full = (report(days=5, recovery=0.9, profile="full"), report())
+    stale = (report(days=200, recovery=0.9, profile="full"), report())
+    for number, pair in enumerate((same, same[::-1], full, full[::-1], stale)):
+        place = tmp_path / str(number)
+        place.mkdir()
+        with pytest.raises(LeakageExceeded):
+            check(policy, job, place, *pair)
+    (tmp_path / "more").mkdir()
+    check(policy, job, tmp_path / "more", report(days=200, profile="full"), report(), report(days=0.1, profile="smoke"))
+
+
+@pytest.mark.parametrize("key", ["checks", "worst"])
+def test_a_report_without_its_own_checks_is_unreadable(report, tmp_path, key):
+    trimmed = report()
+    del trimmed[key]
+    (tmp_path / "report.json").write_text(json.dumps(trimmed))
+    with pytest.raises(InputError):
+        read_proofs(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"setting": {}, "attacks": []}', "\x00"])

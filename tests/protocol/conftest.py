@@ -20,6 +20,7 @@ from securesplit.protocol.messages import (
     Hidden,
     RoundBegin,
     RoundReady,
+    Seal,
     Secagg,
     Welcome,
 )
@@ -83,6 +84,9 @@ MESSAGES_OF = {
     Secagg: st.builds(
         Secagg, round=SMALL, stage=st.integers(0, 15), body=st.binary(max_size=40),
         vector=st.integers(0, 6).flatmap(lambda n: blobs((n,), ("u32",))),
+    ),
+    Seal: st.builds(
+        Seal, number=SMALL, stream=NONCE, log=NAME, rows=st.integers(0, (1 << 63) - 1), head=NONCE, signature=SIGNATURE
     ),
     Failure: st.builds(Failure, code=st.integers(0, 9999).map(lambda n: f"SS-{n:04d}")),
     Bye: st.builds(Bye),

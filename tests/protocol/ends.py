@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from securesplit.protocol.messages import (
     KeepAnchor,
     RoundBegin,
     RoundReady,
+    Seal,
     Secagg,
     Welcome,
 )
@@ -142,6 +144,7 @@ SAMPLES = {
     Gradient: Gradient(step=5, gradient=blob()),
     DropCache: DropCache(cache=1),
     KeepAnchor: KeepAnchor(blob=b"sealed"),
+    Seal: Seal(number=0, stream=hashlib.sha256().digest(), log=bytes(16), rows=0, head=bytes(32), signature=bytes(8)),
     RoundReady: RoundReady(round=0, dim=4, frozen="c" * 64),
     RoundBegin: RoundBegin(round=0, run=bytes(16)),
     Secagg: Secagg(round=0, stage=0, body=b"", vector=Blob(dtype="u32", shape=(0,), data=b"")),
@@ -157,5 +160,7 @@ def in_state(state: State, role: str) -> Session:
     session.hello, session.welcome = SAMPLES[Hello], SAMPLES[Welcome]
     session._steps.note(SAMPLES[Forward])
     session._steps.note(SAMPLES[Backward])
+    if role == "client":
+        session._seals.note(SAMPLES[Seal])  # It has asked for a checkpoint.
     session.state = state
     return session

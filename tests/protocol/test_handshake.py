@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from pathlib import Path
 
 import pytest
 
 from securesplit.errors import RemoteProtocolError
+from securesplit.policy.load import load_policy
 from securesplit.protocol.codec import encode
 from securesplit.protocol.messages import (
     Confirm,
@@ -32,6 +34,8 @@ from tests.protocol.ends import (
     refused,
 )
 
+OFFER = load_policy(Path(__file__).parents[2] / "policies" / "balanced.toml")
+
 
 def test_two_ends_open_a_session():
     client, server = opened()
@@ -44,25 +48,27 @@ def test_two_ends_open_a_session():
 
 def test_the_statement_binds_every_field():
     hello = Hello(version=1, nonce=b"n" * 32, policy=POLICY)
-    welcome = Welcome(session=b"s" * 16, nonce=b"m" * 32, job="job", model=MODEL, signature=b"x" * 8)
-    ends = {"client": b"client", "server": b"server"}
+    welcome = Welcome(session=b"s" * 16, nonce=b"m" * 32, job="job", model=MODEL, signature=b"x" * 8, policy="offer")
+    ends = {"client": b"client", "server": b"server", "agreed": "d" * 64}
 
     # The oracle: SHA-256 over length-prefixed parts, as docs/protocol.md states it.
     parts = [
         b"securesplit.v1 handshake", b"client", b"server", b"client", b"\1\0", b"n" * 32, b"m" * 32, b"s" * 16,
-        POLICY.encode(), MODEL.encode(), b"job",
+        POLICY.encode(), MODEL.encode(), b"job", b"offer", b"d" * 64,
     ]  # fmt: skip
     expected = hashlib.sha256(b"".join(len(p).to_bytes(8, "little") + p for p in parts)).digest()
     assert statement("client", hello, welcome, **ends) == expected
 
     others = [
         statement("server", hello, welcome, **ends),
-        statement("client", hello, welcome, client=b"clien", server=b"tserver"),
-        statement("client", hello, welcome, client=b"server", server=b"client"),
+        statement("client", hello, welcome, **{**ends, "agreed": ""}),
+        statement("client", hello, welcome, **{**ends, "agreed": "e" * 64}),
+        statement("client", hello, welcome, **{**ends, "client": b"clien", "server": b"tserver"}),
+        statement("client", hello, welcome, **{**ends, "client": b"server", "server": b"client"}),
         *(statement("client", hello.model_copy(update=u), welcome, **ends) for u in ({"version": 2}, {"nonce": b"o" * 32}, {"policy": "c" * 64})),
         *(
             statement("client", hello, welcome.model_copy(update=u), **ends)
-            for u in ({"session": b"t" * 16}, {"nonce": b"k" * 32}, {"job": "jobs"}, {"model": "c" * 64})
+            for u in ({"session": b"t" * 16}, {"nonce": b"k" * 32}, {"job": "jobs"}, {"model": "c" * 64}, {"policy": "offers"})
         ),
     ]  # fmt: skip
     assert len({expected, *others}) == 1 + len(others)
@@ -185,3 +191,52 @@ def test_whatever_a_verifier_raises_means_no():
     offer(server)
     (welcome,) = server.data_to_send()
     assert refused(client, welcome) == "SS-4012"
+
+
+def test_both_ends_know_the_policy_that_binds_them_and_a_client_must_say_it():
+    client, server = pair()
+    hail(client, server)
+    server.offer(session=os.urandom(16), nonce=os.urandom(32), job=JOB, model=MODEL, policy=OFFER)
+    carry(server, client)
+    assert client.offered == OFFER
+    client.confirm("e" * 64)
+    carry(client, server)
+    assert client.agreed == server.agreed == "e" * 64
+
+    client, server = pair()
+    hail(client, server)
+    offer(server)
+    carry(server, client)
+    client.confirm("e" * 64)
+    carry(client, server)
+    assert client.agreed == server.agreed == POLICY, "without an offer there is nothing to agree on"
+
+
+@pytest.mark.parametrize(("offered", "said"), [(True, ""), (False, "e" * 64)])
+def test_a_confirm_that_names_no_policy_for_an_offer_or_one_for_none_is_refused(offered, said):
+    client, server = pair()
+    hail(client, server)
+    server.offer(session=os.urandom(16), nonce=os.urandom(32), job=JOB, model=MODEL, policy=OFFER if offered else None)
+    carry(server, client)
+    own = statement(
+        "client", client.hello, client.welcome, client=ALICE.certificate, server=GPU.certificate, agreed=said
+    )
+    assert refused(server, encode(Confirm(signature=ALICE.sign(own), policy=said))) == "SS-4030"
+
+
+def test_an_agreed_policy_that_was_changed_on_the_way_breaks_the_signature():
+    client, server = pair()
+    hail(client, server)
+    server.offer(session=os.urandom(16), nonce=os.urandom(32), job=JOB, model=MODEL, policy=OFFER)
+    carry(server, client)
+    client.confirm("e" * 64)
+    (data,) = client.data_to_send()
+    assert refused(server, data.replace(b"e" * 64, b"d" * 64)) == "SS-4012"
+
+
+def test_an_offer_that_was_changed_on_the_way_breaks_the_signature():
+    client, server = pair()
+    hail(client, server)
+    server.offer(session=os.urandom(16), nonce=os.urandom(32), job=JOB, model=MODEL, policy=OFFER)
+    (data,) = server.data_to_send()
+    assert refused(client, data.replace(b'"epsilon":8.0', b'"epsilon":9.0')) == "SS-4012"

@@ -135,7 +135,19 @@ def test_a_narrowed_session_accepts_its_width_only():
 
 # ---- the fuzzer ------------------------------------------------------------------------------------------------------
 
-CODES = {"SS-4001", "SS-4002", "SS-4003", "SS-4004", "SS-4005", "SS-4006", "SS-4010", "SS-4012", "SS-4013"}
+CODES = {
+    "SS-4001",
+    "SS-4002",
+    "SS-4003",
+    "SS-4004",
+    "SS-4005",
+    "SS-4006",
+    "SS-4010",
+    "SS-4012",
+    "SS-4013",
+    "SS-4031",
+    "SS-4032",
+}
 
 
 @given(data=st.data(), state=st.sampled_from(State), role=st.sampled_from(["client", "server"]))

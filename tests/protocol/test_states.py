@@ -20,6 +20,7 @@ from securesplit.protocol.messages import (
     KeepAnchor,
     RoundBegin,
     RoundReady,
+    Seal,
     Secagg,
     Welcome,
 )
@@ -37,8 +38,8 @@ ALLOWED = {
     ("new", "client"): {Hello, *ENDS}, ("new", "server"): ENDS,
     ("greeting", "client"): ENDS, ("greeting", "server"): {Welcome, *ENDS},
     ("offered", "client"): {Confirm, *ENDS}, ("offered", "server"): ENDS,
-    ("open", "client"): {Forward, Backward, DropCache, KeepAnchor, RoundReady, Secagg, *ENDS},
-    ("open", "server"): {Hidden, Gradient, RoundBegin, Secagg, *ENDS},
+    ("open", "client"): {Forward, Backward, DropCache, KeepAnchor, RoundReady, Secagg, Seal, *ENDS},
+    ("open", "server"): {Hidden, Gradient, RoundBegin, Secagg, Seal, *ENDS},
     ("closed", "client"): set(), ("closed", "server"): set(),
 }  # fmt: skip
 FOLLOWS = {Hello: State.GREETING, Welcome: State.OFFERED, Confirm: State.OPEN, Failure: State.CLOSED, Bye: State.CLOSED}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from securesplit.errors import InputError, RemoteProtocolError
 from securesplit.protocol.codec import encode
-from securesplit.protocol.messages import Backward, Blob, Bye, Forward, Gradient, Hidden, Secagg
+from securesplit.protocol.messages import Backward, Blob, Bye, Forward, Gradient, Hello, Hidden, Secagg
 from securesplit.protocol.transcript import Recorder, Transcript, array_of
 
 
@@ -32,7 +32,10 @@ def recorded(directory: Path, frames, peer: str = "alice", number: int = 0) -> T
     recorder = Recorder(directory, peer=peer, number=number)
     for i, (direction, data) in enumerate(frames):
         recorder.record(direction, 10 + i, data)
-    recorder.close()
+    if any(direction == 0 for direction, _ in frames):
+        recorder.close()
+    else:
+        recorder._file.close()  # As a killed server leaves it; one that closes keeps nothing of a silent client.
     return Transcript.load(directory)
 
 
@@ -63,6 +66,54 @@ def test_a_torn_last_record_is_left_out_wherever_it_is_torn(tmp_path):
         path.write_bytes(whole[:end])
         assert list(transcript.frames(0)) == (frames[:1] if end >= first else []), end
         assert len(list(transcript.messages(0))) == (end >= first)
+
+
+HELLO = encode(Hello(version=1, nonce=bytes(32), policy="0" * 64))
+
+
+def test_a_whole_recording_has_no_fault(tmp_path):
+    transcript = recorded(tmp_path, [(0, HELLO), (1, encode(Bye())), (0, encode(Bye()))])
+    assert transcript.faults() == ()
+    transcript.require_whole()
+
+
+def test_every_cut_and_every_foreign_byte_is_a_fault_but_between_records(tmp_path):
+    transcript = recorded(tmp_path, [(0, HELLO), (0, encode(Bye()))])
+    path = tmp_path / "0000.bin"
+    whole = path.read_bytes()
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        assert bool(transcript.faults()) == (end != 13 + len(HELLO)), end
+    for tail in (b"\0", b"x" * 12, b"x" * 100):
+        path.write_bytes(whole + tail)
+        assert len(transcript.faults()) == 1
+    path.write_bytes(bytes([7]) + whole[1:])
+    assert transcript.faults() == ("0000.bin: record 1 went neither way",)
+
+
+@pytest.mark.parametrize(
+    ("frames", "what"),
+    [
+        ([], "0000.bin: it holds no record"),
+        ([(0, encode(Bye()))], "0000.bin: the client's first message is no Hello"),
+        ([(1, HELLO)], "0000.bin: the client's first message is no Hello"),
+        ([(0, HELLO), (0, b"noise")], "0000.bin: record 2 is no message (SS-4001)"),
+    ],
+)  # fmt: skip
+def test_what_no_server_of_ours_writes_is_a_fault(tmp_path, frames, what):
+    transcript = recorded(tmp_path, frames)
+    assert transcript.faults() == (what,)
+    with pytest.raises(InputError) as caught:
+        transcript.require_whole()
+    assert (caught.value.code, caught.value.exit_code, caught.value.details) == ("SS-1301", 2, (what,))
+
+
+def test_a_file_without_its_partner_is_a_fault(tmp_path):
+    recorded(tmp_path, [(0, HELLO)])
+    recorded(tmp_path, [(0, HELLO)], number=1)
+    (tmp_path / "0000.peer").unlink()
+    (tmp_path / "0001.bin").unlink()
+    assert Transcript.load(tmp_path).faults() == ("0000.bin: there is no 0000.peer", "0001.peer: there is no 0001.bin")
 
 
 def test_bytes_that_are_no_message_are_refused_with_a_code(tmp_path):
@@ -157,3 +208,10 @@ def test_f32_is_read_as_it_is_and_whole_numbers_are_no_floats():
     with pytest.raises(InputError) as caught:
         array_of(Blob(dtype="u32", shape=(1,), data=bytes(4)))
     assert caught.value.code == "SS-1302"
+
+
+def test_of_a_client_that_said_nothing_nothing_is_kept(tmp_path):
+    recorder = Recorder(tmp_path, peer="spiffe://t/a", number=3)
+    recorder.record(1, 5, b"a greeting")
+    recorder.close()
+    assert list(tmp_path.iterdir()) == []

@@ -20,6 +20,9 @@ class Scripted:
         self.log: list[object] = []
         self.count = 0
 
+    def welcome(self, name) -> None:
+        assert name
+
     def connect(self, name, party) -> int:
         self.count += 1
         self.log.append(("connect", name))

@@ -292,7 +292,6 @@ def test_what_openssl_lets_pass_and_the_identity_check_refuses(house: House) -> 
         "two": ["spiffe://securesplit.local/securesplit/client/alice", NOT_ASKED],
         "none": [],
         "role": ["spiffe://securesplit.local/securesplit/server/gpu"],
-        "domain": ["spiffe://evil.local/securesplit/client/alice"],
     }
     codes = {}
     for name, uris in wrong.items():
@@ -319,7 +318,14 @@ def test_what_openssl_lets_pass_and_the_identity_check_refuses(house: House) -> 
             return met
 
         codes[name] = asyncio.run(meet()).server_saw
-    assert codes == {"two": ["SS-3201"], "none": ["SS-3201"], "role": ["SS-3210"], "domain": ["SS-3211"]}
+    assert codes == {"two": ["SS-3201"], "none": ["SS-3201"], "role": ["SS-3210"]}
+
+
+def test_another_domain_is_outside_of_what_the_authority_may_certify(house: House) -> None:
+    uris = ["spiffe://evil.local/securesplit/client/alice"]
+    forge(house.authority, "domain", uris, ExtendedKeyUsageOID.CLIENT_AUTH)
+    _, code = house.refused(bare_client(house.keys, "domain"))
+    assert code == "SS-3211"
 
 
 def test_an_outdated_list_refuses_everybody(tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""What a gate lets out, told to whoever keeps an audit log: sizes, costs and digests, never contents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Let", "Witness", "nobody", "told"]
+
+Way = Literal["cut", "gradient", "decode", "labels", "update"]
+
+
+@dataclass(frozen=True, slots=True)
+class Let:
+    """One release, before it is handed over.
+
+    Attributes:
+        channel: where it leaves.
+        sequences: how many are handed over, remembered ones included.
+        charged: how many charges the ledger took for it now; for a sum, of records.
+        units: mu^2 of these in units of 2^-40, added up.
+        noised: False for what leaves as it is.
+        payload: SHA-256 of all the bytes, hex.
+    """
+
+    channel: Way
+    sequences: int
+    charged: int
+    units: int
+    noised: bool
+    payload: str
+
+
+Witness = Callable[[Let], None]
+"""Told of every release before it is handed over; what it raises stops the release."""
+
+
+def nobody(_let: Let) -> None:
+    """For a gate whose client keeps no log."""
+
+
+def told(
+    channel: Way, payloads: Iterable[bytes], sequences: int, units: Iterable[int] = (), *, noised: bool = True
+) -> Let:
+    """Describe a release.
+
+    Args:
+        channel: where it leaves.
+        payloads: the bytes, in the order in which they leave.
+        sequences: how many.
+        units: of each charge that was taken for it now.
+        noised: whether a mechanism protects it.
+    """
+    digest, costs = hashlib.sha256(), tuple(units)
+    for payload in payloads:
+        digest.update(payload)
+    return Let(channel, sequences, len(costs), sum(costs), noised, digest.hexdigest())

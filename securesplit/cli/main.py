@@ -20,12 +20,14 @@ from securesplit.cli import (
     audit,
     certs,
     doctor,
+    evaluate,
     explain,
     generate,
     model,
     policy,
     privacy,
     serve,
+    tasks,
     train,
 )
 from securesplit.cli.demo.command import demo
@@ -43,11 +45,13 @@ app.add_typer(model.app, name="model")
 app.add_typer(aggregate.app, name="aggregate")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(attack.app, name="attack")
+app.add_typer(tasks.app, name="tasks")
 app.add_typer(audit.app, name="audit")
 app.command("demo")(demo)
 app.command("serve")(serve.serve)
 app.command("train")(train.train)
 app.command("generate")(generate.generate)
+app.command("eval")(evaluate.evaluate)
 app.command("explain")(explain.explain)
 app.command("doctor")(doctor.doctor)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from securesplit.cli.choices import Ids, Split, TaskName, TemplateName
 from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
 from securesplit.cli.passphrase import KeyPassFd, KeyPassFile, existing
 from securesplit.cli.policy_sign import Trusted, trusted_policy
@@ -44,6 +45,13 @@ def train(
             "ones; needs that part's weights and memory. 0: trust it.",
         ),
     ] = 0,
+    task: TaskName = None,
+    template: TemplateName = "plain",
+    ids: Ids = None,
+    split: Split = None,
+    keep_tokens: Annotated[
+        Path | None, typer.Option(help="With --task: folder where tokenised data is kept, as private as the data.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of computation; 0 leaves torch's choice.")] = 0,
     progress: ProgressStyle = "auto",
     output: Output = "text",
@@ -56,6 +64,7 @@ def train(
     import torch
 
     from securesplit.client.run import Run, run_training
+    from securesplit.data.tasks.chosen import Chosen
 
     if threads:
         torch.set_num_threads(threads)
@@ -64,6 +73,7 @@ def train(
             policy=rules, keys=keys, server=server, data=data, out=out, held_out=held_out, limit=limit, max_tokens=max_tokens,
             truth=truth, alone=alone, model=model, cache=cache_or_default(cache), code=code,
             evidence=evidence, watch=watch_server,
+            tasked=None if task is None else Chosen(task, template, ids, split, keep_tokens),
             passphrase=secret,
         )  # fmt: skip
         record = run_training(run, report)

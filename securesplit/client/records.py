@@ -39,12 +39,12 @@ def job_batches(
         InputError: SS-122x for records that cannot be batched, SS-1230 when the split leaves nothing on one side, SS-1232
             when a record does not say whose it is, SS-1233 and SS-1235 for labels that do not fit the job's.
     """
-    buckets, texts, users = policy.limits.buckets, [record.text for record in records], _users(policy, records)
-    longest, fill = max_tokens or buckets[-1], _fill(tokenizer)
+    buckets, texts, users = policy.limits.buckets, [record.text for record in records], users_of(policy, records)
+    longest, fill = max_tokens or buckets[-1], fill_of(tokenizer)
     size, seed = job.schedule.batch, job.adapters.seed
     if job.task is None:
         plain = encode_records(texts, tokenizer, longest, identify, users=users)
-        first, last = _split(plain, held_out)
+        first, last = split_rows(plain, held_out)
         return (
             make_batches(first, buckets=buckets, size=size, padding=fill, seed=seed),
             make_batches(last, buckets=buckets, size=size, padding=fill, seed=seed),
@@ -52,14 +52,19 @@ def job_batches(
     choices = class_tokens(job.task.labels, tokenizer)
     labels = [record.label for record in records]
     named = encode_labelled(texts, labels, job.task.labels, tokenizer, longest, identify, users=users)
-    many, few = _split(named, held_out)
+    many, few = split_rows(named, held_out)
     return (
         labelled_batches(many, choices=choices, buckets=buckets, size=size, padding=fill, seed=seed),
         labelled_batches(few, choices=choices, buckets=buckets, size=size, padding=fill, seed=seed),
     )
 
 
-def _split(rows: tuple[_Row, ...], held_out: int) -> tuple[tuple[_Row, ...], tuple[_Row, ...]]:
+def split_rows(rows: tuple[_Row, ...], held_out: int) -> tuple[tuple[_Row, ...], tuple[_Row, ...]]:
+    """The rows to train on, and the last ``held_out`` to evaluate on.
+
+    Raises:
+        InputError: SS-1230 when one side is empty.
+    """
     if not 0 < held_out < len(rows):
         raise InputError(
             "SS-1230",
@@ -69,13 +74,18 @@ def _split(rows: tuple[_Row, ...], held_out: int) -> tuple[tuple[_Row, ...], tup
     return rows[:-held_out], rows[-held_out:]
 
 
-def _fill(tokenizer: Any) -> int:
+def fill_of(tokenizer: Any) -> int:
+    """The token that fills up to a bucket: the tokenizer's own for padding, else its end of text."""
     padding = getattr(tokenizer, "pad_token_id", None)
     return int(padding if padding is not None else getattr(tokenizer, "eos_token_id", 0) or 0)
 
 
-def _users(policy: Policy, records: Sequence[Record]) -> tuple[str, ...] | None:
-    """Who pays for each record under unit ``user``; None under the other units, where each pays for itself."""
+def users_of(policy: Policy, records: Sequence[Record]) -> tuple[str, ...] | None:
+    """Who pays for each record under unit ``user``; None under the other units, where each pays for itself.
+
+    Raises:
+        InputError: SS-1232 when some record does not say.
+    """
     if not isinstance(policy.privacy, Gaussian) or policy.privacy.unit != "user":
         return None
     named = tuple(record.user for record in records if record.user is not None)

@@ -18,9 +18,11 @@ from securesplit.client.client import Client
 from securesplit.client.dial import dial
 from securesplit.client.middle import Observer
 from securesplit.client.records import job_batches
+from securesplit.client.tasked import tasked_batches
 from securesplit.client.train import Progress, Trained, Trainer
 from securesplit.data.batches import Batch
 from securesplit.data.corpus import Record, read_corpus
+from securesplit.data.tasks.chosen import Chosen, read_tasked
 from securesplit.errors import InputError, PolicyDenied, SecureSplitError
 from securesplit.model.code import read_code
 from securesplit.model.export import collect_adapters, read_part_adapters, restore_adapters, save_part_adapters
@@ -51,6 +53,7 @@ class Run:
     code: Path | None = None
     evidence: Path | None = None
     watch: int = 0
+    tasked: Chosen | None = None
     passphrase: Passphrase | None = None
 
 
@@ -191,7 +194,8 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
         Any error of the tree that the data, the model, the connection or the rounds raise.
     """
     started = time.monotonic()
-    records = read_corpus(run.data, run.limit)
+    tasked = None if run.tasked is None else read_tasked(run.tasked, run.data, run.limit)
+    records = read_corpus(run.data, run.limit) if tasked is None else tasked.records
     run.out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as files:
         writer = None
@@ -199,24 +203,22 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
             writer = files.enter_context(closing(_TruthWriter(run.truth, records)))
         client = files.enter_context(
             open_client(
-                run.policy,
-                run.keys,
-                run.server,
-                model=run.model,
-                cache=run.cache,
-                code=run.code,
-                evidence=run.evidence,
-                observe=writer,
-                watch=run.watch,
-                passphrase=run.passphrase,
+                run.policy, run.keys, run.server, model=run.model, cache=run.cache, code=run.code, evidence=run.evidence,
+                observe=writer, watch=run.watch, passphrase=run.passphrase,
             )
-        )
+        )  # fmt: skip
         if writer is not None:
             writer.name = client.link.name
         identify = client.ledger.key if client.ledger is not None else _anonymous
-        batches, held_out = job_batches(
-            records, client.policy, client.job, client.tokenizer, identify, held_out=run.held_out, max_tokens=run.max_tokens
-        )  # fmt: skip
+        if tasked is None:
+            batches, held_out = job_batches(
+                records, client.policy, client.job, client.tokenizer, identify, held_out=run.held_out, max_tokens=run.max_tokens
+            )  # fmt: skip
+        else:
+            batches, held_out = tasked_batches(
+                tasked, client.policy, client.job, client.tokenizer, identify, model=client.link.model, held_out=run.held_out,
+                max_tokens=run.max_tokens,
+            )  # fmt: skip
         folder = run.keys if client.link.folder is None else client.link.folder.path
         answers = files.enter_context(closing(AnswerLog(folder / "answered.log")))
         trained = Trainer(client, batches, held_out, answers=answers, progress=progress, records=run.out).run()

@@ -40,12 +40,14 @@ class Encoded:
         record: its id in the privacy ledger.
         tokens: at least two ids, in order.
         content: a name for the tokens, keyed like the record.
+        learnt: index of the first token that is learnt; the labels of those before it are left out of the loss.
     """
 
     source: int
     record: str
     tokens: tuple[int, ...]
     content: str = ""
+    learnt: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +56,7 @@ class Batch:
 
     Attributes:
         tokens: (B, T) int64, padded on the right; in front where records have classes (securesplit/data/labelled.py).
-        labels: (B, T) int64, equal to ``tokens`` with -100 on padding; the shift by one is the loss's business.
+        labels: (B, T) int64, equal to ``tokens`` with -100 on padding and before what is learnt; the shift by one is the loss's business.
         lengths: tokens of each row up to its padding on the right.
         bucket: T.
         records: ledger ids of the rows.
@@ -216,9 +218,9 @@ def _stack(rows: Sequence[Encoded], bucket: int, padding: int) -> Batch:
     tokens = torch.full(shape, padding, dtype=torch.int64)
     labels = torch.full(shape, IGNORED, dtype=torch.int64)
     for index, row in enumerate(rows):
-        tokens[index, : len(row.tokens)] = labels[index, : len(row.tokens)] = torch.tensor(
-            row.tokens, dtype=torch.int64
-        )
+        length = len(row.tokens)
+        tokens[index, :length] = torch.tensor(row.tokens, dtype=torch.int64)
+        labels[index, row.learnt : length] = tokens[index, row.learnt : length]
     return Batch(
         tokens=tokens,
         labels=labels,

@@ -27,7 +27,7 @@ from typing import IO
 
 from securesplit.errors import InputError
 
-__all__ = ["Record", "read_corpus"]
+__all__ = ["Record", "plain_passage", "read_corpus"]
 
 _MAX_LINE_BYTES = 1 << 22
 _MAX_ARRAY_BYTES = 1 << 28
@@ -204,7 +204,7 @@ def _text(fields: dict[str, object]) -> str:
     if isinstance(direct := fields.get("text"), str):
         return direct
     if isinstance(passage, dict) and isinstance(inner := passage.get("text"), str):
-        return _plain(inner)
+        return plain_passage(inner)
     if isinstance(question := fields.get("question"), str) and isinstance(answer := fields.get("answer"), str):
         return f"{question.strip()}\n{answer.strip()}"
     # A label among the words would be sent with them, past all that is paid for it.
@@ -212,7 +212,7 @@ def _text(fields: dict[str, object]) -> str:
     return "\n".join(value.strip() for value in texts if isinstance(value, str) and value.strip())
 
 
-def _plain(markup: str) -> str:
+def plain_passage(markup: str) -> str:
     """A MultiRC passage without its tags, sentence marks and character references."""
     text = html.unescape(_TAG.sub(" ", _SENTENCE_MARK.sub(" ", markup)))
     return _SPACES.sub(" ", text)

@@ -1,0 +1,104 @@
+"""``securesplit eval``: what predictions are worth; or which checkpoint is best, through the split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from securesplit.cli.choices import Ids, Split, TemplateName
+from securesplit.cli.output import Cache, Code, Evidence, Model, Output, cache_or_default, show
+from securesplit.cli.progress import ProgressStyle, reporting
+
+if TYPE_CHECKING:
+    from securesplit.data.tasks.score import Scores
+
+
+def evaluate(
+    task: Annotated[str, typer.Option("--task", help="Format and measures of the data; see `tasks list`.")],
+    data: Annotated[Path, typer.Option(help="The task's file, with gold answers.")],
+    predictions: Annotated[
+        Path | None, typer.Option(help='JSON lines {"id", "prediction"}, to be scored; nothing is sent anywhere.')
+    ] = None,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(help="Output directories of training runs, as 'run/*': the best of them, through the split."),
+    ] = None,
+    subset: Annotated[
+        int | None, typer.Option(help="About so many examples choose the best; all when absent.", min=1)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --checkpoints: folder for predictions; a run goes on there.")
+    ] = None,
+    policy: Annotated[Path | None, typer.Option(help="With --checkpoints: policy file of this side.")] = None,
+    keys: Annotated[Path | None, typer.Option(help="With --checkpoints: key folder of this party.")] = None,
+    server: Annotated[str | None, typer.Option(help="With --checkpoints: wss://host:port")] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="With --checkpoints: at most so many tokens an answer.", min=1)
+    ] = 16,
+    template: TemplateName = "plain",
+    ids: Ids = None,
+    split: Split = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first so many examples.")] = None,
+    model: Model = None,
+    cache: Cache = None,
+    code: Code = None,
+    evidence: Evidence = None,
+    progress: ProgressStyle = "auto",
+    output: Output = "text",
+) -> None:
+    """Score predictions by the task's official measures, with intervals; unparsable and missing answers are wrong.
+
+    With --checkpoints the answers are generated through the split: each prompt and each fed-back token is a release under the
+    policy, and charged.
+    """
+    from securesplit.data.tasks.chosen import Chosen, read_tasked
+    from securesplit.data.tasks.score import read_predictions, score
+
+    if (predictions is None) == (checkpoints is None):
+        raise typer.BadParameter("give exactly one of --predictions and --checkpoints")
+    tasked = read_tasked(Chosen(task, template, ids, split), data, limit)
+    if predictions is not None:
+        scores = score(tasked.task, tasked.items, read_predictions(predictions, tasked.items))
+        show(output, _lines(scores), _values(scores))
+        return
+    if out is None or policy is None or keys is None or server is None or checkpoints is None:
+        raise typer.BadParameter("--checkpoints needs --out, --policy, --keys and --server")
+
+    from securesplit.client.predict import Site, require_comparable, split_predictor
+    from securesplit.client.selection import Plan, matching, select
+    from securesplit.policy.load import load_policy
+
+    folders = matching(checkpoints)
+    site = Site(load_policy(policy), keys, server, model, cache_or_default(cache), code, evidence)
+    require_comparable(site.policy, folders)
+    golden = tuple(item for item in tasked.items if item.answers)
+    settings = f"{template}:{max_new_tokens}:{site.policy.digest}"
+    predict = split_predictor(site, tasked.task, tasked.template, max_new_tokens=max_new_tokens)
+    with reporting(progress) as report:
+        found = select(Plan(tasked.task, golden, tasked.template, settings, subset), folders, predict, out, report)
+    tried = [{"checkpoint": str(path), **_values(scores)} for path, scores in found.tried]
+    text = f"{_lines(found.scores)}\nbest of {len(tried)}: {found.best}"
+    show(output, text, {**_values(found.scores), "best": str(found.best), "tried": tried})
+
+
+def _lines(scores: Scores) -> str:
+    head = f"{scores.task}: {scores.examples} examples in {scores.groups} groups"
+    missing = scores.examples - scores.answered
+    if missing or scores.unparsable:
+        head += f"; wrong because missing {missing}, because unparsable {scores.unparsable}"
+    rows = [
+        f"  {m.name:<10} {m.estimate.value:.4f}"
+        + ("" if m.estimate.low is None else f"  95% {m.estimate.low:.4f} to {m.estimate.high:.4f}")
+        for m in scores.measures
+    ]
+    return "\n".join([head, *rows])
+
+
+def _values(scores: Scores) -> dict[str, Any]:
+    return {
+        "task": scores.task, "examples": scores.examples, "groups": scores.groups, "missing": scores.examples - scores.answered,
+        "unparsable": scores.unparsable, "metrics": {m.name: m.estimate.value for m in scores.measures},
+        "intervals": {m.name: None if m.estimate.low is None else [m.estimate.low, m.estimate.high] for m in scores.measures},
+    }  # fmt: skip

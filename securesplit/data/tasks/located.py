@@ -1,0 +1,237 @@
+"""JSON and CSV from a file, entry by entry with the line where each begins; sizes are capped before anything is parsed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from securesplit.data.tasks.faults import Faults
+from securesplit.errors import InputError
+
+__all__ = ["Located", "json_entries", "json_lines", "keyed_entries", "paragraphs", "table_rows", "whole_text"]
+
+MAX_LINE_BYTES = 1 << 22
+MAX_FILE_BYTES = 1 << 28
+MAX_LINES_BYTES = 1 << 31
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """One entry.
+
+    Attributes:
+        line: where it begins, from 1.
+        value: what was parsed.
+    """
+
+    line: int
+    value: object
+
+
+class _Twice(ValueError):
+    """A key stands twice in one object."""
+
+
+def json_entries(path: Path, faults: Faults) -> Iterator[Located]:
+    """The entries of an array, when the file is one, else one entry a line."""
+    with _opened(path) as file:
+        array = file.read(4096).removeprefix(_BOM).lstrip().startswith(b"[")
+    yield from (keyed_entries(path, None, faults) if array else json_lines(path, faults))
+
+
+def json_lines(path: Path, faults: Faults) -> Iterator[Located]:
+    """One JSON value a line; blank lines are skipped."""
+    for number, text in _lines(path, faults):
+        if text.strip():
+            try:
+                yield Located(number, _decoder().decode(text.strip()))
+            except (ValueError, RecursionError) as error:
+                faults.add(path, number, _complaint(error))
+
+
+def keyed_entries(path: Path, key: str | None, faults: Faults) -> Iterator[Located]:
+    """The entries of one array: the whole file, or the value of a key of the object that the file is.
+
+    A file that stops being JSON somewhere is read up to there.
+    """
+    text = whole_text(path, faults)
+    if text is None:
+        return
+    walk = _Walk(text)
+    try:
+        if key is not None:
+            walk.enter(key)
+        yield from walk.entries()
+    except (ValueError, RecursionError, IndexError) as error:
+        faults.add(path, walk.line(), _complaint(error))
+
+
+def whole_text(path: Path, faults: Faults) -> str | None:
+    """A file's text, without a byte order mark; None, with a fault, when it is no UTF-8.
+
+    Raises:
+        InputError: SS-1201, SS-1205.
+    """
+    with _opened(path) as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise InputError(
+            "SS-1205", f"{path} is over {MAX_FILE_BYTES} bytes", hint="Use JSON lines, which are read one by one."
+        )
+    try:
+        return data.removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        faults.add(path, data.count(b"\n", 0, error.start) + 1, "is not UTF-8")
+        return None
+
+
+def table_rows(path: Path, faults: Faults) -> Iterator[Located]:
+    """The rows of a CSV file with a header, as objects from column to text; an empty cell is left out."""
+    text = whole_text(path, faults)
+    if text is None:
+        return
+    rows = csv.reader(text.splitlines(keepends=True), strict=True)
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        if not header or len(set(header)) < len(header) or not all(header):
+            faults.add(path, 1, "is no header: columns need names, each its own")
+            return
+        line = rows.line_num + 1
+        for row in rows:
+            if len(row) not in {0, len(header)}:
+                faults.add(path, line, f"has {len(row)} columns, the header has {len(header)}")
+            elif row:
+                yield Located(line, {name: cell for name, cell in zip(header, row, strict=True) if cell.strip()})
+            line = rows.line_num + 1
+    except csv.Error:
+        faults.add(path, rows.line_num, "is not CSV: a quote is not closed, or a field is too long")
+
+
+def paragraphs(path: Path, faults: Faults) -> Iterator[Located]:
+    """Plain text, cut at blank lines."""
+    lines: list[str] = []
+    start = 1
+    for number, text in _lines(path, faults):
+        if text.strip():
+            start = start if lines else number
+            lines.append(text.strip())
+        elif lines:
+            yield Located(start, "\n".join(lines))
+            lines = []
+    if lines:
+        yield Located(start, "\n".join(lines))
+
+
+class _Walk:
+    """A cursor in JSON text that knows its line."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+        self._counted = (0, 1)
+        self._decode = _decoder().raw_decode
+
+    def line(self) -> int:
+        """Where the cursor stands, from 1."""
+        at, line = self._counted
+        self._counted = (self._at, line + self._text.count("\n", at, self._at))
+        return self._counted[1]
+
+    def enter(self, key: str) -> None:
+        """Into the object, up to the value of this key."""
+        self._take("{")
+        while True:
+            self._skip()
+            name, self._at = self._decode(self._text, self._at)
+            self._take(":")
+            self._skip()
+            if name == key:
+                return
+            _, self._at = self._decode(self._text, self._at)
+            self._take(",")
+
+    def entries(self) -> Iterator[Located]:
+        """Each entry of the array at the cursor."""
+        self._take("[")
+        self._skip()
+        if self._text[self._at] == "]":
+            return
+        while True:
+            self._skip()
+            line = self.line()
+            value, self._at = self._decode(self._text, self._at)
+            yield Located(line, value)
+            self._skip()
+            if self._text[self._at] == "]":
+                return
+            self._take(",")
+
+    def _skip(self) -> None:
+        while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
+            self._at += 1
+
+    def _take(self, mark: str) -> None:
+        self._skip()
+        if self._text[self._at] != mark:
+            raise ValueError
+        self._at += 1
+
+
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Twice
+    return found
+
+
+def _no_number(name: str) -> object:
+    raise ValueError(name)
+
+
+def _complaint(error: Exception) -> str:
+    match error:
+        case _Twice():
+            return "holds a key twice in one object"
+        case RecursionError():
+            return "is nested too deeply"
+        case json.JSONDecodeError(colno=column, lineno=1):
+            return f"is not JSON at column {column}"
+        case _:
+            return "is not JSON, or not of the shape that the format has here"
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InputError(
+            "SS-1201", f"cannot read {path}: {type(error).__name__}", hint="Name a readable file."
+        ) from None
+
+
+def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
+    with _opened(path) as file:
+        number = total = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            total += len(line)
+            if total > MAX_LINES_BYTES:
+                raise InputError(
+                    "SS-1205", f"{path} is over {MAX_LINES_BYTES} bytes", hint="Cut it into several files."
+                )
+            if len(line) > MAX_LINE_BYTES:
+                faults.add(path, number, f"is over {MAX_LINE_BYTES} bytes; nothing after it was read")
+                return
+            try:
+                yield number, (line.removeprefix(_BOM) if number == 1 else line).decode("utf-8")
+            except UnicodeDecodeError as error:
+                faults.add(path, number, f"is not UTF-8 at byte {error.start + 1}")

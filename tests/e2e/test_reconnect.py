@@ -279,7 +279,10 @@ def test_cut_at_every_message_and_twice_at_some(four, monkeypatch):
             times = 2 if what in {"shares", "masked"} else 1
             scene.on("carol", "said", what, *[lambda: scene.proxy.wire.cut()] * times)  # noqa: PLW0108
         play(four, scene, loop, monkeypatch)
-        assert len(scene.proxy.wires) == 1 + len(EVERY) + 2
+        # What the server had taken in before the cut is not said again, and then the second cut of its kind does not come.
+        unused = sum(map(len, scene.hooks.values()))
+        assert unused <= 2
+        assert len(scene.proxy.wires) == 1 + len(EVERY) + 2 - unused
         scene.exact()
 
 

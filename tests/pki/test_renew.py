@@ -23,6 +23,13 @@ from tests.pki.oracle import openssl, verdict
 NOW = datetime.now(UTC)
 
 
+@pytest.fixture(autouse=True)
+def fresh_now():
+    """A long test run may reach this file hours after it was imported, and certificates are good from ten minutes ago."""
+    global NOW  # noqa: PLW0603  # the tests read it as a constant
+    NOW = datetime.now(UTC)
+
+
 def nobody(_: object) -> bool:
     return False
 
@@ -169,10 +176,10 @@ def test_a_false_successor_is_not_taken_on_its_own_word(authority: Authority, ke
 # --- status -----------------------------------------------------------------------------------------------------------
 
 
-def state(keys: Path, now: datetime = NOW) -> dict[str, str]:
+def state(keys: Path, now: datetime | None = None) -> dict[str, str]:
     return {
         f"{one.kind} {one.name}" if one.kind in {"client", "server"} else one.kind: one.state
-        for one in standings(keys, now)
+        for one in standings(keys, now or NOW)
     }
 
 

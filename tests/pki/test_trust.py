@@ -24,6 +24,13 @@ from tests.pki.forge import Leaf, Signer, authority_key, common_name, sign, uri,
 NOW = datetime.now(UTC)
 
 
+@pytest.fixture(autouse=True)
+def fresh_now():
+    """A long test run may reach this file hours after it was imported, and certificates are good from ten minutes ago."""
+    global NOW  # noqa: PLW0603  # the tests read it as a constant
+    NOW = datetime.now(UTC)
+
+
 def authority_with(
     constraints: x509.NameConstraints | None, *, depth: int | None = 0, parent: Signer | None = None, days: int = 10
 ) -> Signer:
@@ -115,8 +122,8 @@ def test_constraints_that_are_none_are_refused(tmp_path: Path, dns: list[str], i
 # --- paths ------------------------------------------------------------------------------------------------------------
 
 
-def path(leaf: x509.Certificate, *authorities: Signer, now: datetime = NOW) -> int:
-    found = Trust.of(tuple(one.certificate for one in authorities)).path(leaf, now)
+def path(leaf: x509.Certificate, *authorities: Signer, now: datetime | None = None) -> int:
+    found = Trust.of(tuple(one.certificate for one in authorities)).path(leaf, now or NOW)
     return 0 if found is None else len(found)
 
 

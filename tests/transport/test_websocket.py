@@ -293,7 +293,7 @@ def test_a_revoked_client_that_does_not_read_is_put_out_too(house, core, monkeyp
             patched.setattr(peer_module.Peer, "write", stuck)
             websocket = bare(house, loop)
             deadline = time.monotonic() + 5
-            while not loop.shell._peers and time.monotonic() < deadline:
+            while not any(p.outbox.full() for p in loop.shell._peers.values()) and time.monotonic() < deadline:
                 time.sleep(0.02)
         Authority.open(house.keys).revoke("alice")
         with pytest.raises(ConnectionClosed):

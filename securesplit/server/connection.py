@@ -21,10 +21,11 @@ __all__ = ["Answer", "Connection", "Sealed", "Told", "opened", "over", "seal_bac
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a computation gives back: the request, and the reply to send."""
+    """What a computation gives back: the request, the reply to send, and the name of the client that it learns with."""
 
     request: Message
     reply: Message
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ class ServerCore:
         peer = self._connections.get(connection)
         if peer is None:
             # It went while its request was computed; what the computation kept for it is dropped.
-            return [self._work.forget(connection)] if isinstance(result, Answer) else []
+            return [self._work.forget(connection, result.client)] if isinstance(result, Answer) else []
         if isinstance(result, SecureSplitError):
             return self._refuse(connection, peer, result)
         if isinstance(result, Sealed):
@@ -189,7 +189,10 @@ class ServerCore:
         if not others or self._sums_at.get(peer.name) == connection:
             self._sums_at.pop(peer.name, None)
             self.sums.leave(peer.name, self._now)
-        return [self._work.forget(connection), *self._next_turn(self._turns.forget(connection, self._now))]
+        learns = (
+            peer.name if self._turns.holder == connection else ""
+        )  # Another session of its may be the one that learns.
+        return [self._work.forget(connection, learns), *self._next_turn(self._turns.forget(connection, self._now))]
 
     def tick(self, now: float) -> list[Action]:
         """See :class:`Core`."""
@@ -244,7 +247,9 @@ class ServerCore:
             case Forward():
                 return self._forward(connection, peer, message)
             case Backward():
-                return self._replayed(connection, peer, message) or [self._work.backward(connection, message)]
+                return self._replayed(connection, peer, message) or [
+                    self._work.backward(connection, peer.name, message)
+                ]
             case DropCache():
                 self._served(connection, peer, message)
                 return [self._work.drop(connection, message)]
@@ -289,7 +294,7 @@ class ServerCore:
             raise RemoteProtocolError("SS-4029", "a sequence is longer than any bucket of the server's policy")
         if message.learn and not self._turns.take(connection, message, self._now):
             return []
-        return [self._work.forward(connection, message)]
+        return [self._work.forward(connection, peer.name, message)]
 
     def _replayed(self, connection: int, peer: Connection, message: Message) -> list[Action]:
         """The same request again gets the same answer; the same number with other bytes is refused."""
@@ -303,7 +308,10 @@ class ServerCore:
         return []
 
     def _next_turn(self, following: tuple[int, Forward] | None) -> list[Action]:
-        return [] if following is None else [self._work.forward(*following)]
+        if following is None:
+            return []
+        connection, message = following
+        return [self._work.forward(connection, self._connections[connection].name, message)]
 
     def _deliver(self, outbound: list[Outbound]) -> list[Action]:
         actions: list[Action] = []

@@ -7,26 +7,20 @@ changes the weights that the pending graph was built with; securesplit/server/tu
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from securesplit.errors import RemoteProtocolError
 from securesplit.model.code import CutCode
+from securesplit.model.descent import Recipe
 from securesplit.model.parts import Middle, PartCache
+from securesplit.server.learner import Learner
 
 _CACHES = 64
 """Decoding caches of one connection, with those that were dropped; a client needs one for each text that it generates."""
 _POSITIONS = 1 << 17
 """Of one cache, where a model does not say how many positions it has."""
-
-
-@dataclass(slots=True)
-class _Pending:
-    step: int
-    leaf: Tensor
-    output: Tensor
 
 
 class Engine:
@@ -58,17 +52,15 @@ class Engine:
         self._positions = positions or getattr(config, "max_position_embeddings", None) or _POSITIONS
         self._caches: OrderedDict[tuple[int, int], PartCache] = OrderedDict()
         self._evicted: set[tuple[int, int]] = set()
-        self._pending: dict[int, _Pending] = {}
-        trainable = [p for p in middle.parameters() if p.requires_grad]
-        self._optimiser = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0) if trainable else None
+        self.learner = Learner(middle, Recipe(learning_rate))
 
     def forward(
-        self, connection: int, step: int, lengths: tuple[int, ...], hidden: Tensor, *, gain: float = 1.0, learn: bool
+        self, client: str, step: int, lengths: tuple[int, ...], hidden: Tensor, *, gain: float = 1.0, learn: bool
     ) -> Tensor:
         """Run B over a batch.
 
         Args:
-            connection, step: where a later :meth:`backward` will belong.
+            client, step: whose it is, and where a later :meth:`backward` will belong.
             lengths: rows of each sequence.
             hidden: (sum(lengths), D), or under a code (sum(lengths), k).
             gain: public factor for the rows; 1 leaves them as they are, bit for bit.
@@ -78,28 +70,23 @@ class Engine:
             (sum(lengths), D).
         """
         # Codes keep the wire's precision until they are decoded.
-        leaf = (hidden.to(self.middle.dtype) if self.code is None else hidden).requires_grad_(learn)
-        with torch.set_grad_enabled(learn):
-            output = self._ragged(self._decoded(leaf * gain if gain != 1 else leaf), lengths)
-        if learn:
-            self._pending[connection] = _Pending(step, leaf, output)
-        return output.detach()
+        rows = hidden.to(self.middle.dtype) if self.code is None else hidden
 
-    def backward(self, connection: int, step: int, gradient: Tensor) -> Tensor:
+        def run(leaf: Tensor) -> Tensor:
+            return self._ragged(self._decoded(leaf * gain if gain != 1 else leaf), lengths)
+
+        if learn:
+            return self.learner.forward(client, step, rows, run)
+        with torch.no_grad():
+            return run(rows)
+
+    def backward(self, client: str, step: int, gradient: Tensor) -> Tensor:
         """Backpropagate through the pending forward, let B's adapters learn, return dL/d(the rows that came).
 
         Raises:
             RemoteProtocolError: SS-4014 when no forward of this step is pending.
         """
-        pending = self._pending.pop(connection, None)
-        if pending is None or pending.step != step:
-            raise RemoteProtocolError("SS-4014", "a gradient arrived for a step that is not pending")
-        pending.output.backward(gradient.to(pending.output.dtype))  # type: ignore[no-untyped-call]
-        if self._optimiser is not None:
-            self._optimiser.step()
-            self._optimiser.zero_grad(set_to_none=True)
-        assert pending.leaf.grad is not None
-        return pending.leaf.grad
+        return self.learner.backward(client, step, gradient)
 
     def decode(self, connection: int, cache: int, lengths: tuple[int, ...], hidden: Tensor) -> Tensor:
         """Extend a decoding cache by equally long rows of each sequence, (sum(lengths), D or k) -> (sum(lengths), D).
@@ -166,9 +153,9 @@ class Engine:
         self._caches.pop((connection, cache), None)
         self._evicted.discard((connection, cache))
 
-    def forget(self, connection: int) -> None:
-        """Forget everything of a connection."""
-        self._pending.pop(connection, None)
+    def forget(self, connection: int, client: str) -> None:
+        """Forget everything of a connection, and the graph that waits for its client."""
+        self.learner.forget(client)
         self._evicted = {key for key in self._evicted if key[0] != connection}
         for key in [k for k in self._caches if k[0] == connection]:
             del self._caches[key]

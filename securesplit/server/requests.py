@@ -34,7 +34,7 @@ class Requests:
         self._kept = kept
         self._codec = codec
 
-    def forward(self, connection: int, message: Forward) -> Work:
+    def forward(self, connection: int, client: str, message: Forward) -> Work:
         """B over a batch, or a decoding step."""
 
         def run() -> Answer:
@@ -46,17 +46,18 @@ class Requests:
                 output = self._engine().decode(connection, message.cache, message.lengths, hidden)
             else:
                 output = self._engine().forward(
-                    connection, message.step, message.lengths, hidden, gain=message.gain, learn=message.learn
+                    client, message.step, message.lengths, hidden, gain=message.gain, learn=message.learn
                 )
-            return Answer(message, Hidden(step=message.step, hidden=blob_of(output, self._codec)))
+            reply = Hidden(step=message.step, hidden=blob_of(output, self._codec))
+            return Answer(message, reply, client if message.learn else "")
 
         return Work(connection, run)
 
-    def backward(self, connection: int, message: Backward) -> Work:
+    def backward(self, connection: int, client: str, message: Backward) -> Work:
         """B's own gradient step, and the gradient at its input."""
 
         def run() -> Answer:
-            gradient = self._engine().backward(connection, message.step, tensor_of(message.gradient))
+            gradient = self._engine().backward(client, message.step, tensor_of(message.gradient))
             return Answer(message, Gradient(step=message.step, gradient=blob_of(gradient, self._codec)))
 
         return Work(connection, run)
@@ -76,6 +77,6 @@ class Requests:
         """Forget a decoding cache."""
         return Work(connection, lambda: self._engine().drop_cache(connection, message.cache))
 
-    def forget(self, connection: int) -> Work:
+    def forget(self, connection: int, client: str) -> Work:
         """Forget everything of a connection."""
-        return Work(connection, lambda: self._engine().forget(connection))
+        return Work(connection, lambda: self._engine().forget(connection, client))

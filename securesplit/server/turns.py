@@ -24,6 +24,11 @@ class Turns:
         self._since = 0.0
         self._waiting: deque[tuple[int, Forward]] = deque()
 
+    @property
+    def holder(self) -> int | None:
+        """The connection whose turn it is."""
+        return self._holder
+
     def take(self, connection: int, message: Forward, now: float) -> bool:
         """Whether the step may run now; otherwise it is queued.
 

@@ -171,8 +171,8 @@ def test_it_computes_what_an_honest_server_computes(house, gain, sentinel):
     engine = Engine(middle, learning_rate=1e-3, code=code)
     width = 32 if code is None else code.width
     rows, gradient = rows_of(1, (3, 6, width)), rows_of(2, (3, 6, 32))
-    output = engine.forward(0, 0, (6, 6, 6), rows.reshape(18, -1), gain=gain, learn=True)
-    received = engine.backward(0, 0, gradient.reshape(18, -1))
+    output = engine.forward("alice", 0, (6, 6, 6), rows.reshape(18, -1), gain=gain, learn=True)
+    received = engine.backward("alice", 0, gradient.reshape(18, -1))
     seen = Guardian(load_middle(house.model), every=1, code=code).judge(
         rows, gain, output.reshape(3, 6, -1), gradient=gradient, received=received.reshape(3, 6, -1)
     )

@@ -71,7 +71,7 @@ class Starving:
     """
 
     def __init__(self, core, output: Answer, gradient: Answer, spared: tuple[str, ...] = (VICTIM,)) -> None:
-        self._core, self._engine = core, core._engine
+        self._engine = core._engine
         self._output, self._gradient, self._spared = output, gradient, spared
         self._sent: dict[int, torch.Tensor] = {}
         core._engine = self
@@ -79,17 +79,14 @@ class Starving:
     def __getattr__(self, name):
         return getattr(self._engine, name)
 
-    def _name(self, connection: int) -> str:
-        return self._core._connections[connection].name
-
-    def forward(self, connection, step, lengths, hidden, *, gain=1.0, learn):
+    def forward(self, client, step, lengths, hidden, *, gain=1.0, learn):
         sent = hidden.detach() * gain
-        true = self._engine.forward(connection, step, lengths, hidden, gain=gain, learn=learn).detach()
-        return true if self._name(connection) in self._spared else self._output(step, sent, true)
+        true = self._engine.forward(client, step, lengths, hidden, gain=gain, learn=learn).detach()
+        return true if client in self._spared else self._output(step, sent, true)
 
-    def backward(self, connection, step, gradient):
-        true = self._engine.backward(connection, step, gradient)
-        return true if self._name(connection) in self._spared else self._gradient(step, gradient, true)
+    def backward(self, client, step, gradient):
+        true = self._engine.backward(client, step, gradient)
+        return true if client in self._spared else self._gradient(step, gradient, true)
 
 
 def cosine(one, other) -> float:

@@ -28,19 +28,18 @@ def breaches(policy: Policy, job: Job) -> tuple[str, ...]:
 
 def broken_rules(policy: Policy, job: Job) -> tuple[Breach, ...]:
     """Every rule of the policy that the job breaks, with the values on both sides."""
-    limits, sums = policy.limits, policy.aggregation
+    sums = policy.aggregation
+    if not job.mode.summed:
+        return (*_limits(policy, job), *_labels(policy, job), *_mode(policy, job))
     floors = (
-        ("limits.min_front", limits.min_front, job.cut.front, "the cut leaves {} layers in front, and {} is the least"),
-        ("limits.min_back", limits.min_back, job.cut.back, "the cut leaves {} layers at the back, and {} is the least"),
         ("aggregation.min_clients", sums.min_clients, job.sums.min_clients, "sums of {} clients, and {} is the least"),
         ("aggregation.min_threshold", sums.min_threshold, job.sums.threshold, "a threshold of {}, and {} is the least"),
     )
-    caps = (
-        ("limits.max_sequences", limits.max_sequences, job.schedule.batch, "batches of {}, and {} is the most"),
-        ("aggregation.max_update", sums.max_update, job.sums.clip, "a clip of {}, and {} is the most"),
-    )
-    found = [Breach(rule, what.format(has, ours), ours, has) for rule, ours, has, what in floors if has < ours]
-    found += [Breach(rule, what.format(has, ours), ours, has) for rule, ours, has, what in caps if has > ours]
+    found = [*_limits(policy, job)]
+    found += [Breach(rule, what.format(has, ours), ours, has) for rule, ours, has, what in floors if has < ours]
+    if job.sums.clip > sums.max_update:
+        what = f"a clip of {job.sums.clip}, and {sums.max_update} is the most"
+        found.append(Breach("aggregation.max_update", what, sums.max_update, job.sums.clip))
     if 2 * job.sums.threshold <= (n := len(job.sums.roster)):
         what = "the threshold is not more than half of the roster"
         found.append(Breach("aggregation.majority", what, n // 2 + 1, job.sums.threshold))
@@ -48,7 +47,7 @@ def broken_rules(policy: Policy, job: Job) -> tuple[Breach, ...]:
         found.append(Breach("aggregation.blind", "the server would see the sum", policy=True, other=False))
     if not found:  # One fault of the sums' numbers, told twice in different words, helps nobody.
         found += _sums(policy, job)
-    return (*found, *_labels(policy, job), *_sharing(policy, job), *_noise(policy, job))
+    return (*found, *_labels(policy, job), *_sharing(policy, job), *_noise(policy, job), *_mode(policy, job))
 
 
 def sum_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
@@ -69,6 +68,48 @@ def sharing_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
 def noise_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
     """What is wrong between noise that a policy shares with other clients and the job's sums, in at most two lines."""
     return tuple(breach.line() for breach in _noise(policy, job))
+
+
+def _limits(policy: Policy, job: Job) -> Iterator[Breach]:
+    """The cut, and how much crosses it at once."""
+    limits = policy.limits
+    for end, least, has in (("front", limits.min_front, job.cut.front), ("back", limits.min_back, job.cut.back)):
+        where = "in front" if end == "front" else "at the back"
+        if has < least:
+            what = f"the cut leaves {has} layers {where}, and {least} is the least"
+            yield Breach(f"limits.min_{end}", what, least, has)
+    if job.schedule.batch > limits.max_sequences:
+        what = f"batches of {job.schedule.batch}, and {limits.max_sequences} is the most"
+        yield Breach("limits.max_sequences", what, limits.max_sequences, job.schedule.batch)
+
+
+def _mode(policy: Policy, job: Job) -> Iterator[Breach]:
+    """What a mode of training asks of a policy that protects.
+
+    Who hands its adapters over shows them to the others by themselves, so they must carry noise that suffices alone. Parts
+    that stay at a site are moved by local steps, of which regime ``round`` has none. Where B stands still, nothing tells
+    copies of it apart.
+    """
+    training, privacy = job.mode, policy.privacy
+    pinned = policy.aggregation.roster
+    if not training.summed and pinned is not None and (odd := set(pinned) ^ set(job.sums.roster)):
+        what = f"the job's roster is another one, in {len(odd)} name(s)"
+        yield Breach("aggregation.roster", what, list(pinned), sorted(job.sums.roster))
+    if not isinstance(privacy, Gaussian):
+        return
+    alone = privacy.updates is None or (privacy.updates.honest or 1) == 1
+    if training.mode == "sequential" and (privacy.regime != "step" or not alone):
+        what = "mode 'sequential' hands each client's own adapters to the others; only noise that suffices alone, in regime 'step', covers that"
+        yield Breach("privacy.regime.mode", what, privacy.regime, training.mode)
+    elif (training.personal or not training.summed) and (privacy.regime == "round" or not alone):
+        what = "parts that stay at their site need local steps with noise of their own; this policy's regime or shared noise has none"
+        yield Breach("privacy.regime.mode", what, privacy.regime, training.mode)
+    elif privacy.regime == "frozen" and ((training.replicated and training.summed) or training.mode == "client-batch"):
+        what = f"mode '{training.mode}' is about how the server's part learns, and under regime 'frozen' it does not"
+        yield Breach("privacy.regime.mode", what, privacy.regime, training.mode)
+    elif privacy.regime == "frozen" and training.personal:
+        what = "regime 'frozen' trains the back alone: with a personal back nothing is left to sum; that is mode 'splitfed-v3'"
+        yield Breach("privacy.regime.mode", what, privacy.regime, list(training.personal))
 
 
 def _sums(policy: Policy, job: Job) -> Iterator[Breach]:

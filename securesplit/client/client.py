@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -179,10 +179,20 @@ class Client:
         """The parts on this side whose adapters learn; in regime ``frozen`` C alone, or releases would leak training."""
         return (self.back,) if self.regime == "frozen" else (self.front, self.back)
 
+    @property
+    def summed(self) -> tuple[Front | Back, ...]:
+        """The parts whose adapters the secure sums carry: those that learn, without what the job leaves at each site."""
+        mode = self.job.mode
+        return tuple(part for part in self.trained if part.role not in mode.personal) if mode.summed else ()
+
     def train(self, factor: Learned | None) -> None:
-        """Choose which LoRA factors learn on this side, and whether B is to learn; None for evaluation."""
+        """Choose which LoRA factors learn on this side, and whether B is to learn; None for evaluation.
+
+        A part that stays at this site learns both whenever the others learn anything: no sum asks it to stand still.
+        """
         for part in (self.front, self.back):
-            set_trainable_factor(part, factor if part in self.trained else None)
+            learned = factor if part in self.summed or factor is None else "both"
+            set_trainable_factor(part, learned if part in self.trained else None)
         self.remote.learn = factor is not None and self.regime != "frozen"
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -191,18 +201,28 @@ class Client:
 
     def layouts(self, factor: Learned | None = None) -> tuple[Layout, ...]:
         """The adapters that take part in the secure sums, part by part."""
-        return tuple(adapter_layout(part, factor) for part in self.trained)
+        return tuple(adapter_layout(part, factor) for part in self.summed)
+
+    def held(self) -> tuple[npt.NDArray[np.float32], ...]:
+        """Values of every adapter that learns here, those that stay at this site among them, part by part."""
+        return tuple(read_adapters(part, adapter_layout(part)) for part in self.trained)
+
+    def put_back(self, held: Sequence[npt.NDArray[np.float32]]) -> None:
+        """Give them the values that :meth:`held` gave."""
+        for part, values in zip(self.trained, held, strict=True):
+            write_adapters(part, adapter_layout(part), values)
 
     def read(self, factor: Learned | None = None) -> npt.NDArray[np.float32]:
         """Values of those adapters, one vector."""
+        empty = np.zeros(0, dtype=np.float32)
         return np.concatenate(
-            [read_adapters(p, layout) for p, layout in zip(self.trained, self.layouts(factor), strict=True)]
+            [empty, *(read_adapters(p, layout) for p, layout in zip(self.summed, self.layouts(factor), strict=True))]
         )
 
     def write(self, values: npt.NDArray[np.float32], factor: Learned | None = None) -> None:
         """Set those adapters from one vector."""
         start = 0
-        for part, layout in zip(self.trained, self.layouts(factor), strict=True):
+        for part, layout in zip(self.summed, self.layouts(factor), strict=True):
             write_adapters(part, layout, values[start : start + layout.size])
             start += layout.size
 
@@ -251,7 +271,7 @@ class Client:
 
     def origin_digest(self, factor: Learned) -> bytes:
         """SHA-256 of every value that an update of this factor starts from. It stays on this site."""
-        values = self.read().astype("<f4").tobytes()
+        values = b"".join(values.astype("<f4").tobytes() for values in self.held())
         return hashlib.sha256(f"securesplit.origin.v1|{factor}|".encode() + values).digest()
 
     def step(self, batch: Batch) -> float:

@@ -15,7 +15,7 @@ the others' updates predictable or small as far as docs/threat-model.md, section
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
@@ -189,7 +189,7 @@ def still(moved: npt.NDArray[np.float64], sizes: Iterable[int], least: float) ->
 
 
 def require_plausible(
-    client: Client, factor: Learned, start: npt.NDArray[np.float32], before: npt.NDArray[np.float32]
+    client: Client, factor: Learned, start: npt.NDArray[np.float32], before: Sequence[npt.NDArray[np.float32]]
 ) -> None:
     """Stay out of a round's sum when what was learnt in it cannot come from honest answers.
 
@@ -200,7 +200,7 @@ def require_plausible(
         client: after its local work.
         factor: what the sum would carry.
         start: its values before the round, (d,).
-        before: values of all adapters before the round.
+        before: values of all adapters before the round, as :meth:`Client.held` gives them.
 
     Raises:
         AggregationAborted: SS-6040.
@@ -212,7 +212,7 @@ def require_plausible(
     witness.clear()
     if fault is None:
         return
-    client.write(before)
+    client.put_back(before)
     with suppress(SecureSplitError):  # A courtesy; a server that is gone needs no word.
         client.link.tell(Failure(code=ABSTAINED))
     raise AggregationAborted(

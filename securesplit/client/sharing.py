@@ -12,7 +12,8 @@ With ``share-a`` both learn and only A is summed, exactly; B stays at its site, 
 securesplit/model/sketch.py measures by how much. Means are weighted by numbers of records; exactness is up to the sum's
 rounding to its grid, for coordinates within the sum's clip.
 
-B, the server's part of the model, has one copy. Nothing of it is averaged, and it learns both factors in every mode.
+B, the server's part of the model, learns both factors in every mode. Whether it has one copy or several that are averaged, and
+which parts of the clients' side are never summed, is the mode of training: securesplit/protocol/training.py.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from securesplit.client.client import Client
     from securesplit.protocol.job import Job, Sharing
 
-__all__ = ["Turn", "alike_digest", "frozen_digest", "to_share", "turn_of", "what_was_shared"]
+__all__ = ["Turn", "alike_digest", "frozen_digest", "learns_in", "to_share", "turn_in", "turn_of", "what_was_shared"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -69,6 +70,21 @@ def turn_of(sharing: Sharing, number: int) -> Turn:
     return Turn("B", "B") if number % 2 == 0 else Turn("A", "A")  # B first, for the same reason.
 
 
+def turn_in(job: Job, number: int) -> Turn:
+    """The same for a job: who hands its adapters over by itself may move both factors at once, and the sum is exact."""
+    if job.mode.mode == "sequential" and job.adapters.sharing == "alternating":
+        return Turn("both", "both")
+    return turn_of(job.adapters.sharing, number)
+
+
+def learns_in(job: Job, name: str, number: int) -> bool:
+    """Whether a client learns in this round: each in its turn by name in mode ``sequential``, everybody in every other."""
+    if job.mode.mode != "sequential":
+        return True
+    names = sorted(job.sums.roster)
+    return names[number % len(names)] == name
+
+
 def to_share(moved: Floats, client: Client, number: int) -> Floats:
     """What of a plain update goes to the gate: the update itself, under ``naive`` with a sketch of its products."""
     if client.job.adapters.sharing != "naive":
@@ -90,7 +106,7 @@ def what_was_shared(
 
 def frozen_digest(client: Client, number: int, factor: Learned) -> str:
     """See :meth:`securesplit.client.client.Client.frozen_digest`."""
-    adapters, turn = client.job.adapters, turn_of(client.job.adapters.sharing, number)
+    adapters, turn = client.job.adapters, turn_in(client.job, number)
     # The whole job: a server that gave each client its own learning rate could silence all but one.
     start = f"{number}|{factor}|{adapters.sharing}|{adapters.seed}|{client.policy.digest}|{client.job.digest}"
     digest = hashlib.sha256(start.encode())
@@ -100,22 +116,27 @@ def frozen_digest(client: Client, number: int, factor: Learned) -> str:
     if client.regime != "frozen" or (
         plan is not None and plan.update is not None
     ):  # All of it follows from noised sums.
-        _take_values(digest, client.trained, turn.common)
+        _take_values(digest, client.summed, turn.common)
     elif turn.constant is not None:
-        _take_values(digest, (client.front, client.back), turn.constant)
+        _take_values(digest, _common(client), turn.constant)
     return digest.hexdigest()
 
 
 def alike_digest(client: Client, number: int, factor: Learned, heard: bytes) -> bytes:
     """See :meth:`securesplit.client.client.Client.alike_digest`."""
     sharing = client.job.adapters.sharing
-    common = turn_of(sharing, number).common
+    common = turn_in(client.job, number).common
     digest = hashlib.sha256(f"securesplit.alike.v1|{number}|{factor}|{sharing}|".encode())
     for layout in client.layouts(factor):
         digest.update(layout.digest.encode())
-    _take_values(digest, (client.front, client.back), common)
+    _take_values(digest, _common(client), common)
     digest.update(heard)
     return digest.digest()
+
+
+def _common(client: Client) -> tuple[Part, ...]:
+    """The parts that all clients hold alike."""
+    return tuple(part for part in (client.front, client.back) if part.role not in client.job.mode.personal)
 
 
 def _take_values(digest: Any, parts: Sequence[Part], factor: Learned | None) -> None:

@@ -32,7 +32,7 @@ from securesplit.aggregate.fixedpoint import Words
 from securesplit.client.client import Client
 from securesplit.client.plausible import require_plausible
 from securesplit.client.rounds import secure_sum
-from securesplit.client.sharing import to_share, turn_of, what_was_shared
+from securesplit.client.sharing import learns_in, to_share, turn_in, what_was_shared
 from securesplit.data.batches import Batch
 from securesplit.errors import LocalProtocolError
 from securesplit.model.lora import Learned
@@ -114,15 +114,21 @@ class Trainer:
         self._progress = progress
         self._steps = 0
         self._heard = b""
+        self._kept: torch.optim.AdamW | None = None
 
     def run(self) -> Trained:
         """All rounds of the job."""
         rounds = self._client.job.schedule.rounds
-        if self._client.regime == "frozen":  # Before the first release, so that a run that cannot share sends nothing.
+        if (
+            self._client.regime == "frozen" and self._client.job.mode.summed
+        ):  # Before the first release, so that a run that cannot share sends nothing.
             self._client.gate.reserve_for_peers()
         curve, records = [self._evaluate()], []
         for number in range(rounds):
-            records.append(self._round(number))
+            if self._client.job.mode.summed:
+                records.append(self._round(number))
+            else:
+                self._by_itself(number)
             self._client.keep_anchor()
             curve.append(self._evaluate())
         return Trained(steps=self._steps, curve=tuple(curve), rounds=tuple(records))
@@ -133,13 +139,15 @@ class Trainer:
 
     def _round(self, number: int) -> RoundRecord:
         client = self._client
-        turn = turn_of(client.job.adapters.sharing, number)
+        turn, learns = turn_in(client.job, number), learns_in(client.job, client.link.name, number)
         factor = turn.summed
         frozen, alike = client.frozen_digest(number, factor), client.alike_digest(number, factor, self._heard)
         origin = client.origin_digest(factor)
         client.train(turn.learned)
-        start, before = client.read(factor), client.read()
+        start, before = client.read(factor), client.held()
         match client.regime:
+            case _ if not learns:
+                update, losses = client.gate.release_update(np.zeros(len(start))), list[float]()
             case "round":
                 update, losses = self._record_gradients(number)
             case "step":
@@ -147,8 +155,10 @@ class Trainer:
             case _:
                 update, losses = self._local_steps(number, factor, start)
         client.train(None)
-        require_plausible(client, factor, start, before)
-        weight = 1 if client.regime == "round" else sum(len(batch.records) for batch in self._batches)
+        if learns:
+            require_plausible(client, factor, start, before)
+        hands_over = client.job.mode.mode == "sequential"
+        weight = 1 if client.regime == "round" or hands_over else sum(len(batch.records) for batch in self._batches)
         assert client.link.folder is not None
         self._progress(f"round {number + 1}: secure sum, waits for the roster", 0, 1, None)
         summed = secure_sum(
@@ -165,7 +175,9 @@ class Trainer:
             records=self._records,
         )
         opened, contribution, self._heard = summed.aggregate, summed.contribution, summed.heard
-        mean, residual = what_was_shared(start, opened.mean, client, number)
+        # Where one hands over and the others add zeros, the update is the whole sum.
+        shared = opened.mean * opened.total_weight if hands_over else opened.mean
+        mean, residual = what_was_shared(start, shared, client, number)
         if client.regime == "round":
             self._common_step(mean, factor)
         else:
@@ -178,19 +190,35 @@ class Trainer:
             contribution=contribution, ring_sum=opened.ring_sum, residual=residual,
         )  # fmt: skip
 
+    def _by_itself(self, number: int) -> None:
+        """A round's local work where nothing is summed: A and C stay this site's own, and its optimiser goes on."""
+        client = self._client
+        client.train("both")
+        if self._kept is None:
+            self._kept = self._optimiser()
+        if client.regime == "step":
+            self._noised_path(number, self._kept)
+        else:
+            self._plain_path(number, self._kept)
+        client.train(None)
+
     def _local_steps(
         self, number: int, factor: Learned, start: npt.NDArray[np.float32]
     ) -> tuple[ReleasedUpdate, list[float]]:
         """Plain steps, in regimes ``open`` and ``frozen``."""
-        client, optimiser = self._client, self._optimiser()
+        client = self._client
+        losses = self._plain_path(number, self._optimiser())
+        moved = client.read(factor).astype(np.float64) - start
+        return client.gate.release_update(to_share(moved, client, number)), losses
+
+    def _plain_path(self, number: int, optimiser: torch.optim.AdamW) -> list[float]:
         losses: list[float] = []
         for batch in self._passes():
-            losses.append(client.step(batch))
+            losses.append(self._client.step(batch))
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             self._told(number, losses)
-        moved = client.read(factor).astype(np.float64) - start
-        return client.gate.release_update(to_share(moved, client, number)), losses
+        return losses
 
     def _noised_steps(
         self, number: int, factor: Learned, start: npt.NDArray[np.float32]
@@ -200,7 +228,12 @@ class Trainer:
         The optimiser's moments are functions of noised sums, and so is the difference at the end: both are free. The
         divisor is the number of rows that the server sees, never the number of units in them.
         """
-        client, optimiser = self._client, self._optimiser()
+        client = self._client
+        losses = self._noised_path(number, self._optimiser())
+        return client.gate.release_update(client.read(factor).astype(np.float64) - start), losses
+
+    def _noised_path(self, number: int, optimiser: torch.optim.AdamW) -> list[float]:
+        client = self._client
         losses: list[float] = []
         for batch in self._passes():
             total = self._empty_sum()
@@ -211,7 +244,7 @@ class Trainer:
             client.gate.moved(noised)
             losses.append(loss)
             self._told(number, losses)
-        return client.gate.release_update(client.read(factor).astype(np.float64) - start), losses
+        return losses
 
     def _record_gradients(self, number: int) -> tuple[ReleasedUpdate, list[float]]:
         """One pass over all records, whose gradients are clipped unit by unit into one sum."""

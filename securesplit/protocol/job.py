@@ -9,13 +9,26 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from securesplit.errors import InputError, RemoteProtocolError
+from securesplit.protocol.training import Training
 
-__all__ = ["Adapters", "Code", "Cut", "Job", "Optimiser", "Schedule", "Sharing", "Task", "load_job", "parse_job"]
+__all__ = [
+    "Adapters",
+    "Code",
+    "Cut",
+    "Job",
+    "Optimiser",
+    "Schedule",
+    "Sharing",
+    "Task",
+    "Training",
+    "load_job",
+    "parse_job",
+]
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 Sharing = Literal["alternating", "frozen-a", "share-a", "core", "naive"]
@@ -88,10 +101,10 @@ class Schedule(BaseModel):
 
 
 class Sums(BaseModel):
-    """Who takes part in the secure sums.
+    """Who takes part in the secure sums, or, in a mode without any, in the job.
 
     Attributes:
-        roster: certificate names of all clients, in any order.
+        roster: certificate names of all clients, in any order; three at least where there are sums.
         threshold: how many of them must agree to open a sum; more than half.
         min_clients: fewest updates in a sum.
         clip: largest absolute value of one coordinate of an update.
@@ -107,7 +120,7 @@ class Sums(BaseModel):
     """
 
     model_config = _STRICT
-    roster: Annotated[tuple[str, ...], Field(min_length=3, strict=False)]
+    roster: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
     threshold: Annotated[int, Field(ge=2)]
     min_clients: Annotated[int, Field(ge=3)] = 3
     clip: Annotated[float, Field(gt=0)]
@@ -191,6 +204,41 @@ class Job(BaseModel):
     sums: Sums
     code: Code | None = None
     task: Task | None = None
+    training: Training | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_sums(cls, raw: Any) -> Any:
+        """Where nothing is summed a job need not say how."""
+        match raw:
+            case {"training": {"mode": "splitfed-v3"}, "sums": {**sums}}:
+                return {**raw, "sums": {"threshold": 2, "clip": 1.0, "blind": True, **sums}}
+        return raw
+
+    @model_validator(mode="after")
+    def _mode_fits(self) -> Self:
+        """What the mode of training asks of the other tables, all at once."""
+        mode, faults = self.mode, []
+        if mode.summed and len(self.sums.roster) < 3:
+            faults.append(
+                "sums.roster: secure sums need three clients; mode splitfed-v3 has none, and takes any number"
+            )
+        if strangers := sorted({name for group in mode.groups for name in group} - set(self.sums.roster)):
+            faults.append(f"training.groups: {len(strangers)} name(s) are not on the roster")
+        if mode.mode == "sequential" and self.adapters.sharing in {"share-a", "naive"}:
+            faults.append(
+                f"adapters.sharing '{self.adapters.sharing}' is about sums of several; mode sequential hands one over"
+            )
+        if not mode.summed and self.adapters.sharing != "alternating":
+            faults.append("adapters.sharing says what secure sums carry; mode splitfed-v3 has none, so leave it out")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @property
+    def mode(self) -> Training:
+        """The mode of training, with what it is when the job does not say."""
+        return self.training or Training()
 
     def canonical(self) -> str:
         """The text that travels in Welcome and is hashed: JSON, sorted keys, no spaces; no key for what is absent."""

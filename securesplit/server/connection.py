@@ -13,19 +13,30 @@ from securesplit.pki.identity import identity_of
 from securesplit.protocol.messages import Backward, DropCache, Forward, KeepAnchor, Message, Seal
 from securesplit.protocol.roles import Standing
 from securesplit.protocol.session import Session
+from securesplit.server.course import Ask
 from securesplit.server.quotas import Exceeded
 from securesplit.server.sums import Outbound
 
-__all__ = ["Answer", "Connection", "Sealed", "Told", "opened", "over", "seal_back", "served", "witnessed"]
+__all__ = ["Answer", "Connection", "Sealed", "Together", "Told", "opened", "over", "seal_back", "served", "witnessed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a computation gives back: the request, the reply to send, and the name of the client that it learns with."""
+    """What a computation gives back: whose request it was, the request, and the reply to send."""
 
+    connection: int
+    client: str
     request: Message
     reply: Message
-    client: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """What a computation for several clients gave: all their answers; or none, whose requests they were, and why."""
+
+    answers: tuple[Answer, ...]
+    asks: tuple[Ask, ...] = ()
+    error: SecureSplitError | None = None
 
 
 @dataclass(frozen=True, slots=True)

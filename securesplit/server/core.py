@@ -38,6 +38,7 @@ from securesplit.server.connection import (
     Answer,
     Connection,
     Sealed,
+    Together,
     Told,
     opened,
     over,
@@ -45,11 +46,12 @@ from securesplit.server.connection import (
     served,
     witnessed,
 )
+from securesplit.server.course import Ask, Due, Run
+from securesplit.server.courses import course_of
 from securesplit.server.engine import Engine
 from securesplit.server.quotas import Quotas
 from securesplit.server.requests import Requests
 from securesplit.server.sums import Outbound, Sums
-from securesplit.server.turns import Turns
 from securesplit.transport.actions import Action, Close, Send, Work
 from securesplit.transport.limits import Limits
 
@@ -89,11 +91,12 @@ class ServerCore:
         self.job = job
         self.sums = sums
         self._policy = policy
+        self._uniform = job.mode.weighting == "uniform"
         self._model = model
         self._engine = engine
         self._randomness = randomness
         self._kept = kept or KeptAnchors()
-        self._work = Requests(lambda: self._engine, self._kept, job.codec)
+        self._work = Requests(lambda: self._engine, self._kept, job.codec, uniform=job.mode.weighting == "uniform")
         self._limits = limits or Limits()
         self.quotas = Quotas(self._limits)
         self._note = note
@@ -105,7 +108,8 @@ class ServerCore:
         )
         self._connections: dict[int, Connection] = {}
         self._sums_at: dict[str, int] = {}
-        self._turns = Turns()
+        self._course = course_of(job)
+        self._finished = 0  # Sums, as far as the course knows.
         self._count = 0
         self._now = 0.0
         self._clocked = False  # Whether the sums are looking at the clock just now.
@@ -157,28 +161,52 @@ class ServerCore:
     def complete(self, connection: int, result: object) -> list[Action]:
         """See :class:`Core`."""
         if isinstance(result, Told):
+            if self.sums.finished > self._finished:  # Before anybody hears of it and steps again.
+                self._finished = self.sums.finished
+                self._course.rise()
             return self._deliver(result.outbound)
+        peer = self._connections.get(connection)
+        if isinstance(result, Together):
+            return [action for answer in result.answers for action in self._answered(answer)] + [
+                action for ask in result.asks for action in self._failed(ask, result)
+            ]
+        if isinstance(result, Answer):
+            return self._answered(result)
+        if peer is None:
+            return []
+        if isinstance(result, SecureSplitError):
+            return self._refuse(connection, peer, result)
+        return self._seal(connection, peer, result) if isinstance(result, Sealed) else []
+
+    def _answered(self, answer: Answer) -> list[Action]:
+        connection, request = answer.connection, answer.request
         peer = self._connections.get(connection)
         if peer is None:
             # It went while its request was computed; what the computation kept for it is dropped.
-            return [self._work.forget(connection, result.client)] if isinstance(result, Answer) else []
-        if isinstance(result, SecureSplitError):
-            return self._refuse(connection, peer, result)
-        if isinstance(result, Sealed):
-            return self._seal(connection, peer, result)
-        if not isinstance(result, Answer):
-            return []
-        if isinstance(result.request, Forward):
+            learns = isinstance(request, Forward) and request.learn
+            return [self._work.forget(connection, answer.client)] if learns else []
+        if isinstance(request, Forward):
             peer.answered.clear()
         try:
-            self._served(connection, peer, result.request)
+            self._served(connection, peer, request)
         except SecureSplitError as error:  # What cannot be written down is not answered.
             return self._refuse(connection, peer, error)
-        peer.answered[type(result.request)] = result
-        actions = self._send(connection, result.reply)
-        if isinstance(result.request, Backward):
-            actions += self._next_turn(self._turns.release(connection, self._now))
+        peer.answered[type(request)] = answer
+        actions = self._send(connection, answer.reply)
+        if isinstance(request, Forward | Backward):
+            actions += self._due(self._course.done(Ask(connection, answer.client, request), self._now))
         return actions
+
+    def _failed(self, ask: Ask, result: Together) -> list[Action]:
+        peer = self._connections.get(ask.connection)
+        assert result.error is not None
+        return [] if peer is None else self._refuse(ask.connection, peer, result.error)
+
+    def _due(self, due: list[Due]) -> list[Action]:
+        return [
+            self._work.run(one.asks) if isinstance(one, Run) else self._work.average(uniform=self._uniform)
+            for one in due
+        ]
 
     def disconnect(self, connection: int) -> list[Action]:
         """See :class:`Core`."""
@@ -189,10 +217,9 @@ class ServerCore:
         if not others or self._sums_at.get(peer.name) == connection:
             self._sums_at.pop(peer.name, None)
             self.sums.leave(peer.name, self._now)
-        learns = (
-            peer.name if self._turns.holder == connection else ""
-        )  # Another session of its may be the one that learns.
-        return [self._work.forget(connection, learns), *self._next_turn(self._turns.forget(connection, self._now))]
+        # Another session of its may be the one that learns.
+        learns = peer.name if self._course.learns(connection) else ""
+        return [self._work.forget(connection, learns), *self._due(self._course.lost(connection, self._now))]
 
     def tick(self, now: float) -> list[Action]:
         """See :class:`Core`."""
@@ -201,10 +228,12 @@ class ServerCore:
         if not self._clocked and self.sums.due(now):
             self._clocked = True
             actions.append(Work(0, lambda: self._clock(now)))
-        if (late := self._turns.overdue(now)) is not None and (peer := self._connections.get(late)) is not None:
-            actions += self._refuse(
-                late, peer, RemoteProtocolError("SS-4020", "a client held its learning step too long")
-            )
+        late, due = self._course.tick(now)
+        for connection in late:
+            if (peer := self._connections.get(connection)) is not None:
+                slow = RemoteProtocolError("SS-4020", "a client held its learning step too long")
+                actions += self._refuse(connection, peer, slow)
+        actions += self._due(due)
         return actions + self._unfinished(now)
 
     def _served(self, connection: int, peer: Connection, request: Message) -> None:
@@ -247,9 +276,7 @@ class ServerCore:
             case Forward():
                 return self._forward(connection, peer, message)
             case Backward():
-                return self._replayed(connection, peer, message) or [
-                    self._work.backward(connection, peer.name, message)
-                ]
+                return self._replayed(connection, peer, message) or self._asked(connection, peer, message)
             case DropCache():
                 self._served(connection, peer, message)
                 return [self._work.drop(connection, message)]
@@ -258,12 +285,16 @@ class ServerCore:
                 return [self._work.keep(connection, peer.certificate, message)]
             case RoundReady():
                 self._sums_at[peer.name] = connection
-                return [Work(connection, lambda: Told(self.sums.ready(peer.name, message, self._now)))]
+                # A mean that this makes due comes first: whoever has the sum may evaluate at once.
+                due = self._due(self._course.rests(peer.name, self._now))
+                return [*due, Work(connection, lambda: Told(self.sums.ready(peer.name, message, self._now)))]
             case Secagg():
                 self._sums_at[peer.name] = connection
                 return [Work(connection, lambda: Told(self.sums.receive(peer.name, message, self._now)))]
             case Bye() | Failure():
-                return [Close(connection)]
+                others = any(c.name == peer.name for number, c in self._connections.items() if number != connection)
+                left = [] if others else self._due(self._course.leaves(peer.name, self._now))
+                return [Close(connection), *left]
             case Confirm():
                 agreed = peer.session.agreed
                 _log.info("connection %d: %s admitted the job, under policy %s", connection, peer.name, agreed[:16])
@@ -292,9 +323,12 @@ class ServerCore:
         bucketed = not message.cache or isinstance(self._policy.privacy, Gaussian)
         if bucketed and max(message.lengths) > max(self._policy.limits.buckets):
             raise RemoteProtocolError("SS-4029", "a sequence is longer than any bucket of the server's policy")
-        if message.learn and not self._turns.take(connection, message, self._now):
-            return []
-        return [self._work.forward(connection, peer.name, message)]
+        if message.cache:
+            return [self._work.decode(connection, peer.name, message)]
+        return self._asked(connection, peer, message)
+
+    def _asked(self, connection: int, peer: Connection, message: Forward | Backward) -> list[Action]:
+        return self._due(self._course.ask(Ask(connection, peer.name, message), self._now))
 
     def _replayed(self, connection: int, peer: Connection, message: Message) -> list[Action]:
         """The same request again gets the same answer; the same number with other bytes is refused."""
@@ -306,12 +340,6 @@ class ServerCore:
         if getattr(known.request, "step", None) == getattr(message, "step", None):
             raise RemoteProtocolError("SS-4022", "a step number came again with other contents")
         return []
-
-    def _next_turn(self, following: tuple[int, Forward] | None) -> list[Action]:
-        if following is None:
-            return []
-        connection, message = following
-        return [self._work.forward(connection, self._connections[connection].name, message)]
 
     def _deliver(self, outbound: list[Outbound]) -> list[Action]:
         actions: list[Action] = []

@@ -1,12 +1,14 @@
 """B at work: forward, backward and decoding on the middle layers. Pure computation; it knows no protocol and no network.
 
-One thread calls it. Between a learning forward and its backward no other learning step may start, because the optimiser
-changes the weights that the pending graph was built with; securesplit/server/turns.py sees to that.
+One thread calls it. Between a learning forward and its backward no other learning step of the same copy may start, because the
+optimiser changes the weights that the pending graph was built with; securesplit/server/lanes.py sees to that.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,12 +17,31 @@ from securesplit.errors import RemoteProtocolError
 from securesplit.model.code import CutCode
 from securesplit.model.descent import Recipe
 from securesplit.model.parts import Middle, PartCache
-from securesplit.server.learner import Learner
+from securesplit.server.fleet import Fleet
+from securesplit.server.learner import Rows
 
 _CACHES = 64
 """Decoding caches of one connection, with those that were dropped; a client needs one for each text that it generates."""
 _POSITIONS = 1 << 17
 """Of one cache, where a model does not say how many positions it has."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What a client sent to B.
+
+    Attributes:
+        client, step: whose it is, and where a later gradient will belong.
+        lengths: rows of each sequence.
+        hidden: (sum(lengths), D), or under a code (sum(lengths), k).
+        gain: public factor for the rows; 1 leaves them as they are, bit for bit.
+    """
+
+    client: str
+    step: int
+    lengths: tuple[int, ...]
+    hidden: Tensor
+    gain: float = 1.0
 
 
 class Engine:
@@ -34,6 +55,7 @@ class Engine:
         positions: most positions in one decoding cache; by default as many as the model was made for.
         code: what the clients' rows are coded with; they then have k columns instead of D, and where the code has a
             sentinel B sees its public row in front of every sequence.
+        copies: names of the clients of each copy of B's adapters; none for one that all share.
     """
 
     def __init__(
@@ -44,6 +66,7 @@ class Engine:
         cache_bytes: int = 1 << 30,
         positions: int | None = None,
         code: CutCode | None = None,
+        copies: tuple[tuple[str, ...], ...] = (),
     ) -> None:
         self.middle = middle
         self.code = code
@@ -52,43 +75,43 @@ class Engine:
         self._positions = positions or getattr(config, "max_position_embeddings", None) or _POSITIONS
         self._caches: OrderedDict[tuple[int, int], PartCache] = OrderedDict()
         self._evicted: set[tuple[int, int]] = set()
-        self.learner = Learner(middle, Recipe(learning_rate))
+        self.fleet = Fleet(middle, Recipe(learning_rate), copies)
 
-    def forward(
-        self, client: str, step: int, lengths: tuple[int, ...], hidden: Tensor, *, gain: float = 1.0, learn: bool
-    ) -> Tensor:
-        """Run B over a batch.
+    def forward(self, batches: Sequence[Batch], *, learn: bool) -> tuple[Tensor, ...]:
+        """Run B over one client's batch, or over those of several at once.
 
         Args:
-            client, step: whose it is, and where a later :meth:`backward` will belong.
-            lengths: rows of each sequence.
-            hidden: (sum(lengths), D), or under a code (sum(lengths), k).
-            gain: public factor for the rows; 1 leaves them as they are, bit for bit.
+            batches: of clients that share a copy of B.
             learn: keep the graph for a backward pass.
 
         Returns:
-            (sum(lengths), D).
+            (sum(lengths), D) for each.
         """
         # Codes keep the wire's precision until they are decoded.
-        rows = hidden.to(self.middle.dtype) if self.code is None else hidden
+        rows = [b.hidden.to(self.middle.dtype) if self.code is None else b.hidden for b in batches]
 
-        def run(leaf: Tensor) -> Tensor:
-            return self._ragged(self._decoded(leaf * gain if gain != 1 else leaf), lengths)
+        def compute(leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            scaled = [leaf * b.gain if b.gain != 1 else leaf for leaf, b in zip(leaves, batches, strict=True)]
+            lengths = [b.lengths for b in batches]
+            output = self._ragged(self._decoded(torch.cat(scaled) if len(scaled) > 1 else scaled[0]), sum(lengths, ()))
+            return torch.split(output, [sum(n) for n in lengths]) if len(scaled) > 1 else (output,)
 
+        learner = self.fleet.of(batches[0].client)
         if learn:
-            return self.learner.forward(client, step, rows, run)
-        with torch.no_grad():
-            return run(rows)
+            asked = [Rows(b.client, b.step, values) for b, values in zip(batches, rows, strict=True)]
+            return learner.forward(asked, compute)
+        with torch.no_grad(), learner.installed():
+            return compute(tuple(rows))
 
-    def backward(self, client: str, step: int, gradient: Tensor) -> Tensor:
+    def backward(self, gradients: Sequence[Rows]) -> tuple[Tensor, ...]:
         """Backpropagate through the pending forward, let B's adapters learn, return dL/d(the rows that came).
 
         Raises:
             RemoteProtocolError: SS-4014 when no forward of this step is pending.
         """
-        return self.learner.backward(client, step, gradient)
+        return self.fleet.of(gradients[0].who).backward(gradients)
 
-    def decode(self, connection: int, cache: int, lengths: tuple[int, ...], hidden: Tensor) -> Tensor:
+    def decode(self, connection: int, cache: int, lengths: tuple[int, ...], hidden: Tensor, client: str = "") -> Tensor:
         """Extend a decoding cache by equally long rows of each sequence, (sum(lengths), D or k) -> (sum(lengths), D).
 
         Raises:
@@ -108,7 +131,7 @@ class Engine:
         state = self._caches.pop(key, None) or self.middle.new_cache()
         rows = self._decoded(hidden).to(self.middle.dtype).reshape(len(lengths), lengths[0], -1)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self.fleet.of(client).installed():
                 output = self._mixed(rows, state)
         except RuntimeError:
             raise RemoteProtocolError("SS-4016", "a decoding step does not fit its cache") from None
@@ -155,7 +178,7 @@ class Engine:
 
     def forget(self, connection: int, client: str) -> None:
         """Forget everything of a connection, and the graph that waits for its client."""
-        self.learner.forget(client)
+        self.fleet.of(client).forget(client)
         self._evicted = {key for key in self._evicted if key[0] != connection}
         for key in [k for k in self._caches if k[0] == connection]:
             del self._caches[key]

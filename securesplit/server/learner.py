@@ -17,15 +17,28 @@ from securesplit.errors import InputError, RemoteProtocolError
 from securesplit.model.descent import Descent, NamedTensor, Recipe
 from securesplit.model.parts import Middle
 
-__all__ = ["Learner"]
+__all__ = ["Compute", "Learner", "Rows"]
 
-Run = Callable[[Tensor], Tensor]
-"""From rows that came to B's output for them, with a graph."""
+Compute = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+"""From each client's rows to B's output for them, with a graph; one client's output depends on its own rows alone."""
 
 
-@dataclass(slots=True)
-class _Pending:
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """What one client sent for a step: rows in the type that B takes, or a gradient at B's output.
+
+    Attributes:
+        weight: of its gradient in B's own; 1 for a step by itself.
+    """
+
     who: str
+    step: int
+    values: Tensor
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pending:
     step: int
     leaf: Tensor
     output: Tensor
@@ -58,7 +71,7 @@ class Learner:
         self._slots = tuple(slot for slot, _ in found)
         self.parameters = tuple(nn.Parameter(p.detach().clone()) if own else p for _, p in found)
         self._descent = Descent(self.parameters, recipe) if found else None
-        self._pending: _Pending | None = None
+        self._pending: dict[str, _Pending] = {}
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -75,45 +88,63 @@ class Learner:
             setattr(slot.module, slot.name, parameter)
 
     @property
-    def waits_for(self) -> str | None:
-        """Whose gradient the graph waits for; None without a graph."""
-        return None if self._pending is None else self._pending.who
+    def waits_for(self) -> tuple[str, ...]:
+        """Whose gradients the graph waits for."""
+        return tuple(self._pending)
 
-    def forward(self, who: str, step: int, rows: Tensor, run: Run) -> Tensor:
-        """Run B with a graph, which is kept for :meth:`backward`; one at a time, the last one counts.
+    def forward(self, rows: Sequence[Rows], compute: Compute) -> tuple[Tensor, ...]:
+        """Run B with a graph, which is kept for :meth:`backward`; the last one counts.
 
         Args:
-            who: the client.
-            step: the client's number.
-            rows: as they came, in the type that B takes.
-            run: B.
-        """
-        leaf = rows.requires_grad_()
-        with self.installed(), torch.enable_grad():
-            output = run(leaf)
-        self._pending = _Pending(who, step, leaf, output)
-        return output.detach()
+            rows: of one client, or of several whose steps are one.
+            compute: B.
 
-    def backward(self, who: str, step: int, gradient: Tensor) -> Tensor:
-        """Backpropagate, let the adapters learn, return dL/d(the rows that came).
+        Returns:
+            B's output for each.
+        """
+        leaves = tuple(one.values.requires_grad_() for one in rows)
+        with self.installed(), torch.enable_grad():
+            outputs = compute(leaves)
+        self._pending = {
+            one.who: _Pending(one.step, leaf, out) for one, leaf, out in zip(rows, leaves, outputs, strict=True)
+        }
+        return tuple(output.detach() for output in outputs)
+
+    def backward(self, gradients: Sequence[Rows]) -> tuple[Tensor, ...]:
+        """Backpropagate, let the adapters learn, return dL/d(the rows that came), each client's of its own loss.
+
+        Args:
+            gradients: at B's output, of clients whose rows the graph holds; whoever brings none has no part in the step.
 
         Raises:
             RemoteProtocolError: SS-4014 when no forward of this step is pending.
         """
-        pending, self._pending = self._pending, None
-        if pending is None or (pending.who, pending.step) != (who, step):
+        pending, self._pending = self._pending, {}
+        held = [pending.get(one.who) for one in gradients]
+        if not held or any(h is None or h.step != one.step for h, one in zip(held, gradients, strict=True)):
             raise RemoteProtocolError("SS-4014", "a gradient arrived for a step that is not pending")
+        found = [one for one in held if one is not None]
+        pulls = [one.values.to(h.output.dtype) * one.weight if one.weight != 1 else one.values.to(h.output.dtype)
+                 for one, h in zip(gradients, found, strict=True)]  # fmt: skip
         with self.installed():
-            pending.output.backward(gradient.to(pending.output.dtype))  # type: ignore[no-untyped-call]
+            torch.autograd.backward([h.output for h in found], pulls)
         if self._descent is not None:
             self._descent.step()
-        assert pending.leaf.grad is not None
-        return pending.leaf.grad
+        out = []
+        for one, h in zip(gradients, found, strict=True):
+            assert h.leaf.grad is not None
+            out.append(h.leaf.grad / one.weight if one.weight != 1 else h.leaf.grad)
+        return tuple(out)
 
     def forget(self, who: str) -> None:
-        """Drop the graph that waits for this client, if one does."""
-        if self.waits_for == who:
-            self._pending = None
+        """Drop what waits for this client's gradient, if anything does."""
+        self._pending.pop(who, None)
+
+    def take(self, values: Sequence[Tensor]) -> None:
+        """Set the adapters; the optimiser goes on with its moments."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
 
     def state(self) -> tuple[NamedTensor, ...]:
         """Adapters and optimiser, copies; never the graph."""
@@ -142,4 +173,4 @@ class Learner:
             for parameter, value in zip(self.parameters, values, strict=True):
                 assert value is not None
                 parameter.copy_(value)
-        self._pending = None
+        self._pending = {}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from torch import Tensor
-
+from securesplit.errors import SecureSplitError
 from securesplit.privacy.released import Codec
-from securesplit.protocol.messages import Backward, DropCache, Forward, Gradient, Hidden, KeepAnchor
+from securesplit.protocol.messages import Backward, DropCache, Forward, Gradient, Hidden, KeepAnchor, Message
 from securesplit.server.anchors import KeptAnchors
-from securesplit.server.connection import Answer
-from securesplit.server.engine import Engine
+from securesplit.server.connection import Answer, Together
+from securesplit.server.course import Ask
+from securesplit.server.engine import Batch, Engine
+from securesplit.server.learner import Rows
 from securesplit.transport.actions import Work
 from securesplit.transport.tensors import blob_of, tensor_of
 
@@ -27,40 +28,72 @@ class Requests:
         engine: gives B.
         kept: what clients asked to keep.
         codec: the job's.
+        uniform: whether clients whose steps are one count the same, instead of by their sequences.
     """
 
-    def __init__(self, engine: Callable[[], Engine], kept: KeptAnchors, codec: Codec) -> None:
+    def __init__(self, engine: Callable[[], Engine], kept: KeptAnchors, codec: Codec, *, uniform: bool = False) -> None:
         self._engine = engine
         self._kept = kept
         self._codec = codec
+        self._uniform = uniform
+        self._sequences: dict[str, int] = {}  # Of each client's pending step.
 
-    def forward(self, connection: int, client: str, message: Forward) -> Work:
-        """B over a batch, or a decoding step."""
+    def run(self, asks: tuple[Ask, ...]) -> Work:
+        """One request, or the batches or gradients of several clients as one."""
+        if len(asks) == 1:
+            return Work(asks[0].connection, lambda: self._answers(asks)[0])
+        return Work(0, lambda: self._together(asks))
+
+    def decode(self, connection: int, client: str, message: Forward) -> Work:
+        """A decoding step."""
 
         def run() -> Answer:
             hidden = tensor_of(message.hidden)
-            if message.cache and message.gain != 1:
+            if message.gain != 1:
                 hidden *= message.gain
-            output: Tensor
-            if message.cache:
-                output = self._engine().decode(connection, message.cache, message.lengths, hidden)
-            else:
-                output = self._engine().forward(
-                    client, message.step, message.lengths, hidden, gain=message.gain, learn=message.learn
-                )
-            reply = Hidden(step=message.step, hidden=blob_of(output, self._codec))
-            return Answer(message, reply, client if message.learn else "")
+            output = self._engine().decode(connection, message.cache, message.lengths, hidden, client)
+            return Answer(connection, client, message, Hidden(step=message.step, hidden=blob_of(output, self._codec)))
 
         return Work(connection, run)
 
-    def backward(self, connection: int, client: str, message: Backward) -> Work:
-        """B's own gradient step, and the gradient at its input."""
+    def average(self, *, uniform: bool) -> Work:
+        """Average the copies of B."""
+        return Work(0, lambda: self._engine().fleet.average(uniform=uniform))
 
-        def run() -> Answer:
-            gradient = self._engine().backward(client, message.step, tensor_of(message.gradient))
-            return Answer(message, Gradient(step=message.step, gradient=blob_of(gradient, self._codec)))
+    def _together(self, asks: tuple[Ask, ...]) -> Together:
+        try:
+            return Together(self._answers(asks))
+        except SecureSplitError as error:
+            return Together((), asks, error)
 
-        return Work(connection, run)
+    def _answers(self, asks: tuple[Ask, ...]) -> tuple[Answer, ...]:
+        forward = [(ask, ask.message) for ask in asks if isinstance(ask.message, Forward)]
+        replies: list[Message]
+        if forward:
+            batches = [Batch(a.name, m.step, m.lengths, tensor_of(m.hidden), m.gain) for a, m in forward]
+            outputs = self._engine().forward(batches, learn=forward[0][1].learn)
+            replies = [
+                Hidden(step=b.step, hidden=blob_of(output, self._codec))
+                for b, output in zip(batches, outputs, strict=True)
+            ]
+            if forward[0][1].learn:
+                self._sequences |= {b.client: len(b.lengths) for b in batches}
+        else:
+            pulls = self._weighted([(a, a.message) for a in asks if isinstance(a.message, Backward)])
+            got = self._engine().backward(pulls)
+            for pull in pulls:
+                self._engine().fleet.learnt(pull.who, self._sequences.get(pull.who, 0))
+            replies = [Gradient(step=p.step, gradient=blob_of(g, self._codec)) for p, g in zip(pulls, got, strict=True)]
+        return tuple(Answer(a.connection, a.name, a.message, reply) for a, reply in zip(asks, replies, strict=True))
+
+    def _weighted(self, asks: Sequence[tuple[Ask, Backward]]) -> list[Rows]:
+        """Each client's loss is a mean over its own batch; B's is a mean over the clients in the step."""
+        counts = [1 if self._uniform else self._sequences.get(a.name, 1) for a, _ in asks]
+        total = sum(counts)
+        return [
+            Rows(a.name, m.step, tensor_of(m.gradient), count / total)
+            for (a, m), count in zip(asks, counts, strict=True)
+        ]
 
     def keep(self, connection: int, certificate: bytes, message: KeepAnchor) -> Work:
         """Write down a client's sealed anchor."""

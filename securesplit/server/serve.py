@@ -110,7 +110,8 @@ def build_core(
     digest, width = (None, None) if job.code is None else (job.code.digest, job.code.width)
     refuse_other_code(code, digest=digest, width=width, model=model)
     add_adapters(middle, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed)
-    engine = Engine(middle, learning_rate=job.optimiser.server_lr, code=code)
+    copies = job.mode.lanes(job.sums.roster) if job.mode.replicated else ()
+    engine = Engine(middle, learning_rate=job.optimiser.server_lr, code=code, copies=copies)
 
     def config_of(run: bytes, ready: RoundReady) -> RoundConfig:
         config = round_config(

@@ -86,7 +86,7 @@ def test_nan_from_b_ends_the_session_with_the_same_code_under_every_codec(house,
         job = house.job().model_copy(update={"codec": codec})
         client, _, core = house.joined(job, policy_of())
         original = core._engine.forward
-        monkeypatch.setattr(core._engine, "forward", lambda *a, _f=original, **o: _f(*a, **o) * torch.nan)
+        monkeypatch.setattr(core._engine, "forward", lambda *a, _f=original, **o: [x * torch.nan for x in _f(*a, **o)])
         with pytest.raises(SecureSplitError) as caught:
             client.loss(batches_of(client, sentences(4, seed=1))[0])
         assert caught.value.code == "SS-4019"

@@ -36,7 +36,9 @@ from securesplit.errors import InputError, RemoteProtocolError
 from securesplit.model.lora import add_adapters
 from securesplit.model.plan import CutPlan
 from securesplit.model.store import load_middle
+from securesplit.server.engine import Batch as Sent
 from securesplit.server.engine import Engine
+from securesplit.server.learner import Rows
 from tests.client.test_code import SENTINEL, code_of
 from tests.client.test_code import joined as coded
 from tests.e2e.house import FROZEN as FROZEN_POLICY
@@ -171,8 +173,8 @@ def test_it_computes_what_an_honest_server_computes(house, gain, sentinel):
     engine = Engine(middle, learning_rate=1e-3, code=code)
     width = 32 if code is None else code.width
     rows, gradient = rows_of(1, (3, 6, width)), rows_of(2, (3, 6, 32))
-    output = engine.forward("alice", 0, (6, 6, 6), rows.reshape(18, -1), gain=gain, learn=True)
-    received = engine.backward("alice", 0, gradient.reshape(18, -1))
+    (output,) = engine.forward([Sent("alice", 0, (6, 6, 6), rows.reshape(18, -1), gain)], learn=True)
+    (received,) = engine.backward([Rows("alice", 0, gradient.reshape(18, -1))])
     seen = Guardian(load_middle(house.model), every=1, code=code).judge(
         rows, gain, output.reshape(3, 6, -1), gradient=gradient, received=received.reshape(3, 6, -1)
     )
@@ -263,14 +265,17 @@ class Hijacked(Engine):
     server: HijackingServer
     due: torch.Tensor
 
-    def forward(self, connection, step, lengths, hidden, *, gain=1.0, learn):
-        self.rows, self.lengths = hidden.detach().clone(), lengths
-        return super().forward(connection, step, lengths, hidden, gain=gain, learn=learn)
+    def forward(self, batches, *, learn):
+        (sent,) = batches
+        self.rows, self.lengths = sent.hidden.detach().clone(), sent.lengths
+        return super().forward(batches, learn=learn)
 
-    def backward(self, connection, step, gradient):
-        self.due = super().backward(connection, step, gradient).clone()
+    def backward(self, gradients):
+        (brought,) = gradients
+        (due,) = super().backward(gradients)
+        self.due = due.clone()
         shape = (len(self.lengths), self.lengths[0], -1)
-        return self.server.answer(self.rows.reshape(shape), gradient.reshape(shape)).reshape(self.due.shape)
+        return (self.server.answer(self.rows.reshape(shape), brought.values.reshape(shape)).reshape(self.due.shape),)
 
 
 class Crafts:
@@ -373,7 +378,7 @@ def test_evaluation_of_a_b_that_learns_is_not_watched(house):
 )
 def test_a_frozen_b_must_answer_what_the_published_one_answers(house, open_ledger, monkeypatch, wrong, passes):
     forward = Engine.forward
-    monkeypatch.setattr(Engine, "forward", lambda self, *a, **k: wrong(forward(self, *a, **k)))
+    monkeypatch.setattr(Engine, "forward", lambda self, *a, **k: tuple(wrong(x) for x in forward(self, *a, **k)))
     client, _, _ = house.joined(house.job(), policy_of(FROZEN_POLICY), ledger=open_ledger())
     guarded(client, house)
     if passes:

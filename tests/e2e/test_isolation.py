@@ -79,14 +79,19 @@ class Starving:
     def __getattr__(self, name):
         return getattr(self._engine, name)
 
-    def forward(self, client, step, lengths, hidden, *, gain=1.0, learn):
-        sent = hidden.detach() * gain
-        true = self._engine.forward(client, step, lengths, hidden, gain=gain, learn=learn).detach()
-        return true if client in self._spared else self._output(step, sent, true)
+    def forward(self, batches, *, learn):
+        out = []
+        for sent, true in zip(batches, self._engine.forward(batches, learn=learn), strict=True):
+            rows = sent.hidden.detach() * sent.gain
+            out.append(true if sent.client in self._spared else self._output(sent.step, rows, true.detach()))
+        return out
 
-    def backward(self, client, step, gradient):
-        true = self._engine.backward(client, step, gradient)
-        return true if client in self._spared else self._gradient(step, gradient, true)
+    def backward(self, gradients):
+        out = []
+        for brought, true in zip(gradients, self._engine.backward(gradients), strict=True):
+            spared = brought.who in self._spared
+            out.append(true if spared else self._gradient(brought.step, brought.values, true))
+        return out
 
 
 def cosine(one, other) -> float:

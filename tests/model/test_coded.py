@@ -9,7 +9,8 @@ from securesplit.model.code import Clips, CodeFacts, CutCode
 from securesplit.model.coded import CodedBack, CodedFront, code_back, code_front
 from securesplit.model.plan import CutPlan
 from securesplit.model.split import split_model
-from securesplit.server.engine import Engine
+from securesplit.server.engine import Batch, Engine
+from securesplit.server.learner import Rows
 
 FAMILIES = ("llama", "gpt2", "qwen2")
 SENTINEL, T = 5, 9
@@ -60,7 +61,7 @@ def ids_of(batch=3, length=T):
 
 def served(engine, codes, **options):
     batch, length, _ = codes.shape
-    out = engine.forward("a", 0, (length,) * batch, codes.float().flatten(0, 1), learn=False, **options)
+    (out,) = engine.forward([Batch("a", 0, (length,) * batch, codes.float().flatten(0, 1), **options)], learn=False)
     return out.reshape(batch, length, -1)
 
 
@@ -163,7 +164,7 @@ def test_ragged_batches_each_get_their_sentinel(tiny):
     engine = Engine(split.middle, learning_rate=0.1, code=code)
     codes = torch.randn(9, 12, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        got = engine.forward("a", 0, (4, 2, 3), codes, learn=False)
+        (got,) = engine.forward([Batch("a", 0, (4, 2, 3), codes)], learn=False)
         for start, stop in ((0, 4), (4, 6), (6, 9)):
             rows = torch.cat([code.row[None], code.decode(codes[start:stop])])[None]
             torch.testing.assert_close(got[start:stop], split.middle(rows)[0, 1:], rtol=1e-4, atol=1e-4)
@@ -173,11 +174,11 @@ def test_the_gradient_comes_back_as_wide_as_the_codes_and_is_the_right_one(tiny)
     split = split_model(tiny("llama"), CutPlan(2, 2))
     code = narrow(sentinel=SENTINEL)
     engine = Engine(split.middle, learning_rate=0.1, code=code)
-    engine.learner._descent = None
+    engine.fleet.common._descent = None
     codes = torch.randn(6, 12, generator=torch.Generator().manual_seed(3))
     pull = torch.randn(6, 32, generator=torch.Generator().manual_seed(4))
-    engine.forward("a", 0, (3, 3), codes, gain=0.5, learn=True)
-    got = engine.backward("a", 0, pull)
+    engine.forward([Batch("a", 0, (3, 3), codes, 0.5)], learn=True)
+    (got,) = engine.backward([Rows("a", 0, pull)])
     assert got.shape == codes.shape
 
     def scalar(z):

@@ -134,7 +134,7 @@ def test_a_turn_passes_on_when_its_holder_goes(house, server, core, how):
     bob.tell(backward())
     bob.expect(Gradient)
     assert core.names == ("bob",)
-    assert core._engine.learner.waits_for is None
+    assert core._engine.fleet.common.waits_for == ()
 
 
 def test_one_that_waits_and_goes_is_forgotten(house, server, core):
@@ -148,7 +148,7 @@ def test_one_that_waits_and_goes_is_forgotten(house, server, core):
     carol.expect(Hidden)
     carol.tell(backward())
     carol.expect(Gradient)
-    assert core._engine.learner.waits_for is None
+    assert core._engine.fleet.common.waits_for == ()
 
 
 def test_a_repeated_request_gets_the_same_answer_and_learns_once(house, server, core):
@@ -347,10 +347,10 @@ def test_a_failing_computation_closes_one_connection(house, server, core, monkey
     alice, bob = (open_link(house, server, name) for name in ("alice", "bob"))
     original = core._engine.forward
 
-    def fails(connection, *args, **options):
-        if connection == "alice":
+    def fails(batches, **options):
+        if batches[0].client == "alice":
             raise RuntimeError("a word of the text")
-        return original(connection, *args, **options)
+        return original(batches, **options)
 
     monkeypatch.setattr(core._engine, "forward", fails)
     alice.tell(forward())
@@ -408,7 +408,7 @@ def test_a_peer_that_breaks_the_rules_while_its_step_is_computed_hurts_nobody(ho
     # The answer has nobody to go to; that is no fault of whoever's task carries it out.
     assert [a for a in core.complete(bob, bobs.run()) if isinstance(a, Send)] == []
     shell.run(core.disconnect(bob))
-    assert core._engine.learner.waits_for is None
+    assert core._engine.fleet.common.waits_for == ()
     shell.run(core.receive(alice, encode(forward(1, seed=3))))
     assert alice not in shell.closed
 
@@ -419,7 +419,7 @@ def test_a_computation_that_ends_after_its_connection_leaves_nothing_behind(hous
     (work,) = core.receive(alice, encode(forward()))
     shell.run(core.disconnect(alice))
     shell.run(core.complete(alice, work.run()))
-    assert core._engine.learner.waits_for is None
+    assert core._engine.fleet.common.waits_for == ()
 
 
 def ready(number=0, dim=6):

@@ -8,8 +8,10 @@ from securesplit.errors import ConnectionFailed, RemoteProtocolError, SecureSpli
 from securesplit.protocol.codec import Caps, encode
 from securesplit.protocol.messages import Backward, Blob, Bye, Confirm, Failure, Forward, Hello, Secagg
 from securesplit.protocol.session import Party, Session
+from securesplit.server.attendance import Attendance
+from securesplit.server.course import Ask, Run
+from securesplit.server.lanes import Lanes
 from securesplit.server.quotas import Quotas
-from securesplit.server.turns import Turns
 from securesplit.transport.limits import ClientLimits, Handshakes, Limits
 from securesplit.transport.memory import MemoryServer
 from tests.e2e.house import policy_of
@@ -74,14 +76,16 @@ def test_an_open_session_has_room_for_tensors_alone(house):
 
 def test_one_learning_step_waits_for_its_turn_and_no_second_one():
     """Each waiting step holds a whole batch in memory."""
-    turns = Turns()
-    assert turns.take(1, forward(), 0.0)
-    assert not turns.take(2, forward(), 0.0)
+    names = ("a", "b", "c")
+    lanes = Lanes((names,), Attendance(names, 60.0))
+    first = Ask(1, "a", forward())
+    assert lanes.ask(first, 0.0) == [Run((first,))]
+    assert lanes.ask(second := Ask(2, "b", forward()), 0.0) == []
     with pytest.raises(RemoteProtocolError) as caught:
-        turns.take(2, forward(1), 0.0)
+        lanes.ask(Ask(2, "b", forward(1)), 0.0)
     assert caught.value.code == "SS-4025"
-    assert not turns.take(3, forward(), 0.0)
-    assert turns.release(1, 1.0)[0] == 2
+    assert lanes.ask(Ask(3, "c", forward()), 0.0) == []
+    assert lanes.done(Ask(1, "a", Backward(step=0, gradient=forward().hidden)), 1.0) == [Run((second,))]
 
 
 def test_a_greeting_that_is_not_finished_gives_its_place_back(house):

@@ -177,7 +177,7 @@ def test_early_ends_hurt_nobody(house, loop, core, monkeypatch):
     while core.names and time.monotonic() < deadline:
         time.sleep(0.02)
     assert core.names == ()
-    assert core._engine.learner.waits_for is None
+    assert core._engine.fleet.common.waits_for == ()
 
 
 def test_half_a_frame_and_silence_is_ended_by_the_servers_patience(house, core):

@@ -1,0 +1,81 @@
+"""The copies of B's adapters: one that all clients share, or one for each group, averaged now and then.
+
+The frozen base is in memory once; a copy costs its adapters and their optimiser. Evaluation and generation of a client use its
+own copy, and B itself holds the last mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from securesplit.model.descent import NamedTensor, Recipe
+from securesplit.model.parts import Middle
+from securesplit.server.learner import Learner
+
+__all__ = ["Fleet"]
+
+
+class Fleet:
+    """See the module.
+
+    Args:
+        middle: B, with adapters.
+        recipe: of each copy's optimiser.
+        copies: names of the clients of each copy; none for one that all share.
+    """
+
+    def __init__(self, middle: Middle, recipe: Recipe, copies: tuple[tuple[str, ...], ...] = ()) -> None:
+        self.common = Learner(middle, recipe)
+        self._copies = tuple(Learner(middle, recipe, own=True) for _ in copies)
+        self._of = {name: learner for learner, names in zip(self._copies, copies, strict=True) for name in names}
+        self._learnt = [0] * len(self._copies)
+
+    def of(self, client: str) -> Learner:
+        """The copy that this client learns with; guests use the last mean."""
+        return self._of.get(client, self.common)
+
+    def learnt(self, client: str, sequences: int) -> None:
+        """A copy has learnt from so many sequences of a client."""
+        if (learner := self._of.get(client)) is not None:
+            self._learnt[self._copies.index(learner)] += sequences
+
+    def average(self, *, uniform: bool) -> None:
+        """Give all copies, and B, the mean of those that have learnt since the last one.
+
+        Means are taken in double precision and in the copies' order, so that they are the same wherever they are computed.
+
+        Args:
+            uniform: each copy counts the same, instead of by the sequences it has learnt from.
+        """
+        weights = [float(n > 0) if uniform else float(n) for n in self._learnt]
+        if not any(weights):
+            return
+        total = sum(weights)
+        means = []
+        for values in zip(*(copy.parameters for copy in self._copies), strict=True):
+            pairs = zip(values, weights, strict=True)
+            mean = sum(((v.detach().double() * (w / total)) for v, w in pairs), torch.zeros((), dtype=torch.float64))
+            means.append(mean)
+        for learner in (self.common, *self._copies):
+            learner.take(means)
+        self._learnt = [0] * len(self._copies)
+
+    def state(self) -> tuple[NamedTensor, ...]:
+        """Everything that later steps and means depend on, without graphs."""
+        kept = [NamedTensor("learnt", torch.tensor(self._learnt, dtype=torch.int64))]
+        for number, learner in enumerate((self.common, *self._copies)):
+            kept += [NamedTensor(f"{number}.{piece.name}", piece.value) for piece in learner.state()]
+        return tuple(kept)
+
+    def restore(self, state: Sequence[NamedTensor]) -> None:
+        """Go on from what :meth:`state` gave for the same job.
+
+        Raises:
+            InputError: SS-1250 when it is of another job's adapters.
+        """
+        for number, learner in enumerate((self.common, *self._copies)):
+            stem = f"{number}."
+            learner.restore([NamedTensor(p.name.removeprefix(stem), p.value) for p in state if p.name.startswith(stem)])
+        self._learnt = next(([int(n) for n in p.value] for p in state if p.name == "learnt"), self._learnt)

@@ -13,7 +13,6 @@ import numpy as np
 import peft
 import pytest
 import torch
-import transformers
 
 from securesplit.aggregate.answered import AnswerLog
 from securesplit.client.client import Client
@@ -28,7 +27,7 @@ from securesplit.data.tasks.score import Prediction, score
 from securesplit.data.tasks.templates import template_named
 from securesplit.model.export import collect_adapters, export_adapter
 from securesplit.model.manifest import read_manifest
-from securesplit.model.store import load_back, load_front, load_middle, load_tokenizer
+from securesplit.model.store import load_back, load_front, load_middle, load_tokenizer, load_whole
 from securesplit.protocol.job import Job
 from securesplit.server.serve import build_core
 from securesplit.transport.memory import MemoryServer
@@ -56,7 +55,7 @@ def job_of(model: Path) -> Job:
     })  # fmt: skip
 
 
-def directory(tmp_path) -> Path:
+def directory() -> Path:
     from securesplit.model.plan import CutPlan
     from securesplit.model.resolve import resolve_model
 
@@ -65,13 +64,11 @@ def directory(tmp_path) -> Path:
 
 def whole_like(folder: Path, parts) -> torch.nn.Module:
     """The library's model with PEFT's adapters, which get the parts' values through the exported file."""
-    torch.manual_seed(0)
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return peft.PeftModel.from_pretrained(base, parts, is_trainable=True).eval()
+    return peft.PeftModel.from_pretrained(load_whole(folder), parts, is_trainable=True).eval()
 
 
-def test_one_client_and_the_unsplit_model_learn_alike_and_answer_alike(house, tmp_path, monkeypatch):
-    folder = directory(tmp_path)
+def test_one_client_and_the_unsplit_model_learn_alike_and_answer_alike(house, tmp_path):
+    folder = directory()
     digest = read_manifest(folder).digest
     job, policy = job_of(folder), policy_of(buckets=[512], max_message_bytes=1 << 23, max_sequences=4)
     core = build_core(job, policy, load_middle(folder), digest)

@@ -20,6 +20,7 @@ from securesplit.protocol.messages import (
     Backward,
     Bye,
     Confirm,
+    Declined,
     DropCache,
     Failure,
     Forward,
@@ -168,6 +169,9 @@ class ServerCore:
             return self._seal(connection, peer, result)
         if not isinstance(result, Answer):
             return []
+        if isinstance(result.reply, Declined):  # Not an answer: the same request again is computed.
+            _log.info("connection %d (%s) is declined a decoding step: %s", connection, peer.name, result.reply.code)
+            return self._send(connection, result.reply)
         if isinstance(result.request, Forward):
             peer.answered.clear()
         try:

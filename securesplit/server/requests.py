@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from securesplit.errors import RemoteProtocolError
 from securesplit.privacy.released import Codec
-from securesplit.protocol.messages import Backward, DropCache, Forward, Gradient, Hidden, KeepAnchor
+from securesplit.protocol.messages import Backward, Declined, DropCache, Forward, Gradient, Hidden, KeepAnchor
 from securesplit.server.anchors import KeptAnchors
+from securesplit.server.caches import POLITE
 from securesplit.server.connection import Answer
 from securesplit.server.engine import Engine
 from securesplit.transport.actions import Work
@@ -43,7 +45,12 @@ class Requests:
                 hidden *= message.gain
             output: Tensor
             if message.cache:
-                output = self._engine().decode(connection, message.cache, message.lengths, hidden)
+                try:
+                    output = self._engine().decode(connection, message.cache, message.lengths, hidden)
+                except RemoteProtocolError as error:
+                    if error.code not in POLITE:
+                        raise
+                    return Answer(message, Declined(step=message.step, code=error.code))
             else:
                 output = self._engine().forward(
                     connection, message.step, message.lengths, hidden, gain=message.gain, learn=message.learn

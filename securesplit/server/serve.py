@@ -101,7 +101,7 @@ def build_core(
         worker: adds ciphertexts, for jobs with homomorphic encryption.
         records: keeps what can be verified of each secure sum.
         seen: keeps what this server sees of each sum, as a part of its recording.
-        limits: what each client may use.
+        limits: what each client may use, and how much memory generation may.
         note: writes a row of the audit log.
 
     Raises:
@@ -110,7 +110,8 @@ def build_core(
     digest, width = (None, None) if job.code is None else (job.code.digest, job.code.width)
     refuse_other_code(code, digest=digest, width=width, model=model)
     add_adapters(middle, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed)
-    engine = Engine(middle, learning_rate=job.optimiser.server_lr, code=code)
+    caches = None if limits is None else limits.caches
+    engine = Engine(middle, learning_rate=job.optimiser.server_lr, code=code, caches=caches)
 
     def config_of(run: bytes, ready: RoundReady) -> RoundConfig:
         config = round_config(

@@ -141,14 +141,14 @@ def run_mode(site: Site, mode: str) -> None:
     policy, keys = str(site.folder / "policy.toml"), site.folder / "keys"
     began = time.monotonic()
     with (out / "server.out").open("w+") as said, (out / "server.err").open("w") as complaint:
-        server = subprocess.Popen(  # noqa: S603  # ourselves
+        server = subprocess.Popen(  # ourselves
             [*cli, "serve", "--job", str(out / "job.toml"), "--policy", policy, "--keys", str(keys / "gpu"), "--listen",
              "127.0.0.1:0", "--threads", "2", "--output", "json"], stdout=said, stderr=complaint,
         )  # fmt: skip
         try:
             url = f"wss://localhost:{_port(server, out / 'server.out')}"
             clients = [
-                subprocess.Popen(  # noqa: S603  # ourselves
+                subprocess.Popen(  # ourselves
                     [*cli, "train", "--policy", policy, "--keys", str(keys / name), "--server", url, "--data",
                      str(site.folder / f"{name}.jsonl"), "--out", str(out / name), "--held-out", str(site.sizes.held_out),
                      "--threads", "1", "--progress", "none", "--output", "json"],
@@ -156,7 +156,8 @@ def run_mode(site: Site, mode: str) -> None:
                 )
                 for name in site.names
             ]  # fmt: skip
-            if any([client.wait() for client in clients]):
+            ended = [client.wait() for client in clients]
+            if any(ended):
                 sys.exit(f"{mode}: a client failed; see {out}")
         finally:
             server.terminate()
@@ -181,5 +182,5 @@ def compare(site: Site, modes: list[str]) -> object:
     for mode in modes:
         argv += ["--run", f"{mode}=" + ",".join(str(site.folder / mode / name) for name in site.names)]
     argv += ["--out", str(site.folder / "compared"), "--overwrite", "--output", "json"]
-    found = subprocess.run(argv, check=True, capture_output=True, text=True)  # noqa: S603  # ourselves
+    found = subprocess.run(argv, check=True, capture_output=True, text=True)  # ourselves
     return json.loads(found.stdout)

@@ -37,6 +37,12 @@ def evaluate(
     max_new_tokens: Annotated[
         int, typer.Option(help="With --checkpoints: at most so many tokens an answer.", min=1)
     ] = 16,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="With --checkpoints: a text that ends an answer; may be repeated.")
+    ] = None,
+    perplexity: Annotated[
+        bool, typer.Option("--perplexity", help="With --checkpoints: of the gold answers, too; one more release each.")
+    ] = False,
     template: TemplateName = "plain",
     ids: Ids = None,
     split: Split = None,
@@ -66,7 +72,7 @@ def evaluate(
     if out is None or policy is None or keys is None or server is None or checkpoints is None:
         raise typer.BadParameter("--checkpoints needs --out, --policy, --keys and --server")
 
-    from securesplit.client.predict import Site, require_comparable, split_predictor
+    from securesplit.client.predict import Asking, Site, require_comparable, split_predictor
     from securesplit.client.selection import Plan, matching, select
     from securesplit.policy.load import load_policy
 
@@ -74,8 +80,9 @@ def evaluate(
     site = Site(load_policy(policy), keys, server, model, cache_or_default(cache), code, evidence)
     require_comparable(site.policy, folders)
     golden = tuple(item for item in tasked.items if item.answers)
-    settings = f"{template}:{max_new_tokens}:{site.policy.digest}"
-    predict = split_predictor(site, tasked.task, tasked.template, max_new_tokens=max_new_tokens)
+    asking = Asking(max_new_tokens, tuple(stop or ()), perplexity)
+    settings = f"{template}:{asking.settings}:{site.policy.digest}"
+    predict = split_predictor(site, tasked.task, tasked.template, asking)
     with reporting(progress) as report:
         found = select(Plan(tasked.task, golden, tasked.template, settings, subset), folders, predict, out, report)
     tried = [{"checkpoint": str(path), **_values(scores)} for path, scores in found.tried]

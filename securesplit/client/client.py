@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from securesplit.admit import ring_steps
 from securesplit.client.answers import answered
-from securesplit.client.generate import Generated, Sampling, generate
+from securesplit.client.generate import Generated, Piece, Prompt, Sampling, generate, generate_batch, stream
 from securesplit.client.guardian import Guardian
 from securesplit.client.link import Link
 from securesplit.client.middle import Observer, RememberingMiddle, RemoteMiddle
+from securesplit.client.replay import PATIENCE
 from securesplit.client.sharing import alike_digest, frozen_digest
 from securesplit.client.step import cross, forward, step
 from securesplit.data.batches import Batch
@@ -88,6 +89,7 @@ class Client:
         self.front, self.back, self.tokenizer, self.code = front, back, tokenizer, code
         self.coded_front, self.coded_back = code_front(front, code), code_back(back, code)
         self.policy, self.link, self.ledger, self.job = policy, link, ledger, job
+        self.patience = PATIENCE
         for part in (front, back):
             add_adapters(
                 part, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed,
@@ -312,6 +314,16 @@ class Client:
             total += len(batch.records)
         return right / total if total else None
 
-    def generate(self, prompt: str, *, max_new_tokens: int = 32, sampling: Sampling | None = None) -> Generated:
+    def generate(self, prompt: Prompt, *, max_new_tokens: int = 32, sampling: Sampling | None = None) -> Generated:
         """Continue a prompt; see securesplit/client/generate.py for what it costs."""
         return generate(self, prompt, max_new_tokens=max_new_tokens, sampling=sampling or Sampling())
+
+    def stream(self, prompt: Prompt, *, max_new_tokens: int = 32, sampling: Sampling | None = None) -> Iterator[Piece]:
+        """The same, text as it comes; the last piece says why it ended."""
+        return stream(self, prompt, max_new_tokens=max_new_tokens, sampling=sampling or Sampling())
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int = 32, sampling: Sampling | None = None
+    ) -> tuple[Generated, ...]:
+        """Continue several prompts at once; each gets what it would get alone."""
+        return generate_batch(self, prompts, max_new_tokens=max_new_tokens, sampling=sampling or Sampling())

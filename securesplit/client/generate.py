@@ -1,49 +1,39 @@
 """Decoding through the split: a cache in each party, sampling on the client.
 
-What it costs. The prompt is one release of its own record. Every generated token that is fed back is another release:
-it depends on the prompt through attention, and on every training record through C's adapters, so it is charged to all
-records of the site (``*``). Whether it can be paid is checked before the first byte leaves; only another process of the
-same site that spends in the meantime can still end a run midway.
+What it costs. The prompt is one release of its own record, remembered: the same prompt again resends the same bytes and
+costs nothing. Every generated token that is fed back is another release: it depends on the prompt through attention, and
+on every training record through C's adapters, so it is charged to all records of the site (``*``). Whether it can be paid
+is checked before the first byte leaves; only another process of the same site that spends in the meantime can still end
+a run midway. What the server has forgotten, or a lost connection took, is sent again and costs nothing (replay.py).
 
 The number of messages says nothing: under a private policy as many tokens cross, and are charged, as were asked for,
-even when the text ended before. What the server still learns: that number, and the time between messages.
+even when the text ended before, or its reader went away. What the server still learns: that number, and the time between
+messages.
+
+Several prompts at once cross together. Without noise all of them are in one message for each token; with noise, those of
+one bucket, because a public factor of the message follows from its length.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
-from securesplit.data.batches import bucket_of
-from securesplit.errors import InputError
+from securesplit.client.asked import Ask, Prompt, asked, chunks
+from securesplit.client.decoding import decoded
+from securesplit.client.sampling import Sampling
+from securesplit.client.text import Spoken, Stops
 from securesplit.policy.schema import Gaussian
 from securesplit.privacy.plan import enforced_epsilon
 
 if TYPE_CHECKING:
     from securesplit.client.client import Client
 
+__all__ = ["Finish", "Generated", "Piece", "Prompt", "Sampling", "generate", "generate_batch", "stream"]
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is chosen, on the client.
-
-    Attributes:
-        temperature: 0 is greedy.
-        seed: for temperatures above 0; public randomness, it protects nothing.
-    """
-
-    temperature: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InputError(
-                "SS-1440", "the temperature must be finite and not negative", hint="0 is greedy; 0.7 is usual."
-            )
+Finish = Literal["stop", "length"]
+"""Why a text ended: at the model's own end or a stop text; or because it had as many tokens as were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,89 +41,145 @@ class Generated:
     """A continuation.
 
     Attributes:
-        text: of the new tokens.
-        tokens: the new token ids.
+        text: of the new tokens, up to a stop text.
+        tokens: the new token ids; those that a stop text is made of are among them, the model's own end is not.
         epsilon: what the prompt's record has spent in all by now, at the policy's delta; unit sequence, relation
             replace-one. None under UnsafeNoPrivacy.
         delta: of the same claim.
+        finish: why the text ended.
+        prompt_tokens: how many tokens the prompt has, padding apart.
     """
 
     text: str
     tokens: tuple[int, ...]
     epsilon: float | None
     delta: float | None
+    finish: Finish = "length"
+    prompt_tokens: int = 0
 
 
-def generate(client: Client, prompt: str, *, max_new_tokens: int, sampling: Sampling) -> Generated:
-    """Continue a prompt.
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a continuation, as it comes.
+
+    Attributes:
+        text: whole characters, often none: what could still become another character, or a stop text, is held back.
+        token: the new token, or None where there is none.
+        finish: why the text ended, in the last piece; None in all others.
+    """
+
+    text: str
+    token: int | None
+    finish: Finish | None
+
+
+class _Text:
+    """One continuation while it grows."""
+
+    def __init__(self, tokenizer: Any, sampling: Sampling) -> None:
+        self._eos = tokenizer.eos_token_id
+        self._spoken, self._stops = Spoken(tokenizer), Stops(sampling.stop)
+        self.tokens: list[int] = []
+        self.finish: Finish | None = None
+
+    def add(self, token: int) -> str:
+        """The next token; what can be shown now. After the end nothing is."""
+        if self.finish is not None:
+            return ""
+        if token == self._eos:
+            self.finish = "stop"
+            return ""
+        self.tokens.append(token)
+        shown = self._stops.add(self._spoken.add(token))
+        self.finish = "stop" if self._stops.found else None
+        return shown
+
+    def end(self) -> str:
+        """No token comes any more; what was held back."""
+        shown = "" if self._stops.found else self._stops.add(self._spoken.end())
+        self.finish = "stop" if self._stops.found else self.finish or "length"
+        return shown + self._stops.end()
+
+
+def generate(client: Client, prompt: Prompt, *, max_new_tokens: int, sampling: Sampling) -> Generated:
+    """Continue a prompt; :func:`generate_batch` with one."""
+    return generate_batch(client, [prompt], max_new_tokens=max_new_tokens, sampling=sampling)[0]
+
+
+def generate_batch(
+    client: Client, prompts: Sequence[Prompt], *, max_new_tokens: int, sampling: Sampling
+) -> tuple[Generated, ...]:
+    """Continue several prompts side by side; each gets what it would get alone, but for rounding of sums.
 
     Args:
         client: an open site.
-        prompt: private text.
-        max_new_tokens: at least 1.
-        sampling: how tokens are chosen.
+        prompts: private texts.
+        max_new_tokens: of each, at least 1.
+        sampling: how tokens are chosen; every text has its own generator of the same seed.
 
     Raises:
-        InputError: SS-1441 for an empty prompt or no tokens to generate.
+        InputError: SS-1441 for an empty prompt or no tokens to generate, SS-1260 when prompt and text have more positions
+            than the model, SS-1222 when a prompt is longer than the policy's largest bucket.
         PolicyDenied: SS-2010 when the policy does not allow generation.
-        BudgetExhausted: SS-5001, SS-5002; nothing was sent.
+        BudgetExhausted: SS-5001, SS-5002; nothing of the batch concerned was sent.
+        RemoteProtocolError: SS-4040, SS-4041 when the server has no room. ConnectionFailed: when it cannot be reached again.
     """
-    tokenizer: Any = client.tokenizer
-    ids = [int(i) for i in tokenizer.encode(prompt)]
-    if not ids or max_new_tokens < 1:
-        raise InputError("SS-1441", "there is nothing to continue", hint="Give a prompt, and at least one new token.")
-    client.train(None)
-    private = isinstance(client.policy.privacy, Gaussian)
-    if private:
-        # The server sees the bucket, not the length. Padding stands in front, where later tokens may see it unmasked.
-        fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        ids = [int(fill)] * (bucket_of(len(ids), client.policy.limits.buckets) - len(ids)) + ids
-    if max_new_tokens > 1:
-        client.gate.require(max_new_tokens - 1, at="decode")
-    # Nobody says whose prompt it is, so under unit 'user' everybody pays for it.
-    anybody = isinstance(client.policy.privacy, Gaussian) and client.policy.privacy.unit == "user"
-    record = client.ledger.key(prompt.encode()) if client.ledger is not None and not anybody else None
-    new = _decode(client, ids, record, max_new_tokens, sampling, stop=tokenizer.eos_token_id, full=private)
-    text = str(tokenizer.decode(new, skip_special_tokens=True))
-    privacy = client.policy.privacy
-    if not isinstance(privacy, Gaussian) or client.ledger is None:
-        return Generated(text, tuple(new), epsilon=None, delta=None)
-    return Generated(text, tuple(new), enforced_epsilon(client.ledger.mu(record), privacy.delta), privacy.delta)
+    asks = asked(client, prompts, max_new_tokens)
+    texts = [_Text(client.tokenizer, sampling) for _ in asks]
+    said = [""] * len(asks)
+    for chunk in chunks(client, asks):
+        steps = decoded(client, [asks[i] for i in chunk], max_new_tokens, sampling)
+        try:
+            for tokens in steps:
+                for i, token in zip(chunk, tokens, strict=True):
+                    said[i] += texts[i].add(token)
+                if not _private(client) and all(texts[i].finish for i in chunk):
+                    break
+        finally:
+            steps.close()
+    return tuple(_generated(client, ask, said[i] + texts[i].end(), texts[i]) for i, ask in enumerate(asks))
 
 
-@torch.no_grad()
-def _decode(
-    client: Client, ids: list[int], record: str | None, count: int, sampling: Sampling, *, stop: int | None, full: bool
-) -> list[int]:
-    generator = torch.Generator().manual_seed(sampling.seed)
-    front, back = client.coded_front.new_cache(), client.coded_back.new_cache()
-    cache = client.link.open_cache()
-    new: list[int] = []
-    ended = False
-    rows, records = torch.tensor([ids]), None if record is None else [record]
-    contents = None if client.ledger is None else [client.ledger.key(b"prompt:" + b",".join(b"%d" % i for i in ids))]
+def stream(client: Client, prompt: Prompt, *, max_new_tokens: int, sampling: Sampling) -> Iterator[Piece]:
+    """Continue a prompt and give the text as it comes; all pieces' texts together are :attr:`Generated.text`.
+
+    Under a private policy the last piece comes when as many tokens have crossed as were asked for, however short the text
+    is; closing the iterator before sends the rest, too. Args and errors as :func:`generate_batch`; faults of the input are
+    raised at once, others where the next piece would be.
+    """
+    (ask,) = asked(client, [prompt], max_new_tokens)
+    return _pieces(client, ask, max_new_tokens, sampling)
+
+
+def _pieces(client: Client, ask: Ask, count: int, sampling: Sampling) -> Iterator[Piece]:
+    text = _Text(client.tokenizer, sampling)
+    steps = decoded(client, [ask], count, sampling)
     try:
-        for position in range(count):
-            hidden = client.coded_front(rows, cache=front)
-            if position == 0:
-                private = client.gate.release(hidden, at="cut", records=records, contents=contents)
-            else:
-                private = client.gate.release(hidden, at="decode")
-            mixed = client.link.forward(private, learn=False, cache=cache)
-            token = _choose(client.coded_back(mixed, cache=back, logits_to_keep=1)[0, -1], sampling, generator)
-            ended = ended or token == stop
-            if ended and not full:
+        for (token,) in steps:
+            before = len(text.tokens)
+            shown = text.add(token)
+            if len(text.tokens) > before:
+                yield Piece(shown, token, None)
+            if text.finish is not None:
                 break
-            if not ended:
-                new.append(token)
-            rows = torch.tensor([[token]])
-        return new
+        if rest := text.end():
+            yield Piece(rest, None, None)
     finally:
-        client.link.drop_cache(cache)
+        if _private(client):  # The number of messages does not tell where the text ended.
+            for _ in steps:
+                continue
+        steps.close()
+    yield Piece("", None, text.finish)
 
 
-def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    probabilities = torch.softmax(logits.double() / sampling.temperature, dim=-1)
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+def _private(client: Client) -> bool:
+    return isinstance(client.policy.privacy, Gaussian)
+
+
+def _generated(client: Client, ask: Ask, text: str, made: _Text) -> Generated:
+    privacy, ledger = client.policy.privacy, client.ledger
+    private = isinstance(privacy, Gaussian) and ledger is not None
+    epsilon = enforced_epsilon(ledger.mu(ask.record), privacy.delta) if private else None  # type: ignore[union-attr]
+    delta = privacy.delta if isinstance(privacy, Gaussian) and private else None
+    assert made.finish is not None
+    return Generated(text, tuple(made.tokens), epsilon, delta, made.finish, len(ask.real))

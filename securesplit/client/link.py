@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Self, TypeVar
@@ -30,6 +30,7 @@ from securesplit.protocol.messages import (
     Backward,
     Blob,
     Bye,
+    Declined,
     DropCache,
     Failure,
     Forward,
@@ -76,6 +77,7 @@ class Link:
         diary: this client's audit log, when the link was dialled.
         own_log: whether that log ends with this link.
         redial: opens a session like this one anew, within so many seconds; None where there is no way to.
+        sessions: how many there have been; what the server kept for an earlier one is lost.
     """
 
     def __init__(self, pipe: Pipe, session: Session, policy: Policy, *, name: str, patience: float = 600.0) -> None:
@@ -93,6 +95,7 @@ class Link:
         self.redial: Callable[[float], Link] | None = None
         self.diary: Diary | None = None
         self.own_log = False
+        self.sessions = 1
         self._early: deque[Message] = deque()
         self._noted: SecureSplitError | None = None
         self._begin: RoundBegin | None = None
@@ -155,6 +158,7 @@ class Link:
             what = "the server came back with another job, model or policy"
             raise RemoteProtocolError("SS-4023", what, hint="Start anew.")
         self._pipe, self._session, self._early = fresh._pipe, fresh._session, fresh._early  # noqa: SLF001 - another object of this class
+        self.sessions += 1
         if self._widths is not None:
             self._session.narrow(*self._widths)
 
@@ -172,6 +176,39 @@ class Link:
         )
         answer = self.expect(Hidden)
         return _finite(tensor_of(answer.hidden)).reshape(batch, length, -1)
+
+    def decode(self, steps: Sequence[tuple[Released, ...]], *, cache: int) -> tuple[Tensor, ...]:
+        """Send rows that go on the sequences of one decoding cache, get B's output.
+
+        Args:
+            steps: one or more to a message, of one gain. Each has a part (B,T,D), or (B,T,k) under a code, for each group of
+                equally long sequences; the cache's sequences are all of theirs, in this order, at every step.
+            cache: a number of :meth:`open_cache`.
+
+        Returns:
+            (B, sum of T, D) for each group, float32.
+
+        Raises:
+            RemoteProtocolError: SS-4017, SS-4040, SS-4041 when the server declines; the session goes on then. Others, and
+                ConnectionFailed, as :meth:`next`.
+        """
+        self.step += 1
+        if self.step % _CHECKPOINT == _CHECKPOINT - 1:
+            self.checkpoint()
+        groups = tuple(zip(*steps, strict=True))
+        shapes = tuple((group[0].shape[0], sum(part.shape[1] for part in group)) for group in groups)
+        lengths = tuple(length for count, length in shapes for _ in range(count))
+        data = b"".join(row for group in groups for row in _in_order(group))
+        rows = Blob(dtype=groups[0][0].codec, shape=(sum(lengths), groups[0][0].shape[2]), data=data)
+        self.tell(
+            Forward(step=self.step, lengths=lengths, cache=cache, learn=False, gain=groups[0][0].gain, hidden=rows)
+        )
+        if isinstance(answer := self.next(), Declined):
+            hint = f"Try again later; securesplit explain {answer.code}"
+            raise RemoteProtocolError(answer.code, "the server has no room for this text", hint=hint)
+        mixed = _finite(tensor_of(self._of(Hidden, answer).hidden))
+        pieces = torch.split(mixed, [count * length for count, length in shapes])
+        return tuple(piece.reshape(*shape, -1) for piece, shape in zip(pieces, shapes, strict=True))
 
     def backward(self, released: Released) -> Tensor:
         """Send a released gradient (B,T,D) of the last step, get dL/d(what was sent), (B,T,D) or (B,T,k), float32."""
@@ -330,6 +367,15 @@ class Link:
         with suppress(ConnectionFailed):  # The code is a courtesy; the connection is lost either way.
             for data in self._session.data_to_send():
                 self._pipe.send(data)
+
+
+def _in_order(steps: Sequence[Released]) -> Iterator[bytes]:
+    """For each sequence its rows of all steps, one after another."""
+    count = steps[0].shape[0]
+    for i in range(count):
+        for part in steps:
+            size = len(part.payload) // count
+            yield part.payload[i * size : (i + 1) * size]
 
 
 def _finite(rows: Tensor) -> Tensor:

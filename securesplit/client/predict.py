@@ -6,13 +6,17 @@ securesplit/client/generate.py. Answers are private and stay here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from securesplit.client.generate import Sampling
+from securesplit.client.client import Client
+from securesplit.client.generate import Generated
+from securesplit.client.likelihood import likelihoods
 from securesplit.client.run import open_client
+from securesplit.client.sampling import Sampling
 from securesplit.client.selection import Predictor
 from securesplit.data.answers import prompt_tokens
 from securesplit.data.tasks.fit import fitted
@@ -20,10 +24,10 @@ from securesplit.data.tasks.item import Item
 from securesplit.data.tasks.registry import Task
 from securesplit.data.tasks.score import Prediction
 from securesplit.data.tasks.templates import Template
-from securesplit.errors import InputError
+from securesplit.errors import BudgetExhausted, InputError
 from securesplit.policy.schema import Gaussian, Policy
 
-__all__ = ["Site", "require_comparable", "split_predictor"]
+__all__ = ["Asking", "Site", "require_comparable", "split_predictor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +58,36 @@ def require_comparable(policy: Policy, checkpoints: Sequence[Path]) -> None:
         )  # fmt: skip
 
 
-def split_predictor(site: Site, task: Task, template: Template, *, max_new_tokens: int) -> Predictor:
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How answers are made.
+
+    Attributes:
+        max_new_tokens: of each answer.
+        stop: texts that end an answer.
+        perplexity: whether the likelihood of the gold answers is wanted, too: one more release of each example.
+        batch: how many prompts cross together.
+    """
+
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    perplexity: bool = False
+    batch: int = 8
+
+    @property
+    def settings(self) -> str:
+        """All that predictions depend on; as before where nothing new is asked for."""
+        extra = json.dumps([self.stop, self.perplexity]) if self.stop or self.perplexity else ""
+        return f"{self.max_new_tokens}{extra}"
+
+
+def split_predictor(site: Site, task: Task, template: Template, asking: Asking) -> Predictor:
     """A predictor that dials the server once for each checkpoint.
 
     Args:
         site: who asks.
         task, template: how prompts are made; they are shortened to fit the policy's largest bucket.
-        max_new_tokens: of each answer.
+        asking: how answers are made; always greedily.
     """
 
     def predict(checkpoint: Path, items: Sequence[Item]) -> Iterator[Prediction]:
@@ -70,11 +97,38 @@ def split_predictor(site: Site, task: Task, template: Template, *, max_new_token
         ) as client:  # fmt: skip
             tokenizer: Any = client.tokenizer
             examples = fitted(
-                task, template, items, most=site.policy.limits.buckets[-1],
+                task, template, items, most=_most(client, asking),
                 prompt_length=lambda text: len(prompt_tokens(text, tokenizer)),
             )  # fmt: skip
-            for example in examples:
-                made = client.generate(example.prompt, max_new_tokens=max_new_tokens, sampling=Sampling())
-                yield Prediction(id=example.id, prediction=made.text.strip())
+            for start in range(0, len(items), asking.batch):
+                part = slice(start, start + asking.batch)
+                known = list(likelihoods(client, task, template, items[part])) if asking.perplexity else []
+                made = _answers(client, [e.prompt for e in examples[part]], asking)
+                for i, (example, answer) in enumerate(zip(examples[part], made, strict=True)):
+                    nats, tokens = (known[i].nats, known[i].tokens) if known else (None, None)
+                    yield Prediction(id=example.id, prediction=answer.text.strip(), nats=nats, tokens=tokens)
 
     return predict
+
+
+def _most(client: Client, asking: Asking) -> int:
+    """Tokens of a prompt: a bucket of the policy, with room for the answer in the model."""
+    positions: int | None = getattr(client.front.module.config, "max_position_embeddings", None)
+    sentinel = client.code is not None and client.code.facts.sentinel is not None
+    room = [] if positions is None else [positions - asking.max_new_tokens + 1 - sentinel]
+    if not isinstance(client.policy.privacy, Gaussian):
+        return max(1, min(client.policy.limits.buckets[-1], *room))
+    fitting = [bucket for bucket in client.policy.limits.buckets if not room or bucket <= room[0]]
+    return fitting[-1] if fitting else client.policy.limits.buckets[0]
+
+
+def _answers(client: Client, prompts: Sequence[str], asking: Asking) -> Iterator[Generated]:
+    """Together; one by one where the budget has not room for all, so that it is used up to its end."""
+    sampling = Sampling(stop=asking.stop)
+    try:
+        yield from client.generate_batch(prompts, max_new_tokens=asking.max_new_tokens, sampling=sampling)
+    except BudgetExhausted:
+        if len(prompts) == 1:
+            raise
+        for prompt in prompts:
+            yield client.generate(prompt, max_new_tokens=asking.max_new_tokens, sampling=sampling)

@@ -36,10 +36,10 @@ class PartCache:
 
     @property
     def nbytes(self) -> int:
-        """Memory held, in bytes."""
+        """Memory held, in bytes. A window over a longer tensor holds all of it."""
         layers = self.past.layers if self.past is not None else []
         tensors = (tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
 class _Absent(nn.Module):

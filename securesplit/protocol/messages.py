@@ -19,6 +19,7 @@ __all__ = [
     "Blob",
     "Bye",
     "Confirm",
+    "Declined",
     "DropCache",
     "Failure",
     "Forward",
@@ -217,6 +218,20 @@ class DropCache(Message):
     cache: Annotated[int, Field(ge=1, lt=1 << 31)]
 
 
+class Declined(Message):
+    """S->C, instead of :class:`Hidden`: the server has no room for this decoding step now. Nothing was computed; the session
+    goes on, and the same step may be sent again.
+
+    Attributes:
+        step: the step that was not computed.
+        code: why; SS-4017 for a cache that was dropped, and has to be built anew, SS-4040 and SS-4041 for want of room.
+    """
+
+    KIND = 16
+    step: Step
+    code: Code
+
+
 class RoundReady(Message):
     """C->S: local work of this round is done; the secure sum may begin.
 
@@ -316,5 +331,6 @@ MESSAGES: dict[int, type[Message]] = {
         RoundBegin,
         KeepAnchor,
         Seal,
+        Declined,
     )
 }

@@ -28,6 +28,7 @@ from securesplit.protocol.messages import (
     VERSION,
     Backward,
     Confirm,
+    Declined,
     Failure,
     Forward,
     Gradient,
@@ -246,7 +247,7 @@ class Session:
                 self._verify(message.signature, own)
                 if bool(message.policy) != bool(self.welcome.policy):
                     raise RemoteProtocolError("SS-4030", "the client does not say which policy it enforces")
-            case Forward() | Backward() | Hidden() | Gradient():
+            case Forward() | Backward() | Hidden() | Declined() | Gradient():
                 self._steps.check(message)
             case Seal():
                 self._seals.check(message)
@@ -302,6 +303,8 @@ class _Steps:
                 good = step >= self._last
             case Hidden(step=step, hidden=blob):
                 good = step == self._last and blob.shape[0] == self._rows
+            case Declined(step=step):
+                good = step == self._last
             case Backward(step=step, gradient=blob):
                 good = step == self._last and self._learns and blob.shape[0] == self._rows
             case Gradient(step=step, gradient=blob):

@@ -17,6 +17,7 @@ from securesplit.protocol.messages import (
     Backward,
     Bye,
     Confirm,
+    Declined,
     DropCache,
     Failure,
     Forward,
@@ -53,7 +54,9 @@ _FROM_CLIENT: _Row = {
     Forward: _OPEN, Backward: _OPEN, DropCache: _OPEN, KeepAnchor: _OPEN, RoundReady: _OPEN, Secagg: _OPEN, Seal: _OPEN,
     **_ENDINGS,
 }  # fmt: skip
-_FROM_SERVER: _Row = {Hidden: _OPEN, Gradient: _OPEN, RoundBegin: _OPEN, Secagg: _OPEN, Seal: _OPEN, **_ENDINGS}
+_FROM_SERVER: _Row = {
+    Hidden: _OPEN, Declined: _OPEN, Gradient: _OPEN, RoundBegin: _OPEN, Secagg: _OPEN, Seal: _OPEN, **_ENDINGS,
+}  # fmt: skip
 
 TRANSITIONS: dict[State, dict[Role, dict[type[Message], State]]] = {
     State.NEW: {"client": {Hello: State.GREETING, **_ENDINGS}, "server": {**_ENDINGS}},

@@ -20,6 +20,7 @@ from securesplit.protocol.messages import (
     Backward,
     Bye,
     Confirm,
+    Declined,
     DropCache,
     Failure,
     Forward,
@@ -185,6 +186,9 @@ class ServerCore:
             # It went while its request was computed; what the computation kept for it is dropped.
             learns = isinstance(request, Forward) and request.learn
             return [self._work.forget(connection, answer.client)] if learns else []
+        if isinstance(answer.reply, Declined):  # Not an answer: the same request again is computed.
+            _log.info("connection %d (%s) is declined a decoding step: %s", connection, peer.name, answer.reply.code)
+            return self._send(connection, answer.reply)
         if isinstance(request, Forward):
             peer.answered.clear()
         try:

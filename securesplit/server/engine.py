@@ -6,8 +6,8 @@ optimiser changes the weights that the pending graph was built with; securesplit
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +17,11 @@ from securesplit.errors import RemoteProtocolError
 from securesplit.model.code import CutCode
 from securesplit.model.descent import Recipe
 from securesplit.model.parts import Middle, PartCache
+from securesplit.server.caches import Cached, CacheStore, Lane, Room
 from securesplit.server.fleet import Fleet
 from securesplit.server.learner import Rows
+from securesplit.transport.limits import Caches
 
-_CACHES = 64
-"""Decoding caches of one connection, with those that were dropped; a client needs one for each text that it generates."""
 _POSITIONS = 1 << 17
 """Of one cache, where a model does not say how many positions it has."""
 
@@ -50,12 +50,12 @@ class Engine:
     Args:
         middle: B.
         learning_rate: of AdamW on the adapters that require gradients.
-        cache_bytes: all decoding caches together; beyond it the connection that holds most loses its least recently used
-            one. One connection may hold half of it.
+        caches: room for decoding caches; see securesplit/server/caches.py.
         positions: most positions in one decoding cache; by default as many as the model was made for.
         code: what the clients' rows are coded with; they then have k columns instead of D, and where the code has a
             sentinel B sees its public row in front of every sequence.
         copies: names of the clients of each copy of B's adapters; none for one that all share.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -63,18 +63,19 @@ class Engine:
         middle: Middle,
         *,
         learning_rate: float,
-        cache_bytes: int = 1 << 30,
+        caches: Caches | None = None,
         positions: int | None = None,
         code: CutCode | None = None,
         copies: tuple[tuple[str, ...], ...] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.middle = middle
         self.code = code
-        self._cache_bytes = cache_bytes
         config = getattr(getattr(middle, "module", None), "config", None)
-        self._positions = positions or getattr(config, "max_position_embeddings", None) or _POSITIONS
-        self._caches: OrderedDict[tuple[int, int], PartCache] = OrderedDict()
-        self._evicted: set[tuple[int, int]] = set()
+        most = positions or getattr(config, "max_position_embeddings", None) or _POSITIONS
+        asked = caches or Caches()
+        self.caches = CacheStore(Room(asked.bytes, most, asked.idle_seconds, asked.patience_seconds), clock)
+        self._rate: int | None = None
         self.fleet = Fleet(middle, Recipe(learning_rate), copies)
 
     def forward(self, batches: Sequence[Batch], *, learn: bool) -> tuple[Tensor, ...]:
@@ -112,76 +113,64 @@ class Engine:
         return self.fleet.of(gradients[0].who).backward(gradients)
 
     def decode(self, connection: int, cache: int, lengths: tuple[int, ...], hidden: Tensor, client: str = "") -> Tensor:
-        """Extend a decoding cache by equally long rows of each sequence, (sum(lengths), D or k) -> (sum(lengths), D).
+        """Extend a decoding cache by rows of each of its sequences, (sum(lengths), D or k) -> (sum(lengths), D).
+
+        Sequences that began equally long run as one batch; those of other lengths run beside them. Several rows that go on
+        a sequence run one after another, as they came the first time, so that a cache that is built again from the same
+        bytes is the same bit for bit.
 
         Raises:
-            RemoteProtocolError: SS-4015 when lengths differ, SS-4016 when the number of sequences changed, SS-4017 when the
-                cache was dropped to make room, SS-4034 when this connection would hold more than its share.
+            RemoteProtocolError: SS-4015 when sequences that began equally long do not go on so, SS-4016 when the number of
+                sequences changed, and as :meth:`CacheStore.admit`.
         """
-        if (connection, cache) in self._evicted:
-            raise RemoteProtocolError(
-                "SS-4017",
-                "the decoding cache was dropped to make room",
-                hint="Generate again; the released prompt is remembered.",
-            )
-        if len(set(lengths)) != 1:
-            raise RemoteProtocolError("SS-4015", "a decoding step needs sequences of one length")
         key = (connection, cache)
-        self._require_room(key, lengths[0])
-        state = self._caches.pop(key, None) or self.middle.new_cache()
-        rows = self._decoded(hidden).to(self.middle.dtype).reshape(len(lengths), lengths[0], -1)
-        try:
-            with torch.no_grad(), self.fleet.of(client).installed():
-                output = self._mixed(rows, state)
-        except RuntimeError:
-            raise RemoteProtocolError("SS-4016", "a decoding step does not fit its cache") from None
-        if self._held().get(connection, 0) + state.nbytes > self._cache_bytes // 2:
-            raise _beyond_share("bytes")
-        self._caches[key] = state
-        self._make_room(key)
-        return output.reshape(len(hidden), -1)
+        fresh = key not in self.caches.kept
+        first = int(fresh and self.code is not None and self.code.row is not None)
+        need = (sum(lengths) + first * len(lengths)) * self._position_bytes()
+        state = self.caches.admit(key, rows=max(lengths) + first, need=need) or self._begun(lengths)
+        if state.sequences != len(lengths):
+            raise RemoteProtocolError("SS-4016", "a decoding step does not fit its cache")
+        if any(len({lengths[i] for i in lane.rows}) > 1 for lane in state.lanes):
+            raise RemoteProtocolError("SS-4015", "sequences that began equally long have to go on so")
+        pieces = torch.split(self._decoded(hidden).to(self.middle.dtype), list(lengths))
+        out: list[Tensor] = list(pieces)
+        self.caches.kept.pop(key, None)  # A computation that fails leaves half a cache, which nobody may go on with.
+        for lane in state.lanes:
+            rows = torch.stack([pieces[i] for i in lane.rows])
+            try:
+                with torch.no_grad(), self.fleet.of(client).installed():
+                    # The first rows are a prompt; later ones came one at a time.
+                    parts = torch.split(rows, 1, dim=1) if lane.past.length else (rows,)
+                    mixed = torch.cat([self._mixed(part, lane.past) for part in parts], 1)
+            except RuntimeError:
+                raise RemoteProtocolError("SS-4016", "a decoding step does not fit its cache") from None
+            for i, row in zip(lane.rows, mixed, strict=True):
+                out[i] = row
+        self.caches.keep(key, state)
+        return torch.cat(out)
 
-    def _require_room(self, key: tuple[int, int], rows: int) -> None:
-        """Before anything is computed: a cache has so many positions, and a connection so many caches."""
-        known = self._caches.get(key)
-        if (known.length if known is not None else 0) + rows > self._positions:
-            raise _beyond_share("positions")
-        mine = sum(connection == key[0] for connection, _ in (*self._caches, *self._evicted))
-        if known is None and mine >= _CACHES:
-            raise _beyond_share("caches")
+    def _begun(self, lengths: tuple[int, ...]) -> Cached:
+        """An empty cache for sequences of these lengths."""
+        lanes = (tuple(i for i, n in enumerate(lengths) if n == length) for length in sorted(set(lengths)))
+        return Cached(tuple(Lane(rows, self.middle.new_cache()) for rows in lanes))
 
-    def _held(self) -> dict[int, int]:
-        """Bytes of decoding caches by connection."""
-        held: dict[int, int] = {}
-        for (connection, _), state in self._caches.items():
-            held[connection] = held.get(connection, 0) + state.nbytes
-        return held
-
-    def _make_room(self, used: tuple[int, int]) -> None:
-        """Drop caches of whoever holds most, so that nobody can drop everybody else's; never the one just used."""
-        held = self._held()
-        total = sum(held.values())
-        while total > self._cache_bytes and held:
-            most = max(held, key=lambda connection: held[connection])
-            dropped = next((key for key in self._caches if key[0] == most and key != used), None)
-            if dropped is None:  # It holds but the one in use: the next largest makes room.
-                del held[most]
-                continue
-            freed = self._caches.pop(dropped).nbytes
-            held[most], total = held[most] - freed, total - freed
-            self._evicted.add(dropped)
+    def _position_bytes(self) -> int:
+        """Memory of one position of one sequence, measured once on a row of zeros; layers with a window take less later."""
+        if self._rate is None:
+            probe = self.middle.new_cache()
+            with torch.no_grad():
+                self.middle(torch.zeros(1, 1, self.middle.width, dtype=self.middle.dtype), cache=probe)
+            self._rate = probe.nbytes
+        return self._rate
 
     def drop_cache(self, connection: int, cache: int) -> None:
         """Forget one decoding cache."""
-        self._caches.pop((connection, cache), None)
-        self._evicted.discard((connection, cache))
+        self.caches.drop((connection, cache))
 
-    def forget(self, connection: int, client: str) -> None:
+    def forget(self, connection: int, client: str = "") -> None:
         """Forget everything of a connection, and the graph that waits for its client."""
         self.fleet.of(client).forget(client)
-        self._evicted = {key for key in self._evicted if key[0] != connection}
-        for key in [k for k in self._caches if k[0] == connection]:
-            del self._caches[key]
+        self.caches.forget(connection)
 
     def _decoded(self, rows: Tensor) -> Tensor:
         return rows if self.code is None else self.code.decode(rows)
@@ -206,11 +195,3 @@ class Engine:
             for i, row in zip(where, rows, strict=True):
                 out[i] = row
         return torch.cat([row for row in out if row is not None])
-
-
-def _beyond_share(of: str) -> RemoteProtocolError:
-    return RemoteProtocolError(
-        "SS-4034",
-        f"a client's decoding caches have more {of} than it may hold",
-        hint="Generate less at a time, or fewer texts at once.",
-    )

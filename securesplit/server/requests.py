@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from securesplit.errors import SecureSplitError
+from securesplit.errors import RemoteProtocolError, SecureSplitError
 from securesplit.privacy.released import Codec
-from securesplit.protocol.messages import Backward, DropCache, Forward, Gradient, Hidden, KeepAnchor, Message
+from securesplit.protocol.messages import Backward, Declined, DropCache, Forward, Gradient, Hidden, KeepAnchor, Message
 from securesplit.server.anchors import KeptAnchors
+from securesplit.server.caches import POLITE
 from securesplit.server.connection import Answer, Together
 from securesplit.server.course import Ask
 from securesplit.server.engine import Batch, Engine
@@ -51,7 +52,12 @@ class Requests:
             hidden = tensor_of(message.hidden)
             if message.gain != 1:
                 hidden *= message.gain
-            output = self._engine().decode(connection, message.cache, message.lengths, hidden, client)
+            try:
+                output = self._engine().decode(connection, message.cache, message.lengths, hidden, client)
+            except RemoteProtocolError as error:
+                if error.code not in POLITE:
+                    raise
+                return Answer(connection, client, message, Declined(step=message.step, code=error.code))
             return Answer(connection, client, message, Hidden(step=message.step, hidden=blob_of(output, self._codec)))
 
         return Work(connection, run)

@@ -101,7 +101,7 @@ def build_core(
         worker: adds ciphertexts, for jobs with homomorphic encryption.
         records: keeps what can be verified of each secure sum.
         seen: keeps what this server sees of each sum, as a part of its recording.
-        limits: what each client may use.
+        limits: what each client may use, and how much memory generation may.
         note: writes a row of the audit log.
 
     Raises:
@@ -111,7 +111,8 @@ def build_core(
     refuse_other_code(code, digest=digest, width=width, model=model)
     add_adapters(middle, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed)
     copies = job.mode.lanes(job.sums.roster) if job.mode.replicated else ()
-    engine = Engine(middle, learning_rate=job.optimiser.server_lr, code=code, copies=copies)
+    caches = None if limits is None else limits.caches
+    engine = Engine(middle, learning_rate=job.optimiser.server_lr, code=code, caches=caches, copies=copies)
 
     def config_of(run: bytes, ready: RoundReady) -> RoundConfig:
         config = round_config(

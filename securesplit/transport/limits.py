@@ -5,6 +5,9 @@
     [handshakes]                      # connections that have not said who they are
     pending_per_address = 64
 
+    [caches]                          # memory for texts that are being generated
+    bytes = 1_073_741_824
+
     [clients]                         # every client
     messages_per_second = 500.0
     [client.alice]                    # this one; what is not said here stands under [clients]
@@ -27,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from securesplit.errors import InputError
 
-__all__ = ["ClientLimits", "Handshakes", "Limits", "Progress", "load_limits"]
+__all__ = ["Caches", "ClientLimits", "Handshakes", "Limits", "Progress", "load_limits"]
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 _MAX_BYTES = 1 << 20
@@ -74,6 +77,21 @@ class Progress(BaseModel):
     silence: _Seconds = 80.0
 
 
+class Caches(BaseModel):
+    """Memory for texts that are being generated: the keys and values of the server's layers.
+
+    Attributes:
+        bytes: all of them together, of all connections; one connection may hold half of it.
+        idle_seconds: one that was not used for so long makes room for others before one in use does.
+        patience_seconds: after so long without room a client gets some from whoever holds more than it asks for.
+    """
+
+    model_config = _STRICT
+    bytes: _Count = 1 << 30
+    idle_seconds: _Seconds = 10.0
+    patience_seconds: _Seconds = 60.0
+
+
 class ClientLimits(BaseModel):
     """One client, over all of its connections; what is absent is not limited.
 
@@ -99,6 +117,7 @@ class Limits(BaseModel):
     guests: Annotated[frozenset[_Name], Field(strict=False)] = frozenset()
     handshakes: Handshakes = Handshakes()
     progress: Progress = Progress()
+    caches: Caches = Caches()
     clients: ClientLimits = ClientLimits(connections=4, messages_per_second=500.0)
     client: dict[_Name, ClientLimits] = {}
 

@@ -145,9 +145,44 @@ def test_generate_prints_one_object(running, command):
     code, out, complaint = command(*argv)
     assert code == 0, complaint
     said = json.loads(out)
-    assert said.keys() == {"text", "tokens", "epsilon", "delta", "unit", "relation"}
+    assert said.keys() == {"text", "tokens", "epsilon", "delta", "unit", "relation", "finish", "prompt_tokens"}
     assert said["epsilon"] is None
     assert 0 < said["tokens"] <= 5
+    assert (said["finish"] == "length") == (said["tokens"] == 5)
+    assert said["prompt_tokens"] == 3
+
+
+def test_generate_continues_several_prompts_and_streams_one(running, command):
+    house, url = running
+    site = (
+        "--policy",
+        house.root / "policy.toml",
+        "--keys",
+        house.keys / "bob",
+        "--server",
+        url,
+        "--max-new-tokens",
+        5,
+    )
+    asked = ("generate", *site, "--prompt", "w4 w5 w6", "--prompt", "w7 w8", "--output", "json")
+    code, out, complaint = command(
+        *asked, "--temperature", 1.2, "--top-k", 9, "--top-p", 0.9, "--min-p", 0.01, "--seed", 3
+    )
+    assert code == 0, complaint
+    said = json.loads(out)
+    assert [c["prompt_tokens"] for c in said["completions"]] == [3, 2]
+    assert said["completions"][0] == {k: said[k] for k in said["completions"][0]}
+    code, out, complaint = command("generate", *site, "--prompt", "w4 w5 w6", "--stream")
+    assert code == 0, complaint
+    code, whole, complaint = command("generate", *site, "--prompt", "w4 w5 w6")
+    assert (code, out) == (0, whole), complaint
+    code, cut, complaint = command("generate", *site, "--prompt", "w4 w5 w6", "--stop", whole.split()[1], "--stream")
+    assert (code, cut.strip()) == (0, whole.split()[0]), complaint
+    code, _, complaint = command("generate", *site, "--prompt", "w4", "--top-p", 0, "--min-p", 2)
+    assert code == 2
+    assert "SS-1440" in complaint
+    assert complaint.count("\n  - ") == 2
+    assert command("generate", *site, "--prompt", "w4", "--prompt", "w5", "--stream")[0] == 2
 
 
 def serve_argv(folder: Path, policy: str, listen: str, keys: Path | None = None) -> tuple[object, ...]:

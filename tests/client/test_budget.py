@@ -91,7 +91,7 @@ def test_generation_is_charged_to_the_prompt_once_and_to_all_records_for_each_to
     assert [m.lengths for m in forwards] == [(4,), *[(1,)] * (len(made.tokens) - 1)], "the bucket, then tokens"
     assert {m.cache for m in forwards} == {1}
     assert spy.messages(DropCache) == [DropCache(cache=1)]
-    assert core._engine._caches == {}
+    assert core._engine.caches.kept == {}
     assert charged(ledger) == {"cut": 1, "decode": len(made.tokens) - 1}
     prompt, stranger = ledger.key(b"w4 w5 w6"), ledger.key(b"never seen")
     everyone = (len(made.tokens) - 1) * plan.decode.units

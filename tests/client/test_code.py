@@ -96,7 +96,10 @@ def test_greedy_generation_is_the_unsplit_models_behind_the_sentinel(house):
     made = client.generate(prompt, max_new_tokens=12)
     assert list(made.tokens) == [t for t in want if t != 1]
     assert [m.lengths for m in spy.messages(Forward)][:2] == [(ids.shape[1] - 1,), (1,)], "the sentinel is never sent"
-    assert core._engine._caches == {}
+    assert core._engine.caches.kept == {}
+    others = [prompt, "w4 w5", "w6 w7 w8"]
+    alone = [client.generate(p, max_new_tokens=12).tokens for p in others]
+    assert [m.tokens for m in client.generate_batch(others, max_new_tokens=12)] == alone, "the same of several lengths"
 
 
 def width_of(spy):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from securesplit.aggregate.answered import AnswerLog
-from securesplit.client import generate as generation
+from securesplit.client import decoding
 from securesplit.client.run import _restore
 from securesplit.client.train import Trainer
 from securesplit.errors import BudgetExhausted, InputError, PolicyDenied, RemoteProtocolError
@@ -31,7 +31,7 @@ def test_the_number_of_messages_does_not_tell_where_the_text_ended(house, open_l
         made.append(stop if len(made) == ends_after else 5)
         return made[-1]
 
-    monkeypatch.setattr(generation, "_choose", choose)
+    monkeypatch.setattr(decoding, "choose", choose)
     generated = client.generate("w4 w5", max_new_tokens=4)
     assert len(spy.messages(Forward)) == 4
     assert len(generated.tokens) == min(ends_after, 4)

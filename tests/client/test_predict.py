@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 
 import securesplit.client.predict as module
-from securesplit.client.predict import Site, require_comparable, split_predictor
+from securesplit.client.predict import Asking, Site, require_comparable, split_predictor
 from securesplit.data.tasks.item import Item, Parts
 from securesplit.data.tasks.registry import task_named
-from securesplit.data.tasks.templates import template_named
-from securesplit.errors import InputError
+from securesplit.data.tasks.score import score
+from securesplit.data.tasks.templates import prompt_of, template_named
+from securesplit.errors import BudgetExhausted, InputError
 from tests.e2e.house import FROZEN, build_model, build_tokenizer, policy_of
 
 
@@ -31,9 +33,7 @@ def test_answers_are_the_unsplit_model_s(house, monkeypatch):
     task = task_named("pairs")
     prompts = ["w4 w5 w6", " ".join(f"w{i}" for i in range(10, 40))]
     items = [Item(str(i), str(i), Parts(text=text), ("w3",)) for i, text in enumerate(prompts)]
-    predict = split_predictor(
-        Site(policy, house.keys, "wss://x:1"), task, template_named("plain", task), max_new_tokens=4
-    )
+    predict = split_predictor(Site(policy, house.keys, "wss://x:1"), task, template_named("plain", task), Asking(4))
     found = list(predict(Path("run/checkpoint-1"), items))
 
     model, tokenizer = build_model(), build_tokenizer()
@@ -44,6 +44,49 @@ def test_answers_are_the_unsplit_model_s(house, monkeypatch):
         assert prediction.prediction == tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True).strip()
     assert [p.id for p in found] == ["0", "1"]
     assert opened == [Path("run/checkpoint-1")], "one connection for a checkpoint"
+
+
+def test_likelihoods_of_gold_answers_are_the_unsplit_model_s(house, monkeypatch):
+    policy = policy_of()
+    client, _, _ = house.joined(house.job(blind=False), policy)
+
+    @contextmanager
+    def open_client(*_, **__):
+        yield client
+
+    monkeypatch.setattr(module, "open_client", open_client)
+    task = task_named("pairs")
+    asked = [("w4 w5 w6", "w7 w8"), ("w9", "w10 w11 w12"), ("w13 w14 w15 w16", "w17")]
+    items = [Item(str(i), str(i), Parts(text=text), (gold,)) for i, (text, gold) in enumerate(asked)]
+    asking = Asking(3, stop=("w4",), perplexity=True, batch=2)
+    predict = split_predictor(Site(policy, house.keys, "wss://x:1"), task, template_named("plain", task), asking)
+    found = list(predict(Path("run"), items))
+    template = template_named("plain", task)
+    model, tokenizer = build_model(), build_tokenizer()
+    for prediction, item, (_, gold) in zip(found, items, asked, strict=True):
+        front = tokenizer.encode(prompt_of(template, item.parts))
+        rest = [*tokenizer.encode(template.lead + gold), tokenizer.eos_token_id]
+        with torch.no_grad():
+            said = torch.log_softmax(model(torch.tensor([front + rest])).logits[0].double(), -1)
+        nats = -sum(float(said[len(front) + i - 1, token]) for i, token in enumerate(rest))
+        assert prediction.nats == pytest.approx(nats, rel=1e-5)
+        assert prediction.tokens == len(rest)
+        assert "w4" not in str(prediction.prediction)
+    scored = score(task, items, found)
+    whole = sum(p.nats for p in found) / sum(p.tokens for p in found)
+    assert {m.name: m.estimate.value for m in scored.measures}["perplexity"] == pytest.approx(math.exp(whole))
+
+
+def test_a_batch_that_the_budget_cannot_pay_is_asked_one_by_one(house, open_ledger):
+    client, _, _ = house.joined(house.job(), policy_of(FROZEN), ledger=open_ledger())
+    answers = module._answers(client, ["w4 w5", "w6 w7", "w8"], Asking(4))
+    assert [next(answers).finish for _ in range(2)]
+    with pytest.raises(BudgetExhausted):
+        next(answers)
+    spent = {e.channel: e.releases for e in client.ledger.summary()}
+    assert spent == {"cut": 2, "decode": 6}, "two of the three could be paid"
+    assert Asking(4).settings == "4"
+    assert Asking(4, ("x",)).settings != Asking(4, ("x",), perplexity=True).settings
 
 
 def test_checkpoints_whose_server_part_differs_are_not_compared():

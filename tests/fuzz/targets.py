@@ -100,6 +100,7 @@ def samples() -> tuple[m.Message, ...]:
         m.Backward(step=5, gradient=_rows(2, "bf16")),
         m.Gradient(step=5, gradient=_rows(2, "int8")),
         m.DropCache(cache=1),
+        m.Declined(step=5, code="SS-4040"),
         m.RoundReady(round=0, dim=4, frozen=digest),
         m.Secagg(round=0, stage=0, body=b"x", vector=words),
         m.Failure(code="SS-4001"),
@@ -168,7 +169,7 @@ def _session_seeds() -> list[bytes]:
     by = {type(message): message for message in samples()}
     runs: list[tuple[int, list[type[m.Message]]]] = [
         (0, [m.Hello]), (0x81, [m.Welcome]), (2, [m.Confirm, m.DropCache, m.KeepAnchor, m.Forward]), (3, [m.RoundReady, m.Secagg]),
-        (3, [m.Bye]), (0x83, [m.Hidden, m.Gradient, m.RoundBegin, m.Secagg]), (0x83, [m.Failure]), (3, [m.Seal]), (3, list(by)),
+        (3, [m.Bye]), (0x83, [m.Hidden, m.Declined, m.Gradient, m.RoundBegin, m.Secagg]), (0x83, [m.Failure]), (3, [m.Seal]), (3, list(by)),
         (0x83, list(by)), (4, [m.Hello]),
     ]  # fmt: skip
     return [

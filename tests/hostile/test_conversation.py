@@ -12,6 +12,7 @@ from securesplit.protocol.codec import decode, encode
 from securesplit.protocol.messages import (
     Backward,
     Blob,
+    Declined,
     Failure,
     Forward,
     Gradient,
@@ -245,6 +246,8 @@ ANSWERS: dict[str, tuple[object, str]] = {
     "random bytes": (bytes(range(256)), "SS-4001"),
     "a seal that nobody asked for": (BAD_SEAL, "SS-4032"),
     "4 GiB announced": (b"SS\x01\x05\x08\0\0\0\x81\xa1a\xc6\xff\xff\xff\xff", "SS-4001"),
+    "no room for what was not to be kept": (Declined(step=0, code="SS-4040"), "SS-4010"),
+    "no room for another step": (Declined(step=1, code="SS-4040"), "SS-4013"),
     "a code of its own": (Failure(code="SS-9999"), "SS-9999"),
 }
 

@@ -12,6 +12,7 @@ from securesplit.protocol.messages import (
     Blob,
     Bye,
     Confirm,
+    Declined,
     DropCache,
     Failure,
     Forward,
@@ -79,6 +80,7 @@ MESSAGES_OF = {
     Backward: st.builds(Backward, step=STEP, gradient=blobs()),
     Gradient: st.builds(Gradient, step=STEP, gradient=blobs()),
     DropCache: st.builds(DropCache, cache=st.integers(1, (1 << 31) - 1)),
+    Declined: st.builds(Declined, step=STEP, code=st.integers(0, 9999).map(lambda n: f"SS-{n:04d}")),
     RoundReady: st.builds(RoundReady, round=SMALL, dim=st.integers(1, (1 << 28) - 1), frozen=DIGEST),
     RoundBegin: st.builds(RoundBegin, round=SMALL, run=NAME),
     Secagg: st.builds(

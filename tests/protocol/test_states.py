@@ -11,6 +11,7 @@ from securesplit.protocol.messages import (
     Backward,
     Bye,
     Confirm,
+    Declined,
     DropCache,
     Failure,
     Forward,
@@ -39,7 +40,7 @@ ALLOWED = {
     ("greeting", "client"): ENDS, ("greeting", "server"): {Welcome, *ENDS},
     ("offered", "client"): {Confirm, *ENDS}, ("offered", "server"): ENDS,
     ("open", "client"): {Forward, Backward, DropCache, KeepAnchor, RoundReady, Secagg, Seal, *ENDS},
-    ("open", "server"): {Hidden, Gradient, RoundBegin, Secagg, Seal, *ENDS},
+    ("open", "server"): {Hidden, Declined, Gradient, RoundBegin, Secagg, Seal, *ENDS},
     ("closed", "client"): set(), ("closed", "server"): set(),
 }  # fmt: skip
 FOLLOWS = {Hello: State.GREETING, Welcome: State.OFFERED, Confirm: State.OPEN, Failure: State.CLOSED, Bye: State.CLOSED}

@@ -202,7 +202,6 @@ HOSTILE = {
     "a gradient without a forward": (lambda: encode(backward()), "SS-4013"),
     "a second greeting": (lambda: encode(Hello(version=1, nonce=bytes(32), policy="0" * 64)), "SS-4010"),
     "the server's own kind": (lambda: encode(Hidden(step=0, hidden=rows(2))), "SS-4010"),
-    "a decoding step of two lengths": (lambda: encode(forward(learn=False, cache=1)), "SS-4015"),
     "a message of a sum that does not run": (
         lambda: encode(Secagg(round=0, stage=0, body=b"", vector=Blob(dtype="u32", shape=(0,), data=b""))),
         "SS-6006",
@@ -231,33 +230,11 @@ def test_a_cache_has_no_more_positions_than_the_model_however_it_grows(house, se
     for step in range(4):
         link.tell(forward(step, learn=False, lengths=(16,), cache=1))
         link.expect(Hidden)
-    computed = core._engine._caches[1, 1].nbytes
+    computed = core._engine.caches.kept[1, 1].nbytes
     link._pipe.send(encode(forward(4, learn=False, lengths=(1,), cache=1)))
     assert closed_with(link) == "SS-4034"
     assert computed > 0
-    assert core._engine._caches == {}
-
-
-def test_one_connection_has_half_of_the_caches_room_and_drops_nobody_elses(house, core):
-    engine = core._engine
-    one = torch.zeros(16, WIDTH)
-    engine.decode(1, 1, (16,), one)
-    unit = engine._caches[1, 1].nbytes
-    engine._cache_bytes = 8 * unit
-    for cache in range(2, 5):
-        engine.decode(1, cache, (16,), one)
-    with pytest.raises(RemoteProtocolError) as caught:
-        engine.decode(1, 5, (16,), one)
-    assert caught.value.code == "SS-4034"
-    assert sum(c.nbytes for c in engine._caches.values()) == 4 * unit, "nothing was kept of what is refused"
-    engine.decode(3, 1, (16,), one)
-    for cache in range(1, 5):
-        engine.decode(2, cache, (16,), one)
-    assert sum(c.nbytes for c in engine._caches.values()) == 8 * unit
-    assert (3, 1) in engine._caches, "who holds least loses nothing"
-    assert engine._evicted == {(1, 1)}
-    engine.drop_cache(1, 1)
-    assert engine._evicted == set()
+    assert core._engine.caches.kept == {}
 
 
 def test_a_connection_has_so_many_caches_and_no_more(core):

@@ -34,8 +34,8 @@ def generate(
     secret = existing("the client's key", key_pass_file, key_pass_fd)
     rules = trusted_policy(policy, policy_key, keys, "client", passphrase=secret)
 
-    from securesplit.client.generate import Sampling
     from securesplit.client.run import open_client
+    from securesplit.client.sampling import Sampling
 
     with open_client(
         rules,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from securesplit.admit import ring_steps
 from securesplit.client.answers import answered
-from securesplit.client.generate import Generated, Sampling, generate
+from securesplit.client.generate import Generated, Piece, generate, stream
 from securesplit.client.guardian import Guardian
 from securesplit.client.link import Link
 from securesplit.client.middle import Observer, RememberingMiddle, RemoteMiddle
+from securesplit.client.sampling import Sampling
 from securesplit.client.sharing import alike_digest, frozen_digest
 from securesplit.client.step import cross, forward, step
 from securesplit.data.batches import Batch
@@ -295,3 +296,9 @@ class Client:
     def generate(self, prompt: str, *, max_new_tokens: int = 32, sampling: Sampling | None = None) -> Generated:
         """Continue a prompt; see securesplit/client/generate.py for what it costs."""
         return generate(self, prompt, max_new_tokens=max_new_tokens, sampling=sampling or Sampling())
+
+    def stream(
+        self, prompt: str | tuple[int, ...], *, max_new_tokens: int, sampling: Sampling | None = None
+    ) -> Iterator[Piece]:
+        """Continue a prompt piece by piece; see securesplit/client/generate.py."""
+        return stream(self, prompt, max_new_tokens=max_new_tokens, sampling=sampling or Sampling())

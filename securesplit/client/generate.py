@@ -11,13 +11,14 @@ even when the text ended before. What the server still learns: that number, and 
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from securesplit.client.sampling import Sampling
 from securesplit.data.batches import bucket_of
 from securesplit.errors import InputError
 from securesplit.policy.schema import Gaussian
@@ -28,22 +29,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is chosen, on the client.
+class Piece:
+    """What one more token adds; the last piece says why nothing follows."""
 
-    Attributes:
-        temperature: 0 is greedy.
-        seed: for temperatures above 0; public randomness, it protects nothing.
-    """
-
-    temperature: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InputError(
-                "SS-1440", "the temperature must be finite and not negative", hint="0 is greedy; 0.7 is usual."
-            )
+    text: str
+    token: int | None
+    finish: Literal["stop", "length"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +56,33 @@ class Generated:
 
 
 def generate(client: Client, prompt: str, *, max_new_tokens: int, sampling: Sampling) -> Generated:
-    """Continue a prompt.
+    """Continue a prompt; see :func:`stream` for arguments and errors."""
+    pieces = list(stream(client, prompt, max_new_tokens=max_new_tokens, sampling=sampling))
+    new = [piece.token for piece in pieces if piece.token is not None]
+    text = "".join(piece.text for piece in pieces)
+    privacy = client.policy.privacy
+    if not isinstance(privacy, Gaussian) or client.ledger is None:
+        return Generated(text, tuple(new), epsilon=None, delta=None)
+    mu = client.ledger.mu(_record(client, prompt))
+    return Generated(text, tuple(new), enforced_epsilon(mu, privacy.delta), privacy.delta)
+
+
+def _record(client: Client, prompt: str | tuple[int, ...]) -> str | None:
+    """The ledger's name for a prompt. Nobody says whose it is, so under unit 'user' everybody pays for it."""
+    privacy = client.policy.privacy
+    if client.ledger is None or (isinstance(privacy, Gaussian) and privacy.unit == "user"):
+        return None
+    return client.ledger.key(prompt.encode() if isinstance(prompt, str) else b",".join(b"%d" % i for i in prompt))
+
+
+def stream(
+    client: Client, prompt: str | tuple[int, ...], *, max_new_tokens: int, sampling: Sampling
+) -> Iterator[Piece]:
+    """Continue a prompt, piece by piece.
 
     Args:
         client: an open site.
-        prompt: private text.
+        prompt: private text, or its tokens.
         max_new_tokens: at least 1.
         sampling: how tokens are chosen.
 
@@ -79,7 +92,7 @@ def generate(client: Client, prompt: str, *, max_new_tokens: int, sampling: Samp
         BudgetExhausted: SS-5001, SS-5002; nothing was sent.
     """
     tokenizer: Any = client.tokenizer
-    ids = [int(i) for i in tokenizer.encode(prompt)]
+    ids = [int(i) for i in (tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)]
     if not ids or max_new_tokens < 1:
         raise InputError("SS-1441", "there is nothing to continue", hint="Give a prompt, and at least one new token.")
     client.train(None)
@@ -90,44 +103,42 @@ def generate(client: Client, prompt: str, *, max_new_tokens: int, sampling: Samp
         ids = [int(fill)] * (bucket_of(len(ids), client.policy.limits.buckets) - len(ids)) + ids
     if max_new_tokens > 1:
         client.gate.require(max_new_tokens - 1, at="decode")
-    # Nobody says whose prompt it is, so under unit 'user' everybody pays for it.
-    anybody = isinstance(client.policy.privacy, Gaussian) and client.policy.privacy.unit == "user"
-    record = client.ledger.key(prompt.encode()) if client.ledger is not None and not anybody else None
-    new = _decode(client, ids, record, max_new_tokens, sampling, stop=tokenizer.eos_token_id, full=private)
-    text = str(tokenizer.decode(new, skip_special_tokens=True))
-    privacy = client.policy.privacy
-    if not isinstance(privacy, Gaussian) or client.ledger is None:
-        return Generated(text, tuple(new), epsilon=None, delta=None)
-    return Generated(text, tuple(new), enforced_epsilon(client.ledger.mu(record), privacy.delta), privacy.delta)
+    new: list[int] = []
+    told, finish = "", None
+    for token in _decode(client, ids, _record(client, prompt), max_new_tokens, sampling):
+        if finish is None and token == tokenizer.eos_token_id:
+            finish = "stop"
+        if finish is None:
+            new.append(token)
+            text = str(tokenizer.decode(new, skip_special_tokens=True))
+            ends = [text.index(stop) for stop in sampling.stop if stop in text]
+            if ends:
+                text, finish = text[: max(min(ends), len(told))], "stop"
+            yield Piece(text[len(told) :], token, None)
+            told = text
+        if finish is not None and not private:
+            break
+    yield Piece("", None, "stop" if finish else "length")
 
 
-@torch.no_grad()
-def _decode(
-    client: Client, ids: list[int], record: str | None, count: int, sampling: Sampling, *, stop: int | None, full: bool
-) -> list[int]:
+def _decode(client: Client, ids: list[int], record: str | None, count: int, sampling: Sampling) -> Iterator[int]:
     generator = torch.Generator().manual_seed(sampling.seed)
     front, back = client.coded_front.new_cache(), client.coded_back.new_cache()
     cache = client.link.open_cache()
-    new: list[int] = []
-    ended = False
     rows, records = torch.tensor([ids]), None if record is None else [record]
     contents = None if client.ledger is None else [client.ledger.key(b"prompt:" + b",".join(b"%d" % i for i in ids))]
     try:
         for position in range(count):
-            hidden = client.coded_front(rows, cache=front)
-            if position == 0:
-                private = client.gate.release(hidden, at="cut", records=records, contents=contents)
-            else:
-                private = client.gate.release(hidden, at="decode")
-            mixed = client.link.forward(private, learn=False, cache=cache)
-            token = _choose(client.coded_back(mixed, cache=back, logits_to_keep=1)[0, -1], sampling, generator)
-            ended = ended or token == stop
-            if ended and not full:
-                break
-            if not ended:
-                new.append(token)
+            with torch.no_grad():
+                hidden = client.coded_front(rows, cache=front)
+                if position == 0:
+                    private = client.gate.release(hidden, at="cut", records=records, contents=contents)
+                else:
+                    private = client.gate.release(hidden, at="decode")
+                mixed = client.link.forward(private, learn=False, cache=cache)
+                token = _choose(client.coded_back(mixed, cache=back, logits_to_keep=1)[0, -1], sampling, generator)
+            yield token
             rows = torch.tensor([[token]])
-        return new
     finally:
         client.link.drop_cache(cache)
 

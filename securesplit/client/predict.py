@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from securesplit.client.generate import Sampling
 from securesplit.client.run import open_client
+from securesplit.client.sampling import Sampling
 from securesplit.client.selection import Predictor
 from securesplit.data.answers import prompt_tokens
 from securesplit.data.tasks.fit import fitted

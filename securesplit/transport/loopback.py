@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import select
 import socket
 import threading
 import time
@@ -79,11 +78,13 @@ class Exchange:
     def gone(self) -> bool:
         """Whether the peer has closed the connection, which is how a program says that it wants no more."""
         if not self._lost:
-            with suppress(OSError, ValueError):
-                if select.select([self._socket], [], [], 0)[0]:
-                    self._lost = not self._socket.recv(1, socket.MSG_PEEK)
-                return self._lost
-            self._lost = True
+            try:
+                self._socket.settimeout(0)
+                self._lost = not self._socket.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:  # Nothing to read: it waits.
+                pass
+            except OSError:
+                self._lost = True
         return self._lost
 
     def arrive(self) -> Request:

@@ -7,7 +7,7 @@ what each said. Only a model that was trained on such a form follows it well, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -29,11 +29,13 @@ class Rendered:
         tokens: what the model reads.
         dropped: how many of the oldest turns did not fit.
         stop: texts that end the answer, besides those that the user chose.
+        ends: the token that ends a message, where the template has one; often, but not always, the end of a text.
     """
 
     tokens: tuple[int, ...]
     dropped: int = 0
     stop: tuple[str, ...] = ()
+    ends: int | None = None
 
 
 def render(conversation: Conversation, tokenizer: Any) -> Rendered:
@@ -64,7 +66,7 @@ def render(conversation: Conversation, tokenizer: Any) -> Rendered:
             f"the model's chat template cannot render these messages ({type(error).__name__})",
             hint="Most want at most one system message, first, and then user and assistant in turns.",
         ) from None
-    return Rendered(tuple(int(i) for i in ids))
+    return Rendered(tuple(int(i) for i in ids), ends=_end_of_message(tokenizer))
 
 
 def fit(conversation: Conversation, tokenizer: Any, longest: int) -> Rendered:
@@ -86,14 +88,30 @@ def fit(conversation: Conversation, tokenizer: Any, longest: int) -> Rendered:
                 hint="Shorten the message or the instructions, or let the policy's owner add a larger bucket.",
             )
         dropped, rest = dropped + 1, shorter
-    return Rendered(rendered.tokens, dropped, rendered.stop)
+    return replace(rendered, dropped=dropped)
+
+
+def _end_of_message(tokenizer: Any) -> int | None:
+    """The control token that this template writes behind a message of the assistant, found by looking."""
+    said = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "securesplit"}]
+    try:
+        text = str(tokenizer.apply_chat_template(said, add_generation_prompt=False, tokenize=False))
+    except (TemplateError, ValueError, TypeError, KeyError):
+        return None
+    behind = text.rpartition("securesplit")[2].lstrip()
+    found = [token for token in _control_tokens(tokenizer) if behind.startswith(token)]
+    return int(tokenizer.convert_tokens_to_ids(max(found, key=len))) if found else None
+
+
+def _control_tokens(tokenizer: Any) -> frozenset[str]:
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    control = {str(t.content) for t in added if t.special} | {str(t) for t in tokenizer.all_special_tokens}
+    return frozenset(control - {str(tokenizer.unk_token)})  # That stands for an unknown word, and controls nothing.
 
 
 def _refuse_control_tokens(conversation: Conversation, tokenizer: Any) -> None:
     """A pasted text with ``<|im_end|>`` in it would speak with the voice of the system."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    control = {str(t.content) for t in added if t.special} | {str(t) for t in tokenizer.all_special_tokens}
-    control.discard(str(tokenizer.unk_token))  # It stands for a word that is not known, and controls nothing.
+    control = _control_tokens(tokenizer)
     where = [
         f"message {i} ({message.role})"
         for i, message in enumerate(conversation.messages)

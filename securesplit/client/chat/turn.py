@@ -14,6 +14,7 @@ from securesplit.client.chat.template import Rendered, fit
 from securesplit.client.chat.toll import Price, Toll
 from securesplit.client.generate import Piece
 from securesplit.client.sampling import Sampling
+from securesplit.policy.schema import Gaussian
 
 if TYPE_CHECKING:
     from securesplit.client.client import Client
@@ -32,6 +33,7 @@ class Turn:
         max_new_tokens: how many tokens are asked for.
         sampling: how they are chosen.
         price: what it costs; None under UnsafeNoPrivacy.
+        ends: the token that ends a message, or None.
     """
 
     prompt: tuple[int, ...]
@@ -40,6 +42,7 @@ class Turn:
     max_new_tokens: int
     sampling: Sampling
     price: Price | None
+    ends: int | None
 
 
 def prepare(client: Client, toll: Toll, conversation: Conversation, *, max_new_tokens: int, sampling: Sampling) -> Turn:
@@ -70,7 +73,7 @@ def _turn(
     toll.require(client, said, rendered.tokens, max_new_tokens)
     price = toll.price(client, said, rendered.tokens, max_new_tokens)
     stopping = replace(sampling, stop=(*sampling.stop, *rendered.stop))
-    return Turn(rendered.tokens, said, rendered.dropped, max_new_tokens, stopping, price)
+    return Turn(rendered.tokens, said, rendered.dropped, max_new_tokens, stopping, price, rendered.ends)
 
 
 def speak(client: Client, toll: Toll, turn: Turn) -> Iterator[Piece]:
@@ -80,4 +83,14 @@ def speak(client: Client, toll: Toll, turn: Turn) -> Iterator[Piece]:
         As :meth:`securesplit.client.client.Client.stream`.
     """
     toll.pay(client, turn.said, turn.prompt)
-    yield from client.stream(turn.prompt, max_new_tokens=turn.max_new_tokens, sampling=turn.sampling)
+    pieces = client.stream(turn.prompt, max_new_tokens=turn.max_new_tokens, sampling=turn.sampling)
+    for piece in pieces:
+        if turn.ends is not None and piece.token == turn.ends:
+            break
+        yield piece
+    else:
+        return
+    if isinstance(client.policy.privacy, Gaussian):
+        for _ in pieces:  # As many tokens cross as were asked for, or their number would say where the message ended.
+            continue
+    yield Piece("", None, "stop")

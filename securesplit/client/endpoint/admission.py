@@ -26,15 +26,17 @@ class Admission:
 
     Attributes:
         token: random, of this start.
-        hosts: what ``Host`` may say, in lower case, with the port.
+        hosts: what ``Host`` may say, in lower case, with the port; None for anything.
     """
 
     token: str
-    hosts: frozenset[str]
+    hosts: frozenset[str] | None
 
     @classmethod
     def at(cls, host: str, port: int, token: str) -> Admission:
-        """For an address, by its own name and by the names of the loopback."""
+        """For an address, by its own name and by the names of the loopback; any name where it is every address."""
+        if host in {"0.0.0.0", "::"}:  # noqa: S104 - such an address is asked for at length, elsewhere
+            return cls(token, None)
         names = {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host.lower()}
         return cls(token, frozenset(f"{name}:{port}" for name in names))
 
@@ -47,7 +49,8 @@ class Admission:
         """
         if head.all("origin") or any(site.lower() != "none" for site in head.all("sec-fetch-site")):
             raise _refused("this request comes from a page in a browser", "Use a program, not a page.")
-        if tuple(host.lower() for host in head.all("host")) not in {(host,) for host in self.hosts}:
+        named = [host.lower() for host in head.all("host")]
+        if self.hosts is not None and (len(named) != 1 or named[0] not in self.hosts):
             raise _refused("this request is for another host", "Use the address that the endpoint printed.")
         given = head.all("authorization")
         scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from securesplit.client.endpoint.admission import Admission
 from securesplit.client.endpoint.asked import Defaults
 from securesplit.client.endpoint.desk import Desk
 from securesplit.client.endpoint.service import Endpoint
+from securesplit.errors import BudgetExhausted
 from securesplit.transport.loopback import Bounds, Loopback
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def run_endpoint(
         token = "securesplit-" + secrets.token_urlsafe(32)
         admission = Admission.at(listening.host, listening.port, token)
         endpoint = Endpoint(desk, admission, defaults, toll)
+        with suppress(BudgetExhausted):  # That is said to each request; a policy without generation is said here.
+            desk.client().gate.require(1, at="decode")
         shown = f"[{host}]" if ":" in host else host
         ready(Ready(f"http://{shown}:{listening.port}/v1", token, endpoint.model))
         listening.run(endpoint, stop)

@@ -109,3 +109,13 @@ def test_a_conversation_does_not_show_its_text():
     assert "secret" not in repr(render(conversation(("user", "w3")), TOKENIZER))
     assert whole.mine == ("secret question",)
     assert Conversation.begun().messages == ()
+
+
+def test_the_token_that_ends_a_message_is_found_in_the_template():
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["w63"]})
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} w63 {% endfor %}"
+    assert render(conversation(("user", "w3")), tokenizer).ends == WORDS.index("w63")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<eos>{% endfor %}"
+    assert render(conversation(("user", "w3")), tokenizer).ends == tokenizer.eos_token_id
+    assert render(conversation(("user", "w3")), TOKENIZER).ends is None, "w60 to w62 are words, not control tokens"

@@ -12,11 +12,13 @@ import time
 import pytest
 
 from securesplit.client.client import Client
-from securesplit.errors import BudgetExhausted, ConnectionFailed, InputError
+from securesplit.client.endpoint.admission import Admission
+from securesplit.errors import BudgetExhausted, ConnectionFailed, InputError, PolicyDenied
+from securesplit.transport.http import Head
 from securesplit.transport.loopback import Bounds, Loopback
 from tests.e2e.desk import endpoint, read_all, served
+from tests.e2e.house import SILENT, build_house, policy_of
 from tests.e2e.house import Loopback as Server
-from tests.e2e.house import build_house, policy_of
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "model", "messages": [{"role": "user", "content": "w10 w11"}], "max_tokens": 2}
@@ -316,3 +318,24 @@ def test_it_listens_on_loopback_alone():
         Loopback("127.0.0.1", beyond.port)
     assert caught.value.code == "SS-3041"
     beyond.close()
+
+
+def test_a_policy_without_generation_is_said_at_the_start(tmp_path, open_ledger):
+    strict = policy_of(SILENT.replace("share = 0.6", "share = 1.0"))
+    with (
+        pytest.raises(PolicyDenied, match="SS-2010"),
+        served(build_house(tmp_path / "h"), strict, ledger=open_ledger()),
+    ):
+        pass
+
+
+def test_every_address_goes_by_any_name_and_one_address_by_its_own():
+    def head(host):
+        return Head("GET", "/v1/models", (("host", host), ("authorization", "Bearer t")))
+
+    Admission.at("0.0.0.0", 80, "t").check(head("gpu.example:80"))
+    Admission.at("10.0.0.1", 80, "t").check(head("10.0.0.1:80"))
+    Admission.at("::1", 80, "t").check(head("[::1]:80"))
+    for address in ("10.0.0.1", "::1"):
+        with pytest.raises(InputError, match="SS-1274"):
+            Admission.at(address, 80, "t").check(head("gpu.example:80"))

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from securesplit.client.chat.conversation import Conversation
 from securesplit.client.chat.template import Rendered, fit
@@ -83,14 +84,17 @@ def speak(client: Client, toll: Toll, turn: Turn) -> Iterator[Piece]:
         As :meth:`securesplit.client.client.Client.stream`.
     """
     toll.pay(client, turn.said, turn.prompt)
-    pieces = client.stream(turn.prompt, max_new_tokens=turn.max_new_tokens, sampling=turn.sampling)
-    for piece in pieces:
-        if turn.ends is not None and piece.token == turn.ends:
-            break
-        yield piece
-    else:
-        return
-    if isinstance(client.policy.privacy, Gaussian):
-        for _ in pieces:  # As many tokens cross as were asked for, or their number would say where the message ended.
-            continue
+    stream = client.stream(turn.prompt, max_new_tokens=turn.max_new_tokens, sampling=turn.sampling)
+    with closing(cast("Generator[Piece]", stream)) as pieces:
+        for piece in pieces:
+            if turn.ends is not None and piece.token == turn.ends:
+                break
+            yield piece
+        else:
+            return
+        if isinstance(client.policy.privacy, Gaussian):
+            for (
+                _
+            ) in pieces:  # As many tokens cross as were asked for, or their number would say where the message ended.
+                continue
     yield Piece("", None, "stop")

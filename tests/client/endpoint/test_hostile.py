@@ -13,7 +13,7 @@ import pytest
 
 from securesplit.client.client import Client
 from securesplit.client.endpoint.admission import Admission
-from securesplit.errors import BudgetExhausted, ConnectionFailed, InputError, PolicyDenied
+from securesplit.errors import BudgetExhausted, ConnectionFailed, InputError, PolicyDenied, RemoteProtocolError
 from securesplit.transport.http import Head
 from securesplit.transport.loopback import Bounds, Loopback
 from tests.e2e.desk import endpoint, read_all, served
@@ -160,6 +160,7 @@ def test_more_connections_than_there_is_room_for_are_closed(one):
             assert fifth.recv(100) == b""
         for sock in (first, second, third, fourth):
             assert read_all(sock)[:12] == b"HTTP/1.1 408", "and those who say nothing make room"
+    time.sleep(0.5)  # The endpoint lingers for those who have not closed yet.
 
 
 @pytest.mark.parametrize(
@@ -263,21 +264,44 @@ def test_requests_at_once_are_answered_one_after_another(one):
     assert answers == [alone] * 4
 
 
-def test_a_server_that_comes_back_is_dialled_again(house):
+def test_a_server_that_comes_back_is_reached_again(house):
     policy = policy_of()
     first = Server(house.core(house.job(blind=False), policy), house.keys)
     with first as loop:
         url = loop.url
         with endpoint(house, url, policy, bounds=BOUNDS) as one:
-            assert one.ask("POST", CHAT, BODY)[0] == 200
+            before = one.ask("POST", CHAT, BODY)
             first.__exit__()
-            status, _, body = one.ask("POST", CHAT, BODY)
-            assert (status, code_of(body)[:4]) == (503, "SS-3")
             again = Server(house.core(house.job(blind=False), policy), house.keys)
             object.__setattr__(again.shell._listen, "port", int(url.rsplit(":", 1)[1]))
             with again:
-                assert one.ask("POST", CHAT, BODY)[0] == 200
-                assert len(one.opened) == 2
+                after = one.ask("POST", CHAT, BODY)
+    assert (before[0], after[0]) == (200, 200)
+    texts = [json.loads(body)["choices"] for _, _, body in (before, after)]
+    assert texts[0] == texts[1]
+
+
+def test_a_session_that_is_lost_for_good_is_opened_anew(one, monkeypatch):
+    whole, opened = Client.stream, len(one.opened)
+    failing: list[Exception] = []
+
+    def breaks(self, *args, **options):
+        if failing:
+            raise failing.pop()
+        yield from whole(self, *args, **options)
+
+    monkeypatch.setattr(Client, "stream", breaks)
+    failing.append(ConnectionFailed("SS-3020", "x"))
+    assert one.ask("POST", CHAT, BODY)[0] == 200, "the same request, over another session"
+    assert len(one.opened) == opened + 1
+    failing.append(RemoteProtocolError("SS-4010", "x"))
+    status, _, body = one.ask("POST", CHAT, BODY)
+    assert (status, code_of(body)) == (502, "SS-4010")
+    assert one.ask("POST", CHAT, BODY)[0] == 200, "the next one, over another session"
+    assert len(one.opened) == opened + 2
+    failing.extend(ConnectionFailed("SS-3020", "x") for _ in range(2))
+    status, _, body = one.ask("POST", CHAT, BODY)
+    assert (status, code_of(body)) == (503, "SS-3020")
 
 
 @pytest.mark.parametrize(

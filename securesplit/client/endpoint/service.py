@@ -20,7 +20,7 @@ from securesplit.client.chat.turn import Turn, prepare, prepare_text, speak
 from securesplit.client.endpoint.admission import Admission, NotKnown
 from securesplit.client.endpoint.asked import Ask, Defaults, asked
 from securesplit.client.endpoint.desk import Desk, Gave, lost
-from securesplit.client.endpoint.told import DONE, JSON, SSE, Answer, event, fault_json, models_json, status_of
+from securesplit.client.endpoint.told import BUSY, DONE, JSON, SSE, Answer, event, fault_json, models_json, status_of
 from securesplit.client.generate import Piece
 from securesplit.errors import InputError, SecureSplitError
 from securesplit.transport.http import Head
@@ -108,8 +108,8 @@ class Endpoint:
         more: list[tuple[str, str]] = []
         if isinstance(error, NotKnown):
             more.append(("www-authenticate", "Bearer"))
-        if status == 429:  # A queue moves on; a budget never refills, so that programs need not try again.
-            more.append(("retry-after", "2") if error.code == "SS-1277" else ("x-should-retry", "false"))
+        if status == 429:
+            more.append(("retry-after", "2") if error.code in BUSY else ("x-should-retry", "false"))
         exchange.whole(status, json.dumps(told).encode(), (*JSON, *more))
 
     def _require_model(self, name: str) -> None:

@@ -12,14 +12,16 @@ from securesplit.client.endpoint.admission import NotKnown
 from securesplit.errors import SecureSplitError
 from securesplit.transport.http import Late
 
-__all__ = ["DONE", "JSON", "SSE", "Answer", "event", "fault_json", "models_json", "status_of"]
+__all__ = ["BUSY", "DONE", "JSON", "SSE", "Answer", "event", "fault_json", "models_json", "status_of"]
 
 JSON = (("content-type", "application/json"),)
 SSE = (("content-type", "text/event-stream; charset=utf-8"),)
 DONE = b"data: [DONE]\n\n"
 Finish = Literal["stop", "length"]
 
-_STATUS = {"SS-1003": 500, "SS-1273": 413, "SS-1274": 403, "SS-1277": 429, "SS-1279": 404, "SS-4034": 429}
+BUSY = frozenset({"SS-1277", "SS-4017"})
+"""Refusals that pass by themselves: somebody else is being served. A budget is none of them; it does not refill."""
+_STATUS = {"SS-1003": 500, "SS-1273": 413, "SS-1274": 403, "SS-1279": 404, "SS-4034": 400, **dict.fromkeys(BUSY, 429)}
 _FAMILIES = {"SS-1": 400, "SS-2": 403, "SS-3": 503, "SS-4": 502, "SS-5": 429}
 _TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",

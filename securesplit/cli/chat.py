@@ -111,8 +111,10 @@ class _Terminal:
         from rich.console import Console
 
         self._typed = sys.stdin.isatty()
-        self._out = Console(file=sys.stderr if quiet else sys.stdout, quiet=quiet, soft_wrap=True, highlight=False)
-        self._notes = Console(stderr=True, soft_wrap=True, highlight=False, quiet=quiet and not self._typed)
+        self._quiet = quiet
+        self._notes = Console(
+            stderr=True, soft_wrap=True, highlight=False, emoji=False, quiet=quiet and not self._typed
+        )
 
     def lines(self) -> Iterator[str]:
         """What is typed, or stands on stdin."""
@@ -128,11 +130,15 @@ class _Terminal:
             yield line
 
     def piece(self, text: str) -> None:
-        self._out.print(harmless(text), end="", markup=False)
-        self._out.file.flush()
+        self._write(harmless(text))  # As it is; rich would expand tabs and read markup.
 
     def end(self) -> None:
-        self._out.print()
+        self._write("\n")
+
+    def _write(self, text: str) -> None:
+        if not self._quiet:
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
     def note(self, text: str) -> None:
         self._notes.print(f"[{text}]", style="dim", markup=False)

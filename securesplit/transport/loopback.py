@@ -191,7 +191,11 @@ class Loopback:
             if not self._slots.acquire(blocking=False):
                 peer.close()
                 continue
-            threading.Thread(target=self._serve, args=(peer, service), daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(peer, service), daemon=True).start()
+            except RuntimeError:  # The system has no more threads; those that run give theirs back.
+                peer.close()
+                self._slots.release()
 
     def close(self) -> None:
         """Stop listening."""

@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from securesplit.cli.chat import harmless
+from securesplit.cli.chat import _Terminal, harmless
 from tests.e2e.house import FROZEN, Loopback, Program, build_house, policy_of, policy_text
 
 
@@ -138,3 +138,14 @@ def test_a_terminal_is_spared_what_it_would_obey():
     assert harmless("w3\n\tщ 中文　👩\u200d🔬") == "w3\n\tщ 中文　👩\u200d🔬"
     assert harmless("\x1b[2J\x07\x9b1m\r\u202e\x00") == "\ufffd[2J\ufffd\ufffd1m\ufffd\ufffd\ufffd"
     assert os.linesep not in harmless("\r")
+
+
+def test_an_answer_is_printed_as_it_is(capsys):
+    screen = _Terminal(quiet=False)
+    text = ":smile: [b]x[/b]\t1\n\n  two  \n" + "long " * 60
+    for cut in range(0, len(text), 3):
+        screen.piece(text[cut : cut + 3])
+    screen.end()
+    assert capsys.readouterr().out == text + "\n"
+    _Terminal(quiet=True).piece("x")
+    assert capsys.readouterr().out == ""

@@ -363,3 +363,33 @@ def test_every_address_goes_by_any_name_and_one_address_by_its_own():
     for address in ("10.0.0.1", "::1"):
         with pytest.raises(InputError, match="SS-1274"):
             Admission.at(address, 80, "t").check(head("gpu.example:80"))
+
+
+def test_it_listens_on_the_loopback_of_ipv6_too():
+    try:
+        listening = Loopback("::1", 0)
+    except ConnectionFailed:
+        pytest.skip("this machine has no IPv6")
+    stop = threading.Event()
+    asked: list[str] = []
+
+    class Service:
+        def admit(self, head):
+            asked.append(head.path)
+            raise InputError("SS-1279", "x")
+
+        def answer(self, exchange):
+            """Never reached."""
+
+        def refuse(self, exchange, error):
+            exchange.whole(404, error.code.encode(), ())
+
+    thread = threading.Thread(target=listening.run, args=(Service(), stop.is_set))
+    thread.start()
+    with socket.create_connection(("::1", listening.port), timeout=5) as sock:
+        sock.sendall(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert read_all(sock).endswith(b"SS-1279")
+    stop.set()
+    thread.join(5)
+    listening.close()
+    assert asked == ["/x"]

@@ -117,14 +117,22 @@ class _Terminal:
         )
 
     def lines(self) -> Iterator[str]:
-        """What is typed, or stands on stdin."""
-        if not self._typed:
-            yield from sys.stdin
-            return
+        """What is typed, or stands on stdin.
+
+        Raises:
+            InputError: SS-1001 for what is no text.
+        """
+        from securesplit.errors import InputError
+
         while True:
-            sys.stderr.write("> ")
-            sys.stderr.flush()
-            line = sys.stdin.readline()
+            if self._typed:
+                sys.stderr.write("> ")
+                sys.stderr.flush()
+            try:
+                line = sys.stdin.readline()
+                line.encode()  # Some locales let bytes that are no text through as lone surrogates.
+            except UnicodeError:
+                raise InputError("SS-1001", "what was typed is no UTF-8", hint="Convert it first.") from None
             if not line:
                 return
             yield line

@@ -12,6 +12,7 @@ import urllib.request
 import pytest
 
 from securesplit.cli.chat import _Terminal, harmless
+from securesplit.errors import InputError
 from tests.e2e.house import FROZEN, Loopback, Program, build_house, policy_of, policy_text
 
 
@@ -149,3 +150,10 @@ def test_an_answer_is_printed_as_it_is(capsys):
     assert capsys.readouterr().out == text + "\n"
     _Terminal(quiet=True).piece("x")
     assert capsys.readouterr().out == ""
+
+
+def test_lines_that_are_no_text_are_bad_input(monkeypatch):
+    for stdin in (io.TextIOWrapper(io.BytesIO(b"w3\n\xff\xfe\n"), encoding="utf-8"), io.StringIO("w3\n\udcff\n")):
+        monkeypatch.setattr("sys.stdin", stdin)
+        with pytest.raises(InputError, match="SS-1001"):
+            list(_Terminal(quiet=True).lines())

@@ -145,3 +145,8 @@ def test_single_rules():
 def test_names_that_are_not_ours_are_repeated_only_where_they_are_plain():
     assert faults({"model": "m", "messages": MESSAGES, "fly_high": 1})[0].startswith("fly_high:")
     assert "patient" not in faults({"model": "m", "messages": MESSAGES, "the patient said": 1})[0]
+
+
+def test_half_a_character_is_no_text():
+    with pytest.raises(InputError, match="SS-1272"):
+        asked(b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}', chat=True, defaults=DEFAULTS, seed=0)

@@ -19,7 +19,9 @@ from securesplit.cli import (
     attack,
     audit,
     certs,
+    chat,
     doctor,
+    endpoint,
     evaluate,
     explain,
     generate,
@@ -51,6 +53,8 @@ app.command("demo")(demo)
 app.command("serve")(serve.serve)
 app.command("train")(train.train)
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
+app.command("endpoint")(endpoint.endpoint)
 app.command("eval")(evaluate.evaluate)
 app.command("explain")(explain.explain)
 app.command("doctor")(doctor.doctor)

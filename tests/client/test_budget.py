@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from securesplit.client.generate import Sampling
+from securesplit.client.sampling import Sampling
 from securesplit.errors import BudgetExhausted, InputError, PolicyDenied
 from securesplit.model.lora import add_adapters, write_adapters
 from securesplit.privacy.plan import plan_for

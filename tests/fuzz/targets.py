@@ -36,6 +36,7 @@ from securesplit.protocol.offer import parse_offer
 from securesplit.protocol.session import Party, Session
 from securesplit.protocol.states import State
 from securesplit.protocol.transcript import array_of
+from securesplit.transport.http import Head, Request, Wire
 
 ROOT = Path(__file__).parents[2]
 CAPS = Caps(message_bytes=1 << 16)
@@ -338,6 +339,39 @@ def _journal_seeds() -> list[bytes]:
     return [b"\0" + first + second, b"\1" + alone]
 
 
+def _anybody(_head: Head) -> None:
+    """Admits."""
+
+
+def request(data: bytes) -> None:
+    """A request to the endpoint on a client's loopback, in two pieces and whole: the same either way."""
+    found: list[Request | str | None] = []
+    for cut in (len(data) // 2, len(data)):
+        wire = Wire(_anybody, most_body=2048)
+        try:
+            first = wire.receive(data[:cut]) if cut else None
+            found.append(first or (wire.receive(data[cut:]) if cut < len(data) else None))
+        except InputError as error:
+            found.append(error.code)
+    one, other = found
+    if isinstance(one, Request):
+        assert one == other
+        assert len(one.body) <= 2048
+        assert one.head.method
+    if isinstance(other, str):
+        raise InputError(other, "as declared")
+
+
+def _request_seeds() -> list[bytes]:
+    body = b'{"model":"m","messages":[{"role":"user","content":"x"}]}'
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:80\r\nAuthorization: Bearer t\r\n"
+    return [
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost:80\r\n\r\n",
+        head + b"Content-Length: %d\r\n\r\n" % len(body) + body,
+        head + b"Transfer-Encoding: chunked\r\n\r\n3\r\n{}\n\r\n0\r\n\r\n",
+    ]
+
+
 TARGETS: dict[str, Target] = {
     "frame": Target(frame, (RemoteProtocolError,), lambda: [encode(message) for message in samples()]),
     "session": Target(session, (RemoteProtocolError,), _session_seeds),
@@ -348,4 +382,5 @@ TARGETS: dict[str, Target] = {
         tensor, (), lambda: [bytes([d, 1]) + struct.pack("<3H", 2, 3, 0) + _rows(2, n).data for d, n in enumerate(("f32", "bf16", "int8"))]
     ),
     "journal": Target(journal, (RowError,), _journal_seeds),
+    "request": Target(request, (InputError,), _request_seeds),
 }  # fmt: skip

@@ -54,7 +54,7 @@ def begin_notes(
         after: the step of the checkpoint that a run goes on from; ``about.json`` stays as it was then.
     """
     if after is None:
-        clear(run.out)
+        clear(run.out, results=run.overwrite)
         data = DataNote(
             digest=fingerprint(records, run_key(folder)), records=sum(len(b.records) for b in batches),
             held_out=sum(len(b.records) for b in held_out), batches=len(batches),

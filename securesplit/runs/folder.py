@@ -141,17 +141,20 @@ def claim(folder: Path, *, overwrite: bool) -> None:
         )
 
 
-def clear(folder: Path) -> None:
+def clear(folder: Path, *, results: bool) -> None:
     """Delete what an earlier run left in a claimed folder, just before the new one begins. Other files stay.
 
     The record goes first: what is half deleted must not look finished.
+
+    Args:
+        folder: of the run.
+        results: adapters and records of sums, too. Of an interrupted run the latter may show who is to blame, and stay.
     """
     for name in (RUN, ABOUT, HELD_OUT, METRICS):
         (folder / name).unlink(missing_ok=True)
-    for pattern in _OWN:
-        for path in folder.glob(pattern):
-            path.unlink()
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    for path in (path for pattern in _OWN for path in folder.glob(pattern) if results):
+        path.unlink()
 
 
 def read_run(folder: Path) -> RunFolder:

@@ -53,7 +53,8 @@ class Row(BaseModel):
         loss: nats per token; None where it was no finite number.
         lr: this side's learning rate, where it is known.
         seconds: since the run began; over an interruption it goes on.
-        bytes_up, bytes_down, epsilon: as :class:`Reading`.
+        bytes_up, bytes_down: message bytes since the run began, over interruptions, too.
+        epsilon: as :class:`Reading`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
@@ -141,13 +142,14 @@ class Metrics:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.fchmod(handle, 0o600)
-            kept, seconds = _kept(self._file.read(), after)
+            kept, last = _kept(self._file.read(), after)
             self._file.truncate(kept)
             self._file.seek(kept)
         except OSError as error:
             self._file.close()
             raise _unusable(path, type(error).__name__) from None
-        self._origin = clock() - seconds
+        self._origin = clock() - (last.seconds if last else 0.0)
+        self._up, self._down = (last.bytes_up, last.bytes_down) if last else (0, 0)
 
     def step(self, *, number: int, step: int, loss: float, lr: float | None = None) -> None:
         """A training step is done.
@@ -177,7 +179,7 @@ class Metrics:
         now = self._read()
         row = Row(
             kind=kind, step=step, round=number, loss=loss if math.isfinite(loss) else None, lr=lr,
-            seconds=max(0.0, round(self._clock() - self._origin, 4)), bytes_up=now.bytes_up, bytes_down=now.bytes_down,
+            seconds=max(0.0, round(self._clock() - self._origin, 4)), bytes_up=self._up + now.bytes_up, bytes_down=self._down + now.bytes_down,
             epsilon=now.epsilon,
         )  # fmt: skip
         line = row.model_dump_json().encode() + b"\n"
@@ -229,20 +231,19 @@ def is_written(folder: Path) -> bool:
     return False
 
 
-def _kept(data: bytes, after: int | None) -> tuple[int, float]:
-    """How many bytes stay of what is there, and how many seconds had passed by then."""
-    kept, seconds = 0, 0.0
-    if after is None:
-        return kept, seconds
-    for line in data.split(b"\n")[:-1]:
+def _kept(data: bytes, after: int | None) -> tuple[int, Row | None]:
+    """How many bytes stay of what is there, and the last row among them."""
+    kept: int = 0
+    last: Row | None = None
+    for line in data.split(b"\n")[:-1] if after is not None else ():
         try:
             row = Row.model_validate_json(line)
         except ValidationError:
             break
-        if row.step > after:
+        if after is not None and row.step > after:
             break
-        kept, seconds = kept + len(line) + 1, row.seconds
-    return kept, seconds
+        kept, last = kept + len(line) + 1, row
+    return kept, last
 
 
 def _unusable(path: Path, why: str) -> InputError:

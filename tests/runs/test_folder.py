@@ -131,7 +131,10 @@ def test_a_finished_run_is_deleted_only_where_that_was_asked_for(tmp_path):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, (
         "not before a run begins"
     )
-    clear(folder)
+    clear(folder, results=False)
+    left = {path.name for path in folder.rglob("*")}
+    assert left == {"adapter-front.safetensors", "round-3.npz", "round-0-abcd.record", "mine.txt"}
+    clear(folder, results=True)
     assert [path.name for path in folder.rglob("*")] == ["mine.txt"]
     claim(tmp_path / "new" / "deep", overwrite=False)
     assert stat.S_IMODE((tmp_path / "new" / "deep").stat().st_mode) == 0o700

@@ -61,8 +61,10 @@ def test_each_row_is_on_the_disk_before_the_next_and_private(tmp_path):
 
 
 def written(folder, steps: int) -> bytes:
-    metrics = Metrics(folder, Meter(), clock=ticking())
+    meter = Meter()
+    metrics = Metrics(folder, meter, clock=ticking())
     for step in range(1, steps + 1):
+        meter.up = 7 * step
         metrics.step(number=0, step=step, loss=float(step))
     metrics.close()
     return (folder / METRICS).read_bytes()
@@ -81,13 +83,16 @@ def test_a_file_cut_anywhere_is_read_and_gone_on_with(tmp_path_factory, cut, aft
     assert rows.torn == (not data.endswith(b"\n") and bool(data))
     assert rows.faults == ()
     kept = min(complete, after)
-    metrics = Metrics(folder, Meter(), after=after, clock=ticking())
+    meter = Meter()
+    meter.up = 100
+    metrics = Metrics(folder, meter, after=after, clock=ticking())
     metrics.step(number=1, step=after + 1, loss=9.0)
     metrics.close()
     again = read_metrics(folder)
     assert [row.step for row in again.rows] == [*range(1, kept + 1), after + 1]
     assert (again.torn, again.faults) == (False, ())
     assert again.rows[-1].seconds == kept + 1, "the clock goes on where the kept rows end"
+    assert again.rows[-1].bytes_up == (7 * kept) + 100, "and so do the bytes, of a new session"
 
 
 def test_a_run_that_begins_anew_leaves_nothing_of_the_old_one(tmp_path):

@@ -192,7 +192,7 @@ def _site(wanted: Wanted, path: Path, tokenizer: Any, model: str) -> _Site:
     texts = Texts(*made)
     items = tuple(tasked.items[source] for source in _sources(texts))
     prompts: tuple[tuple[int, ...], ...] = ()
-    if wanted.max_new_tokens and job.task is None:
+    if wanted.max_new_tokens and job.task is None and tasked.task.measure != "text":
         examples = fitted(
             tasked.task, tasked.template, items, most=wanted.max_tokens or policy.limits.buckets[-1],
             prompt_length=lambda text: len(prompt_tokens(text, tokenizer)),

@@ -75,12 +75,16 @@ def compare_rows(rows: Sequence[Row], groups: Sequence[str], reference: int) -> 
         rows: over the same held-out records in the same order.
         groups: which records stand or fall together, one name each.
         reference: index of the row that the others are less or more than.
+
+    Raises:
+        InputError: SS-1284 with one detail for each row that has a loss which is no number.
     """
-    base = rows[reference].losses
+    _require_finite(rows)
+    tables = [[(r.nats or 0.0, r.tokens) for r in row.losses] for row in rows]
     found = []
-    for i, row in enumerate(rows):
-        loss = estimate([(r.nats, r.tokens) for r in row.losses], groups, mean)
-        pairs = [(one.nats, two.nats, one.tokens) for one, two in zip(row.losses, base, strict=True)]
+    for i, (row, table) in enumerate(zip(rows, tables, strict=True)):
+        loss = estimate(table, groups, mean)
+        pairs = [(one, two, tokens) for (one, tokens), (two, _) in zip(table, tables[reference], strict=True)]
         found.append(Compared(row, loss, None if i == reference else estimate(pairs, groups, _less)))
     return tuple(found)
 
@@ -108,6 +112,15 @@ def require_same_records(
             "SS-1285", f"run {name} was evaluated on other records, so its losses cannot be compared",
             hint="Give the same --data in the order of the run's folders, and the run's --held-out, --limit, --max-tokens, "
             "--task, --template and policy.", details=tuple(faults),
+        )  # fmt: skip
+
+
+def _require_finite(rows: Sequence[Row]) -> None:
+    lost = [f"{row.name}: {n} record(s)" for row in rows if (n := sum(r.nats is None for r in row.losses))]
+    if lost:
+        raise InputError(
+            "SS-1284", f"{len(lost)} model(s) have losses that are no numbers: their training diverged",
+            hint="Lower the learning rates of the job, or leave these rows out.", details=tuple(lost),
         )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import datetime
@@ -125,6 +126,6 @@ def record_losses_of(batch: Batch, logits: torch.Tensor) -> list[RecordLoss]:
     nats = record_losses(logits, batch.labels).double().tolist()
     counts = (batch.labels[:, 1:] != -100).sum(1).tolist()
     return [
-        RecordLoss(source=source, nats=max(0.0, lost), tokens=count)
+        RecordLoss(source=source, nats=max(0.0, lost) if math.isfinite(lost) else None, tokens=count)
         for source, lost, count in zip(batch.sources, nats, counts, strict=True)
     ]

@@ -37,6 +37,7 @@ from securesplit.policy.schema import Gaussian, Policy
 from securesplit.privacy.plan import enforced_epsilon
 from securesplit.runs.folder import RUN, claim
 from securesplit.runs.losses import write_losses
+from securesplit.runs.tensorboard import require_tensorboard
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +215,8 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
     started = time.monotonic()
     tasked = None if run.tasked is None else read_tasked(run.tasked, run.data, run.limit)
     records = read_corpus(run.data, run.limit) if tasked is None else tasked.records
+    if run.tensorboard:
+        require_tensorboard()
     claim(run.out, overwrite=run.overwrite)
     with ExitStack() as files:
         writer = None

@@ -24,13 +24,13 @@ class RecordLoss(BaseModel):
 
     Attributes:
         source: its place among the records of the data, from 0.
-        nats: negative log-likelihood of its predicted tokens, all together.
+        nats: negative log-likelihood of its predicted tokens, all together; None where that was no finite number.
         tokens: how many these are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
     source: Annotated[int, Field(ge=0)]
-    nats: Annotated[float, Field(ge=0)]
+    nats: Annotated[float, Field(ge=0)] | None
     tokens: Annotated[int, Field(ge=0)]
 
 

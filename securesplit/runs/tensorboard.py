@@ -11,9 +11,22 @@ from typing import Any
 from securesplit.errors import InputError
 from securesplit.runs.metrics import Row
 
-__all__ = ["FOLDER", "TensorBoard"]
+__all__ = ["FOLDER", "TensorBoard", "require_tensorboard"]
 
 FOLDER = "tensorboard"
+
+
+def require_tensorboard() -> None:
+    """Look before anything is sent.
+
+    Raises:
+        InputError: SS-1283 when the package ``tensorboard`` is not there.
+    """
+    if find_spec("tensorboard") is None:
+        raise InputError(
+            "SS-1283", "--tensorboard needs the package tensorboard, which is not installed",
+            hint="Install securesplit[tensorboard], or read metrics.jsonl.",
+        )  # fmt: skip
 
 
 class TensorBoard:
@@ -28,11 +41,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, *, now: Callable[[], float] = time.time) -> None:
-        if find_spec("tensorboard") is None:
-            raise InputError(
-                "SS-1283", "--tensorboard needs the package tensorboard, which is not installed",
-                hint="Install securesplit[tensorboard], or read metrics.jsonl.",
-            )  # fmt: skip
+        require_tensorboard()
         from tensorboard.summary import Writer
 
         place = folder / FOLDER

@@ -159,6 +159,15 @@ def test_a_finished_run_is_not_overwritten_by_accident(trained, command):
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_without_the_package_event_files_are_refused_before_anything_is_done(trained, command, monkeypatch):
+    monkeypatch.setattr("securesplit.runs.tensorboard.find_spec", lambda name: None)
+    argv = list(train_argv(trained, "alice", "wss://localhost:1", trained.root / "lab.toml"))
+    argv[argv.index("--out") + 1] = trained.root / "new"
+    code, _, complaint = command(*argv, "--tensorboard")
+    assert (code, complaint[:15]) == (2, "error[SS-1283]:")
+    assert not (trained.root / "new").exists()
+
+
 def baseline_argv(house, out: Path, *options: object) -> tuple[object, ...]:
     data = [word for name in CLIENTS for word in ("--data", house.root / f"{name}.jsonl")]
     return (

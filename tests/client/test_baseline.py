@@ -287,6 +287,27 @@ def test_differences_are_paired_and_their_interval_is_that_of_pairs():
     assert second.loss.high - second.loss.low > 10 * width, "unpaired, nothing could be told"
 
 
+def test_a_model_that_diverged_is_named_and_never_taken_for_a_good_one(house):
+    job, texts = job_with(house), texts_of(4, 2)
+    model = Joined.load(house.model, job)
+    model.back.module.lm_head.weight.data.fill_(float("nan"))
+    losses = model.record_losses(texts.held_out)
+    assert [loss.nats for loss in losses] == [None] * 3
+    good = [RecordLoss(source=i, nats=1.0, tokens=2) for i in range(3)]
+    with pytest.raises(InputError, match="SS-1284") as caught:
+        compare_rows([row_of("good", good), row_of("bad", losses)], ["a", "b", "c"], 0)
+    assert caught.value.details == ("bad: 3 record(s)",)
+
+
+def test_texts_alone_are_asked_nothing(house, tmp_path):
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(8, seed=1)))
+    found = compare_baselines(
+        wanted(house, job_with(house, rounds=1), [path], tasked=Chosen("text"), kinds=("client-only",)), quiet
+    )
+    assert found.rows[0].row.measures == ()
+
+
 def test_records_of_another_evaluation_are_refused_client_by_client():
     mine = [[RecordLoss(source=0, nats=0.0, tokens=3)], [RecordLoss(source=0, nats=0.0, tokens=4)]]
     require_same_records("r", [[RecordLoss(source=0, nats=9.0, tokens=3)], mine[1]], mine)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import IO, Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,6 +27,7 @@ __all__ = ["METRICS", "Kind", "Metrics", "Reading", "Row", "Rows", "Sink", "is_w
 METRICS = "metrics.jsonl"
 Kind = Literal["step", "held-out"]
 _MOST_BYTES = 1 << 28
+_TRIES, _PAUSE = 10, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ class Metrics:
             raise _unusable(path, type(error).__name__) from None
         self._file = os.fdopen(handle, "r+b", buffering=0)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._file)
             os.fchmod(handle, 0o600)
             kept, last = _kept(self._file.read(), after)
             self._file.truncate(kept)
@@ -229,6 +230,19 @@ def is_written(folder: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def _lock(file: IO[bytes]) -> None:
+    """For this process alone. Whoever looks whether a run is at work holds the file for a moment, too; that is waited out."""
+    for left in reversed(range(_TRIES)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not left:
+                raise
+            time.sleep(_PAUSE)
+        else:
+            return
 
 
 def _kept(data: bytes, after: int | None) -> tuple[int, Row | None]:

@@ -23,16 +23,24 @@ from securesplit.client.noted import held_out_losses
 from securesplit.client.pooled import Texts, pooled, train_pooled
 from securesplit.client.splitrun import parse_run, split_row
 from securesplit.client.train import Trainer
-from securesplit.data.tasks.chosen import Chosen
+from securesplit.data.tasks.chosen import Chosen, read_tasked
 from securesplit.errors import InputError
 from securesplit.model.lora import adapter_layout, add_adapters, read_adapters, write_adapters
-from securesplit.runs.losses import RecordLoss
-from tests.e2e.house import batches_of, build_model, build_tokenizer, policy_of, sentences
+from securesplit.runs.folder import RUN
+from securesplit.runs.losses import RecordLoss, write_losses
+from tests.e2e.house import batches_of, build_house, build_model, build_tokenizer, policy_of, sentences
 from tests.e2e.ward import NAMES, with_task
+from tests.runs.test_folder import begun, record
 
 
 def quiet(*_: object) -> None:
     """Progress that nobody watches."""
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """One for all tests here: none of them changes its keys or its model."""
+    return build_house(tmp_path_factory.mktemp("baseline") / "house")
 
 
 @dataclass
@@ -371,6 +379,41 @@ def test_a_task_is_measured_by_its_own_measures_and_a_run_by_its_own_answers(hou
         .row.measures
         == ()
     )
+
+
+def test_a_runs_own_answers_are_scored_on_the_held_out_examples_alone(house, tmp_path):
+    path, run, answers = tmp_path / "pairs.jsonl", tmp_path / "run", tmp_path / "0.jsonl"
+    rows = [{"prompt": f"w{3 + i} w{4 + i}", "answer": f"w{20 + i}"} for i in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job, chosen = job_with(house, rounds=1), Chosen("pairs")
+    first = compare_baselines(wanted(house, job, [path], tasked=chosen, kinds=("unsplit",)), quiet).rows[0].row
+    begun(run, job=job)
+    write_losses(run, [RecordLoss(source=r.source, nats=r.nats + 1, tokens=r.tokens) for r in first.losses])
+    (run / RUN).write_text(record(job=job.digest))
+    names = [item.id for item in read_tasked(chosen, path, None).items]
+    said = {6: "w26", 7: "w5"}  # Of the two held out one is right; all that were trained on are wrong.
+    answers.write_text(
+        "".join(json.dumps({"id": name, "prediction": said.get(i, "w4")}) + "\n" for i, name in enumerate(names))
+    )
+    found = compare_baselines(
+        wanted(
+            house,
+            job,
+            [path],
+            tasked=chosen,
+            kinds=("unsplit",),
+            runs=(parse_run(f"mine={run}"),),
+            predictions=((answers,),),
+        ),
+        quiet,
+    )
+    mine, unsplit = found.rows
+    assert {m.name: m.estimate.value for m in mine.row.measures}["em"] == 0.5
+    assert found.reference == "mine"
+    counts = [r.tokens for r in first.losses]
+    assert unsplit.difference.value == pytest.approx(-len(counts) / sum(counts))
+    assert (mine.row.epsilon, mine.row.steps, mine.row.samples) == (1.5, 4, 16)
+    assert mine.row.note == "regime frozen", "the same job"
 
 
 def test_a_job_with_classes_is_measured_by_accuracy(house, tmp_path):

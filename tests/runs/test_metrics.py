@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -9,6 +10,7 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -144,6 +146,16 @@ def test_two_runs_cannot_share_a_file_and_a_death_lets_go_of_it(tmp_path):
         other.stdout.close()
     assert not is_written(tmp_path)
     assert [row.step for row in read_metrics(tmp_path).rows] == [1]
+
+
+def test_a_look_at_a_run_does_not_keep_it_from_beginning(tmp_path):
+    written(tmp_path, 1)
+    with (tmp_path / METRICS).open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        leave = threading.Timer(0.1, fcntl.flock, (looking, fcntl.LOCK_UN))
+        leave.start()
+        Metrics(tmp_path, Meter()).close()
+        leave.join()
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")

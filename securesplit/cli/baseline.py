@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _NAMES = ("unsplit", "plain", "client-only", "fedavg")
 _USUAL = ("unsplit", "client-only", "fedavg")
+_FEW = 20
 _FILE, _PAGE = "baseline.json", "baseline.html"
 
 
@@ -135,9 +136,10 @@ def _pair(found: Estimate) -> list[float] | None:
 
 
 def _about(found: Comparison) -> str:
+    few = f"; {found.groups} groups are few: such intervals are too narrow" if found.groups < _FEW else ""
     return (
         f"{found.records} records learnt, {found.held_out} held out in {found.groups} groups; held-out loss in nats per token, "
-        f"intervals of 95 % by bootstrap over groups; differences to '{found.reference}', paired"
+        f"intervals of 95 % by bootstrap over groups; differences to '{found.reference}', paired{few}"
     )
 
 

@@ -9,33 +9,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from securesplit.client.alone import train_ends
 from securesplit.client.comparison import Compared, Row, compare_rows
 from securesplit.client.federated import train_federated
+from securesplit.client.heldout import Asked, Judged, Site, judge, lengths, measured, predicted, read_site
 from securesplit.client.joined import Joined
-from securesplit.client.pooled import Fitted, Progress, Texts, train_pooled
-from securesplit.client.records import job_batches
+from securesplit.client.pooled import Fitted, Texts, train_pooled
 from securesplit.client.splitrun import SplitRun, split_row
-from securesplit.client.tasked import tasked_batches
-from securesplit.data.answers import prompt_tokens
-from securesplit.data.corpus import read_corpus
-from securesplit.data.tasks.chosen import Chosen, Tasked, read_tasked
-from securesplit.data.tasks.fit import fitted
-from securesplit.data.tasks.item import Item
-from securesplit.data.tasks.score import Measured, Prediction, read_predictions, score
+from securesplit.client.train import Progress
+from securesplit.data.tasks.chosen import Chosen
 from securesplit.errors import InputError
-from securesplit.measures.interval import estimate, mean
 from securesplit.model.manifest import read_manifest
 from securesplit.model.plan import CutPlan
 from securesplit.model.resolve import resolve_model
 from securesplit.model.store import load_tokenizer
 from securesplit.policy.schema import Policy
 from securesplit.protocol.job import Job
-from securesplit.runs.losses import RecordLoss
 
 __all__ = ["KINDS", "Comparison", "Kind", "Wanted", "compare_baselines"]
 
@@ -94,26 +87,6 @@ class Comparison:
     losses: tuple[tuple[float, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Site:
-    """One client's data: batches, and what its held-out records are asked where there is a task."""
-
-    texts: Texts
-    tasked: Tasked | None
-    items: tuple[Item, ...]
-    prompts: tuple[tuple[int, ...], ...]
-    groups: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """One client's held-out records under one model."""
-
-    losses: tuple[RecordLoss, ...]
-    right: tuple[bool, ...] | None
-    answers: tuple[Prediction, ...]
-
-
 def compare_baselines(wanted: Wanted, progress: Progress) -> Comparison:
     """Train the baselines, read the runs, and compare all on the same held-out records.
 
@@ -125,10 +98,13 @@ def compare_baselines(wanted: Wanted, progress: Progress) -> Comparison:
     job = wanted.job
     directory = resolve_model(wanted.model or job.model, wanted.cache, CutPlan(front=job.cut.front, back=job.cut.back))
     tokenizer = load_tokenizer(directory)
-    sites = tuple(_site(wanted, path, tokenizer, read_manifest(directory).digest) for path in wanted.data)
-    ours = [_lengths(site) for site in sites]
+    asked = Asked(
+        job, wanted.policy, wanted.held_out, wanted.limit, wanted.max_tokens, wanted.tasked, wanted.max_new_tokens
+    )
+    sites = tuple(read_site(asked, path, tokenizer, read_manifest(directory).digest) for path in wanted.data)
+    ours = [lengths(site) for site in sites]
     rows = [
-        split_row(run, job, ours, _predicted(sites, wanted.predictions[i] if wanted.predictions else ()))
+        split_row(run, job, ours, predicted(sites, wanted.predictions[i] if wanted.predictions else ()))
         for i, run in enumerate(wanted.runs)
     ]
     steps: list[tuple[float, ...]] = [() for _ in rows]
@@ -175,81 +151,32 @@ def _require_names(rows: Sequence[Row]) -> None:
         )  # fmt: skip
 
 
-def _site(wanted: Wanted, path: Path, tokenizer: Any, model: str) -> _Site:
-    """One client's data, as its own run would batch it; records need no names, because nothing is charged."""
-    policy, job = wanted.policy, wanted.job
-    if wanted.tasked is None:
-        records = read_corpus(path, wanted.limit)
-        made = job_batches(
-            records, policy, job, tokenizer, _nameless, held_out=wanted.held_out, max_tokens=wanted.max_tokens
-        )
-        texts = Texts(*made)
-        return _Site(texts, None, (), (), tuple(str(source) for source in _sources(texts)))
-    tasked = read_tasked(wanted.tasked, path, wanted.limit)
-    made = tasked_batches(
-        tasked, policy, job, tokenizer, _nameless, model=model, held_out=wanted.held_out, max_tokens=wanted.max_tokens
-    )
-    texts = Texts(*made)
-    items = tuple(tasked.items[source] for source in _sources(texts))
-    prompts: tuple[tuple[int, ...], ...] = ()
-    if wanted.max_new_tokens and job.task is None and tasked.task.measure != "text":
-        examples = fitted(
-            tasked.task, tasked.template, items, most=wanted.max_tokens or policy.limits.buckets[-1],
-            prompt_length=lambda text: len(prompt_tokens(text, tokenizer)),
-        )  # fmt: skip
-        prompts = tuple(tuple(prompt_tokens(example.prompt, tokenizer)) for example in examples)
-    return _Site(texts, tasked, items, prompts, tuple(item.group for item in items))
-
-
-def _nameless(content: bytes) -> str:
-    del content
-    return ""
-
-
-def _sources(texts: Texts) -> tuple[int, ...]:
-    return tuple(sorted(source for batch in texts.held_out for source in batch.sources))
-
-
-def _lengths(site: _Site) -> tuple[RecordLoss, ...]:
-    """Place and number of predicted tokens of each held-out record, without a loss."""
-    return tuple(
-        sorted(
-            (
-                RecordLoss(source=source, nats=0.0, tokens=count)
-                for batch in site.texts.held_out
-                for source, count in zip(batch.sources, (batch.labels[:, 1:] != -100).sum(1).tolist(), strict=True)
-            ),
-            key=lambda loss: loss.source,
-        )
-    )
-
-
 def _train(
-    kind: Kind, wanted: Wanted, directory: Path, sites: Sequence[_Site], tokenizer: Any, progress: Progress
+    kind: Kind, wanted: Wanted, directory: Path, sites: Sequence[Site], tokenizer: Any, progress: Progress
 ) -> tuple[Row, tuple[float, ...]]:
     """One baseline's row, and the loss of each of its steps."""
     started, job = time.monotonic(), wanted.job
     data = [site.texts for site in sites]
-    judged: list[_Judged] = []
+    judged: list[Judged] = []
 
-    def judge(model: Joined, i: int) -> None:
+    def judge_client(model: Joined, i: int) -> None:
         progress(f"{kind}: held-out records of client {i + 1}", 0, 1, None)
-        judged.append(_judge(model, sites[i], wanted.max_new_tokens, tokenizer))
+        judged.append(judge(model, sites[i], wanted.max_new_tokens, tokenizer))
 
     if kind == "client-only":
-        made = _alone(job, directory, data, progress, judge)
+        made = _alone(job, directory, data, progress, judge_client)
     else:
         model = Joined.load(directory, job, alike=kind == "fedavg")
         if kind == "fedavg":
-            made = train_federated(model, job, data, progress, lambda i: judge(model, i))
+            made = train_federated(model, job, data, progress, lambda i: judge_client(model, i))
         else:
             made = train_pooled(model, job, data, progress, plain=kind == "plain")
             for i in range(len(sites)):
-                judge(model, i)
+                judge_client(model, i)
     row = Row(
         name=kind, samples=made.samples, steps=len(made.losses) or _steps(job, data), epsilon=None, delta=None, unit=None,
         note=_NOTES[kind], losses=tuple(loss for j in judged for loss in j.losses), curve=made.curve,
-        measures=_measures(wanted, sites, judged), seconds=time.monotonic() - started, bytes_up=made.bytes_up,
+        measures=measured(job, sites, judged), seconds=time.monotonic() - started, bytes_up=made.bytes_up,
         bytes_down=made.bytes_down,
     )  # fmt: skip
     return row, made.losses
@@ -274,46 +201,3 @@ def _alone(
 
 def _steps(job: Job, data: Sequence[Texts]) -> int:
     return job.schedule.rounds * job.schedule.epochs * sum(len(texts.batches) for texts in data)
-
-
-def _judge(model: Joined, site: _Site, count: int, tokenizer: Any) -> _Judged:
-    answers = []
-    for item, prompt in zip(site.items, site.prompts, strict=False):
-        new = model.answer(prompt, count, stop=tokenizer.eos_token_id)
-        answers.append(Prediction(id=item.id, prediction=str(tokenizer.decode(new, skip_special_tokens=True)).strip()))
-    held_out = site.texts.held_out
-    return _Judged(model.record_losses(held_out), model.named_right(held_out), tuple(answers))
-
-
-def _measures(wanted: Wanted, sites: Sequence[_Site], judged: Sequence[_Judged]) -> tuple[Measured, ...]:
-    """The task's measures of the answers; of a job with classes the accuracy; else none."""
-    right = [r for j in judged for r in (j.right or ())]
-    if wanted.job.task is not None and right:
-        groups = [f"{i}/{group}" for i, site in enumerate(sites) for group in site.groups]
-        return (Measured("accuracy", estimate([(float(r), 1.0) for r in right], groups, mean)),)
-    return _scored(sites, [j.answers for j in judged])
-
-
-def _predicted(sites: Sequence[_Site], files: Sequence[Path]) -> tuple[Measured, ...]:
-    """The measures of a run's own answers, from files."""
-    answers: list[tuple[Prediction, ...]] = []
-    for file, site in zip(files, sites, strict=False):
-        assert site.tasked is not None
-        asked = {item.id for item in site.items}
-        answers.append(tuple(p for p in read_predictions(file, site.tasked.items) if str(p.id) in asked))
-    return _scored(sites, answers) if answers else ()
-
-
-def _scored(sites: Sequence[_Site], answers: Sequence[tuple[Prediction, ...]]) -> tuple[Measured, ...]:
-    """All clients' answers together; names get their client's number in front, because two files may use the same."""
-    items, given = list[Item](), list[Prediction]()
-    for i, (site, said) in enumerate(zip(sites, answers, strict=True)):
-        items += [
-            replace(
-                item, id=f"{i}/{item.id}", group=f"{i}/{item.group}", question=item.question and f"{i}/{item.question}"
-            )
-            for item in site.items
-        ]
-        given += [p.model_copy(update={"id": f"{i}/{p.id}"}) for p in said]
-    task = next((site.tasked.task for site in sites if site.tasked is not None), None)
-    return () if task is None or not given else score(task, items, given).measures

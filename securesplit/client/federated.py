@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from securesplit.admit import weight_cap
 from securesplit.client.joined import Joined
-from securesplit.client.pooled import Fitted, Progress, Texts, one_step, optimisers_of
+from securesplit.client.pooled import Fitted, Texts, one_step, optimisers_of
 from securesplit.client.sharing import turn_of
+from securesplit.client.train import Progress
 from securesplit.data.batches import Batch
 from securesplit.model.lora import Learned
 from securesplit.protocol.job import Job

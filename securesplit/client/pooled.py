@@ -10,7 +10,7 @@ the last, over the same batches in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -18,13 +18,11 @@ import torch
 
 from securesplit.client.joined import Joined
 from securesplit.client.sharing import turn_of
+from securesplit.client.train import Progress
 from securesplit.data.batches import Batch
 from securesplit.protocol.job import Job
 
-__all__ = ["Fitted", "Progress", "Texts", "one_step", "optimisers_of", "pooled", "train_pooled"]
-
-Progress = Callable[[str, int, int, float | None], None]
-"""(what, done, total, loss or None)"""
+__all__ = ["Fitted", "Texts", "one_step", "optimisers_of", "pooled", "train_pooled"]
 
 
 @dataclass(frozen=True, slots=True)

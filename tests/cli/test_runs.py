@@ -233,6 +233,7 @@ def test_another_job_is_named_in_the_row(trained, command, tmp_path):
     assert "another job: optimiser.client_lr" in rows[0]["note"]
     _, out, _ = command(*argv, "--overwrite")
     lines = out.splitlines()
+    assert "6 groups are few" in lines[0]
     assert lines[1].startswith("model")
     assert [line.split("  ")[0] for line in lines[2:]] == ["split, tiny", "client-only"]
 

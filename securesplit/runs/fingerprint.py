@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from securesplit.errors import InputError, PolicyDenied
 from securesplit.privacy.sitekey import site_key
 
 __all__ = ["KEY", "fingerprint", "run_key"]
@@ -48,9 +49,15 @@ def run_key(folder: Path) -> bytes:
         folder: the party's key folder.
 
     Raises:
-        PolicyDenied: SS-2024 when the file is not a key.
+        InputError: SS-1287 when the file is not a key.
     """
-    return site_key(folder / KEY, make=True)
+    try:
+        return site_key(folder / KEY, make=True)
+    except PolicyDenied:
+        raise InputError(
+            "SS-1287", f"{folder / KEY} is not a key of 32 bytes",
+            hint="Put the original back, or delete it: a new one is made, and the same data then has another name.",
+        ) from None  # fmt: skip
 
 
 def fingerprint(records: Sequence[Text], key: bytes) -> str:

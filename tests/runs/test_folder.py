@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from securesplit.data.corpus import Record
-from securesplit.errors import InputError, PolicyDenied
+from securesplit.errors import InputError
 from securesplit.policy.load import load_policy
 from securesplit.policy.schema import Policy
 from securesplit.protocol.job import Job, load_job
@@ -223,7 +223,7 @@ def test_a_name_of_data_is_keyed_ordered_and_the_same_anywhere(tmp_path):
     guesses = {hashlib.sha256(text).hexdigest() for text in (b"ab", b"a\nb", b"a\n\nb", b'["a","b"]')}
     assert name not in guesses, "who knows the text and not the key cannot tell"
     (tmp_path / "here" / KEY).write_bytes(b"short")
-    with pytest.raises(PolicyDenied, match="SS-2024"):
+    with pytest.raises(InputError, match="SS-1287"):
         run_key(tmp_path / "here")
 
 

@@ -140,7 +140,7 @@ def _story(run: RunFolder, curve: Sequence[float], losses: Sequence[float]) -> l
         )
         lines.append(f"budget    {_number(done.epsilon)} ({bound})")
         lines += [f"  {c.channel:<9} {c.releases} releases so far, epsilon {c.epsilon:.3f}" for c in done.channels]
-        lines += [f"  {c.channel:<9} {c.releases} handed over in this run, {c.bytes} bytes" for c in done.released]
+        lines += [f"  {c.channel:<9} {c.releases} sequences left in this run, {c.bytes} bytes" for c in done.released]
         lines.append(f"wire      {done.bytes_up} bytes up, {done.bytes_down} down, {done.seconds:.1f} s")
     lines += [f"damaged: {fault}" for fault in run.faults]
     return lines

@@ -66,7 +66,7 @@ class Run:
 
 
 class ChannelSent(BaseModel):
-    """What left through one channel in this run; what was sent again counts again."""
+    """What left through one channel in this run; the same bytes count once, however often they left."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     channel: str

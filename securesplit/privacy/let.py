@@ -37,7 +37,7 @@ class Let:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What left through one channel; what was handed over again counts again."""
+    """What left through one channel: sequences, and bytes of their rows. The same bytes count once, however often they leave."""
 
     channel: Way
     releases: int
@@ -49,9 +49,14 @@ class Tally:
 
     def __init__(self) -> None:
         self._sent: dict[Way, Sent] = {}
+        self._seen: set[bytes] = set()
 
     def add(self, let: Let) -> None:
-        """One more release."""
+        """One more release; it adds nothing where it is one of before."""
+        name = bytes.fromhex(let.payload)
+        if name in self._seen:
+            return
+        self._seen.add(name)
         known = self._sent.get(let.channel, Sent(let.channel, 0, 0))
         self._sent[let.channel] = Sent(let.channel, known.releases + let.sequences, known.size + let.size)
 

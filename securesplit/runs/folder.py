@@ -52,7 +52,7 @@ class ChannelLine(BaseModel):
 
 
 class ReleasedLine(BaseModel):
-    """What left through one channel in this run, what was sent again included."""
+    """What left through one channel in this run; the same bytes count once."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
     channel: str

@@ -19,7 +19,7 @@ ROWS = (  # From the ground up. A module imports from rows below and from its ow
     {"policy", "codes", "measures"},
     {"aggregate", "pki", "protocol", "privacy", "model", "data", "journal"},
     {"transport"},
-    {"admit", "agree", "logged"},
+    {"admit", "agree", "logged", "runs"},
     {"client", "server", "report"},
     {"audit"},
     {"cli"},
@@ -30,7 +30,7 @@ LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
 UPWARD = {("cli", "attacks")}
 # A curious server has a transcript, the policy, public weights and the maths; no code of a client, no keys.
 SEEN_BY_ATTACKS = {"errors", "policy", "protocol", "privacy", "model", "data"}
-TORCH_FREE = {"errors", "policy", "measures", "protocol", "pki", "aggregate", "journal"}
+TORCH_FREE = {"errors", "policy", "measures", "protocol", "pki", "aggregate", "journal", "runs"}
 HEAVY = {"torch", "transformers", "peft", "opacus"}
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 GRAB_BAGS = {"utils", "util", "common", "helpers", "helper", "misc"}

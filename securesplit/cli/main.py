@@ -18,6 +18,7 @@ from securesplit.cli import (
     aggregate,
     attack,
     audit,
+    baseline,
     certs,
     chat,
     doctor,
@@ -28,6 +29,7 @@ from securesplit.cli import (
     model,
     policy,
     privacy,
+    runs,
     serve,
     tasks,
     train,
@@ -49,9 +51,11 @@ app.add_typer(privacy.app, name="privacy")
 app.add_typer(attack.app, name="attack")
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(audit.app, name="audit")
+app.add_typer(runs.app, name="runs")
 app.command("demo")(demo)
 app.command("serve")(serve.serve)
 app.command("train")(train.train)
+app.command("baseline")(baseline.baseline)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("endpoint")(endpoint.endpoint)

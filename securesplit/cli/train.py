@@ -52,6 +52,10 @@ def train(
     keep_tokens: Annotated[
         Path | None, typer.Option(help="With --task: folder where tokenised data is kept, as private as the data.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the finished run that --out holds.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write event files, too; needs securesplit[tensorboard].")
+    ] = False,
     threads: Annotated[int, typer.Option(help="Threads of computation; 0 leaves torch's choice.")] = 0,
     progress: ProgressStyle = "auto",
     output: Output = "text",
@@ -74,7 +78,7 @@ def train(
             truth=truth, alone=alone, model=model, cache=cache_or_default(cache), code=code,
             evidence=evidence, watch=watch_server,
             tasked=None if task is None else Chosen(task, template, ids, split, keep_tokens),
-            passphrase=secret,
+            passphrase=secret, overwrite=overwrite, tensorboard=tensorboard,
         )  # fmt: skip
         record = run_training(run, report)
     epsilon = (

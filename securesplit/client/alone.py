@@ -8,6 +8,8 @@ from securesplit.client.client import Client
 from securesplit.client.train import Progress
 from securesplit.data.batches import Batch
 from securesplit.model.lora import adapter_parameters, set_trainable_factor
+from securesplit.model.parts import Back, Front
+from securesplit.protocol.job import Job
 
 
 def train_alone(
@@ -21,27 +23,34 @@ def train_alone(
         Held-out loss before training and after each round's worth of steps, nats per token.
     """
     client.reset()
-    for part in (client.front, client.back):
+    return train_ends(client.front, client.back, client.job, batches, held_out, progress)
+
+
+def train_ends(
+    front: Front, back: Back, job: Job, batches: tuple[Batch, ...], held_out: tuple[Batch, ...], progress: Progress
+) -> tuple[float, ...]:
+    """The same for parts with fresh adapters of the job, wherever they come from."""
+    for part in (front, back):
         set_trainable_factor(part, "both")
-    parameters = [p for part in (client.front, client.back) for p in adapter_parameters(part)]
-    optimiser = torch.optim.AdamW(parameters, lr=client.job.optimiser.client_lr, weight_decay=0.0)
-    schedule = client.job.schedule
-    total, done, curve = schedule.rounds * schedule.epochs * len(batches), 0, [_evaluate(client, held_out)]
+    parameters = [p for part in (front, back) for p in adapter_parameters(part)]
+    optimiser = torch.optim.AdamW(parameters, lr=job.optimiser.client_lr, weight_decay=0.0)
+    schedule = job.schedule
+    total, done, curve = schedule.rounds * schedule.epochs * len(batches), 0, [_evaluate(front, back, held_out)]
     for _ in range(schedule.rounds):
         for _ in range(schedule.epochs):
             for batch in batches:
-                loss = client.back(client.front(batch.tokens), batch.labels)
+                loss = back(front(batch.tokens), batch.labels)
                 loss.backward()
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
                 done += 1
                 progress("client-only model", done, total, float(loss.detach()))
-        curve.append(_evaluate(client, held_out))
+        curve.append(_evaluate(front, back, held_out))
     return tuple(curve)
 
 
 @torch.no_grad()
-def _evaluate(client: Client, batches: tuple[Batch, ...]) -> float:
+def _evaluate(front: Front, back: Back, batches: tuple[Batch, ...]) -> float:
     counts = [batch.scored for batch in batches]
-    losses = [float(client.back(client.front(batch.tokens), batch.labels)) for batch in batches]
+    losses = [float(back(front(batch.tokens), batch.labels)) for batch in batches]
     return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)

@@ -24,7 +24,7 @@ from securesplit.journal.seal import Head
 from securesplit.pki.store import KeyFolder
 from securesplit.policy.schema import Policy
 from securesplit.privacy.gate import Released
-from securesplit.privacy.let import Let
+from securesplit.privacy.let import Let, Tally
 from securesplit.protocol.job import Job
 from securesplit.protocol.messages import (
     Backward,
@@ -70,6 +70,7 @@ class Link:
 
     Attributes:
         bytes_up, bytes_down: message bytes so far.
+        sent: what the gate let out over this link, by channel.
         tls_version: as negotiated, or ``memory``.
         folder: this client's keys, when the link was dialled; its ledger lies there too.
         step: number of the last step that was sent.
@@ -91,6 +92,7 @@ class Link:
         self._caches = 0
         self.bytes_up = 0
         self.bytes_down = 0
+        self.sent = Tally()
         self.folder: KeyFolder | None = None
         self.redial: Callable[[float], Link] | None = None
         self.diary: Diary | None = None
@@ -314,6 +316,7 @@ class Link:
         """
         if self.diary is not None:
             self.diary.let(released)
+        self.sent.add(released)
 
     def checkpoint(self, *, within: float | None = None) -> None:
         """Both ends compare what they saw, and write the other's signed head into their audit logs. Nothing may be asked for.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from securesplit.client.alone import train_alone
 from securesplit.client.client import Client
 from securesplit.client.dial import dial
 from securesplit.client.middle import Observer
+from securesplit.client.noted import begin_notes, held_out_losses
 from securesplit.client.records import job_batches
 from securesplit.client.tasked import tasked_batches
 from securesplit.client.train import Progress, Trained, Trainer
@@ -29,9 +31,13 @@ from securesplit.model.export import collect_adapters, read_part_adapters, resto
 from securesplit.model.lora import adapter_layout
 from securesplit.model.memory import resident_bytes
 from securesplit.model.plan import CutPlan
+from securesplit.pki.files import write_atomically
 from securesplit.pki.passphrase import Passphrase
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.privacy.plan import enforced_epsilon
+from securesplit.runs.folder import RUN, claim
+from securesplit.runs.losses import write_losses
+from securesplit.runs.tensorboard import require_tensorboard
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,17 @@ class Run:
     watch: int = 0
     tasked: Chosen | None = None
     passphrase: Passphrase | None = None
+    overwrite: bool = False
+    tensorboard: bool = False
+
+
+class ChannelSent(BaseModel):
+    """What left through one channel in this run; the same bytes count once, however often they left."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    channel: str
+    releases: int
+    bytes: int
 
 
 class ChannelSpent(BaseModel):
@@ -82,6 +99,7 @@ class RunRecord(BaseModel):
         honest: how many honest clients each sum must have held for epsilon to be true; 1 where nobody else was counted on.
         epsilon, mu: of the record that has spent most, all jobs of this site together; by the policy's unit,
             relation replace-one, at ``delta``. None under UnsafeNoPrivacy.
+        released: what the gate let out in this run, by channel, in bytes of rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,6 +125,7 @@ class RunRecord(BaseModel):
     unit: str = "sequence"
     relation: str = "replace-one"
     channels: tuple[ChannelSpent, ...]
+    released: tuple[ChannelSent, ...] = ()
     survivors: tuple[tuple[str, ...], ...]
     bytes_up: int
     bytes_down: int
@@ -196,7 +215,9 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
     started = time.monotonic()
     tasked = None if run.tasked is None else read_tasked(run.tasked, run.data, run.limit)
     records = read_corpus(run.data, run.limit) if tasked is None else tasked.records
-    run.out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if run.tensorboard:
+        require_tensorboard()
+    claim(run.out, overwrite=run.overwrite)
     with ExitStack() as files:
         writer = None
         if run.truth is not None:
@@ -221,12 +242,17 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
             )  # fmt: skip
         folder = run.keys if client.link.folder is None else client.link.folder.path
         answers = files.enter_context(closing(AnswerLog(folder / "answered.log")))
-        trained = Trainer(client, batches, held_out, answers=answers, progress=progress, records=run.out).run()
+        metrics = begin_notes(run, client, records, batches, held_out, folder=folder, now=datetime.now(UTC))
+        with closing(metrics):
+            trained = Trainer(
+                client, batches, held_out, answers=answers, progress=progress, records=run.out, metrics=metrics
+            ).run()
         _save(run, client, trained)
+        write_losses(run.out, held_out_losses(client, held_out))
         accuracy = client.accuracy(held_out)
         alone = train_alone(client, batches, held_out, progress) if run.alone else None
         record = _record(client, trained, alone, accuracy, time.monotonic() - started)
-    (run.out / "run.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
+    write_atomically(run.out / RUN, record.model_dump_json(indent=1).encode(), mode=0o600)
     return record
 
 
@@ -267,6 +293,7 @@ def _record(
         accuracy=accuracy, epsilon=None if mu is None or delta is None else enforced_epsilon(mu, delta), mu=mu, delta=delta,
         honest=(privacy.updates and privacy.updates.honest) or 1 if isinstance(privacy, Gaussian) else 1,
         unit=privacy.unit if isinstance(privacy, Gaussian) else "sequence", channels=channels,
+        released=tuple(ChannelSent(channel=s.channel, releases=s.releases, bytes=s.size) for s in client.link.sent.channels()),
         survivors=tuple(r.survivors for r in trained.rounds), bytes_up=client.link.bytes_up, bytes_down=client.link.bytes_down,
         tls=client.link.tls_version, resident_bytes=resident_bytes(), seconds=seconds,
     )  # fmt: skip

@@ -41,6 +41,7 @@ from securesplit.model.sketch import Residual
 from securesplit.privacy.clipped_sum import ClippedSum
 from securesplit.privacy.gate import ReleasedUpdate
 from securesplit.privacy.lattice import step_for
+from securesplit.runs.metrics import Metrics
 
 Progress = Callable[[str, int, int, float | None], None]
 """(what, done, total, loss or None)"""
@@ -94,6 +95,7 @@ class Trainer:
         answers: remembers which sums were answered.
         progress: told of every step.
         records: directory for what can be verified of each secure sum, or None.
+        metrics: writes down every step's loss on this site, or None.
     """
 
     def __init__(
@@ -105,8 +107,10 @@ class Trainer:
         answers: AnswerLog,
         progress: Progress,
         records: Path | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._records = records
+        self._metrics = metrics
         self._client = client
         self._batches = batches
         self._held_out = held_out
@@ -123,19 +127,22 @@ class Trainer:
             self._client.regime == "frozen" and self._client.job.mode.summed
         ):  # Before the first release, so that a run that cannot share sends nothing.
             self._client.gate.reserve_for_peers()
-        curve, records = [self._evaluate()], []
+        curve, records = [self._evaluate(0)], []
         for number in range(rounds):
             if self._client.job.mode.summed:
                 records.append(self._round(number))
             else:
                 self._by_itself(number)
             self._client.keep_anchor()
-            curve.append(self._evaluate())
+            curve.append(self._evaluate(number + 1))
         return Trained(steps=self._steps, curve=tuple(curve), rounds=tuple(records))
 
-    def _evaluate(self) -> float:
+    def _evaluate(self, number: int) -> float:
         self._client.train(None)
-        return self._client.evaluate(self._held_out)
+        loss = self._client.evaluate(self._held_out)
+        if self._metrics is not None:
+            self._metrics.held_out(number=number, step=self._steps, loss=loss)
+        return loss
 
     def _round(self, number: int) -> RoundRecord:
         client = self._client
@@ -300,6 +307,8 @@ class Trainer:
     def _told(self, number: int, losses: Sequence[float]) -> None:
         self._steps += 1
         total = self._client.job.schedule.epochs * len(self._batches)
+        if self._metrics is not None:
+            self._metrics.step(number=number, step=self._steps, loss=losses[-1])
         self._progress(f"round {number + 1}", len(losses), total, losses[-1])
 
 

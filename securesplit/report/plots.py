@@ -23,7 +23,7 @@ from securesplit.report.record import Leakage, Phase, Privacy, Train
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Bar", "budget_plot", "leakage_plot", "loss_plot", "phase_plot", "share_plot"]
+__all__ = ["Bar", "budget_plot", "drawn", "leakage_plot", "loss_plot", "phase_plot", "share_plot"]
 
 # Place-holders: unlikely to be written by matplotlib itself. The names are CSS variables of template.html.j2.
 _INK, _FAINT = "#010203", "#010204"
@@ -76,7 +76,7 @@ def loss_plot(train: Train) -> Markup:
         axes.set_ylim(bottom=0)
         axes.legend(loc="lower left", ncols=3, bbox_to_anchor=(-0.02, 1.0), borderaxespad=0.2)
 
-    return _svg("loss", "Loss over rounds of the unprotected split, the protected split and the client alone", draw)
+    return drawn("loss", "Loss over rounds of the unprotected split, the protected split and the client alone", draw)
 
 
 def leakage_plot(leakage: Leakage) -> Markup:
@@ -102,7 +102,9 @@ def leakage_plot(leakage: Leakage) -> Markup:
         axes.set_xlabel("tokens of the private text that the attack named correctly")
         axes.grid(visible=False, axis="y")
 
-    return _svg("leakage", "Share of tokens recovered from the unprotected and the protected traffic", draw, height=2.5)
+    return drawn(
+        "leakage", "Share of tokens recovered from the unprotected and the protected traffic", draw, height=2.5
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ def share_plot(name: str, label: str, bars: tuple[Bar, ...]) -> Markup:
         axes.set_xlabel("share of the squared budget of one unit")
         axes.grid(visible=False, axis="y")
 
-    return _svg(name, label, draw, height=_height(len(bars)))
+    return drawn(name, label, draw, height=_height(len(bars)))
 
 
 def phase_plot(phases: tuple[Phase, ...]) -> Markup:
@@ -160,7 +162,7 @@ def phase_plot(phases: tuple[Phase, ...]) -> Markup:
         axes.set_xlabel("seconds")
         axes.grid(visible=False, axis="y")
 
-    return _svg("phases", "Time per phase", draw, height=_height(len(phases)))
+    return drawn("phases", "Time per phase", draw, height=_height(len(phases)))
 
 
 def _percent(share: float) -> str:
@@ -178,7 +180,7 @@ def _style(name: str) -> Iterator[None]:
         yield
 
 
-def _svg(name: str, label: str, draw: Callable[[Any], None], *, height: float = 3.4) -> Markup:
+def drawn(name: str, label: str, draw: Callable[[Any], None], *, height: float = 3.4) -> Markup:
     """Draw on fresh axes, 7.6 inches wide, and return markup for an HTML page.
 
     Args:

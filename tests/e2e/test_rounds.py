@@ -41,7 +41,7 @@ def train_all(house, core, policy, *, count=6, names=CLIENTS, seconds=60) -> Out
             run = Run(
                 policy=policy, keys=house.keys / name, server=loop.url, data=house.data(f"{name}.jsonl", count, seed=seed),
                 out=house.root / name, held_out=2, limit=None, max_tokens=16, truth=house.root / f"{name}.truth", alone=False,
-                model=str(house.model), cache=house.root / "cache",
+                model=str(house.model), cache=house.root / "cache", overwrite=True,
             )  # fmt: skip
             try:
                 outcome.records[name] = run_training(run, lambda *_: None)

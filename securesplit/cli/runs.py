@@ -1,0 +1,166 @@
+"""``securesplit runs``: what was trained, with what, and how it went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from securesplit.cli.output import Output, show
+
+if TYPE_CHECKING:
+    from securesplit.runs.compare import RunDiff
+    from securesplit.runs.folder import RunFolder
+
+app = typer.Typer(help="Runs: list them, show one, compare two.", no_args_is_help=True)
+Folder = Annotated[Path, typer.Argument(help="The --out folder of `securesplit train`.")]
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_WIDTH = 60
+_DIGEST = 12
+
+
+@app.command("ls")
+def ls(
+    folder: Annotated[Path, typer.Argument(help="Where runs lie; up to three levels below.")] = Path(),
+    output: Output = "text",
+) -> None:
+    """List runs, oldest first: finished, running, interrupted or damaged."""
+    from securesplit.runs.folder import list_runs
+
+    runs = list_runs(folder)
+    show(output, _table([_line(run) for run in runs]), {"runs": [_summary(run) for run in runs]})
+
+
+@app.command("show")
+def show_run(run: Folder, output: Output = "text") -> None:
+    """Show one run: how it began, its losses, what it spent and what left."""
+    from securesplit.runs.folder import read_run
+    from securesplit.runs.metrics import read_metrics
+
+    found, rows = read_run(run), read_metrics(run)
+    curve = tuple(c for c in found.finished.curve if c is not None) if found.finished else rows.curve
+    value = {
+        **_summary(found), "curve": list(curve), "losses": list(rows.losses), "torn": rows.torn, "faults": [*found.faults],
+        "about": None if found.about is None else found.about.model_dump(mode="json"),
+        "record": None if found.finished is None else found.finished.model_dump(mode="json"),
+    }  # fmt: skip
+    show(output, "\n".join(_story(found, curve, rows.losses)), value)
+
+
+@app.command("diff")
+def diff(before: Folder, after: Folder, output: Output = "text") -> None:
+    """Tell what differs between two runs: settings, the policy by effect, and what came out."""
+    from securesplit.policy.compare import verdict
+    from securesplit.runs.compare import compare_runs
+    from securesplit.runs.folder import read_run
+
+    found = compare_runs(read_run(before), read_run(after))
+    show(
+        output,
+        "\n".join(_differences(found)),
+        {
+            "settings": [{"key": d.key, "before": d.before, "after": d.after} for d in found.settings],
+            "policy": None if found.policy is None else {
+                "effect": verdict(found.policy),
+                "changes": [
+                    {"path": c.path, "before": c.before, "after": c.after, "effect": c.effect} for c in found.policy
+                ],
+            },
+            "metrics": [{"name": f.name, "before": f.before, "after": f.after, "change": f.change} for f in found.figures],
+        },
+    )  # fmt: skip
+
+
+def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
+    """Values as blocks from the least to the most; where there are more than fit, means of neighbours."""
+    if not values:
+        return ""
+    count = min(width, len(values))
+    cuts = [len(values) * i // count for i in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
+    low, high = min(means), max(means)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[round((value - low) * scale)] for value in means)
+
+
+def _summary(run: RunFolder) -> dict[str, Any]:
+    about, done = run.about, run.finished
+    return {
+        "name": run.path.name or str(run.path), "path": str(run.path), "state": run.state,
+        "started": about.started.isoformat(timespec="seconds") if about else None,
+        "job": about.job_name if about else None,
+        "job_digest": about.job_digest if about else done.job if done else None,
+        "policy": about.policy_name if about else done.policy if done else None,
+        "policy_digest": about.policy_digest if about else done.policy_digest if done else None,
+        "regime": about.regime if about else done.regime if done else None,
+        "steps": run.steps, "loss": run.loss, "epsilon": run.epsilon,
+    }  # fmt: skip
+
+
+def _line(run: RunFolder) -> tuple[str, ...]:
+    said = _summary(run)
+    when = "-" if said["started"] is None else said["started"].replace("T", " ")[:16]
+    return (
+        str(said["path"]), when, said["job"] or (said["job_digest"] or "-")[:_DIGEST], said["policy"] or "-", said["regime"] or "-",
+        str(run.steps), _number(run.loss), _number(run.epsilon), run.state,
+    )  # fmt: skip
+
+
+def _table(lines: Sequence[tuple[str, ...]]) -> str:
+    if not lines:
+        return "no runs"
+    rows = [("run", "began", "job", "policy", "regime", "steps", "loss", "epsilon", "state"), *lines]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _story(run: RunFolder, curve: Sequence[float], losses: Sequence[float]) -> list[str]:
+    about, done = run.about, run.finished
+    lines = [f"{run.path}: {run.state}, {run.steps} steps, loss {_number(run.loss)}, epsilon {_number(run.epsilon)}"]
+    if about is not None:
+        v, d = about.versions, about.data
+        commit = f" at {v.commit[:_DIGEST]}" if v.commit else ""
+        lines += [
+            f"began     {about.started.isoformat(timespec='seconds')} as {about.client}, {about.tls}",
+            f"job       {about.job_name} {about.job_digest[:_DIGEST]}",
+            f"policy    {about.policy_name} {about.policy_digest[:_DIGEST]}, regime {about.regime}",
+            f"data      {d.records} records in {d.batches} batches, {d.held_out} held out, named {d.digest[:_DIGEST]}",
+            f"versions  securesplit {v.securesplit}{commit}, python {v.python}, torch {v.torch}, transformers {v.transformers}, peft {v.peft}",
+            f"options   {', '.join(f'{o.name}={o.value}' for o in about.options)}",
+        ]  # fmt: skip
+    for name, values in (("held-out", curve), ("steps", losses)):
+        if values:
+            lines.append(f"{name:<9} {sparkline(values)} {values[0]:.4f} -> {values[-1]:.4f}")
+    if done is not None:
+        bound = (
+            f"delta {done.delta:g}, unit {done.unit}, {done.relation}" if done.delta is not None else "no bound: UNSAFE"
+        )
+        lines.append(f"budget    {_number(done.epsilon)} ({bound})")
+        lines += [f"  {c.channel:<9} {c.releases} releases so far, epsilon {c.epsilon:.3f}" for c in done.channels]
+        lines += [f"  {c.channel:<9} {c.releases} sequences left in this run, {c.bytes} bytes" for c in done.released]
+        lines.append(f"wire      {done.bytes_up} bytes up, {done.bytes_down} down, {done.seconds:.1f} s")
+    lines += [f"damaged: {fault}" for fault in run.faults]
+    return lines
+
+
+def _differences(found: RunDiff) -> list[str]:
+    lines = [f"{d.key}: {_value(d.before)} -> {_value(d.after)}" for d in found.settings]
+    if found.policy is None:
+        lines.append("policy: differs; one of the two is of a version that this one cannot read")
+    else:
+        lines += [f"policy {change.effect}: {change.line()}" for change in found.policy]
+    for figure in found.figures:
+        change = "" if figure.change is None else f" ({figure.change:+.6g})"
+        lines.append(f"{figure.name}: {_number(figure.before)} -> {_number(figure.after)}{change}")
+    return lines or ["no difference"]
+
+
+def _value(value: object) -> str:
+    return "absent" if value is None else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"

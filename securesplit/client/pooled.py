@@ -1,0 +1,108 @@
+"""The unsplit model, trained on the texts of all clients in one place: what splitting and protecting cost is measured from here.
+
+It takes the job's steps. In each round A and C learn what the job's mode of sharing lets them learn, with a fresh optimiser,
+B learns all the time with one of its own; batches come as the clients make them, in turns, one from each. For one client
+that is, without noise, the split's own training: equal losses at every step.
+
+``plain`` is LoRA as one would train it without any of this: both factors of every layer, one optimiser from the first step to
+the last, over the same batches in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import torch
+
+from securesplit.client.joined import Joined
+from securesplit.client.sharing import turn_of
+from securesplit.client.train import Progress
+from securesplit.data.batches import Batch
+from securesplit.protocol.job import Job
+
+__all__ = ["Fitted", "Texts", "one_step", "optimisers_of", "pooled", "train_pooled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """One client's data as batches."""
+
+    batches: tuple[Batch, ...]
+    held_out: tuple[Batch, ...]
+
+    @property
+    def records(self) -> int:
+        """How many are learnt."""
+        return sum(len(batch.records) for batch in self.batches)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """How a training went.
+
+    Attributes:
+        losses: of every step, nats per token.
+        curve: held-out, all clients' records together, before the first round and after each.
+        samples: records that steps were made of, each time anew.
+        bytes_up, bytes_down: what crossed the network, all clients together; 0 where nothing does.
+    """
+
+    losses: tuple[float, ...]
+    curve: tuple[float, ...]
+    samples: int
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+def train_pooled(model: Joined, job: Job, data: Sequence[Texts], progress: Progress, *, plain: bool = False) -> Fitted:
+    """Train it for as many passes as the job has.
+
+    Args:
+        model: with fresh adapters; it is changed.
+        job: of the split run.
+        data: each client's.
+        progress: told of every step.
+        plain: both factors of all parts learn in every round, with one optimiser.
+    """
+    held_out = [batch for texts in data for batch in texts.held_out]
+    rounds, epochs = job.schedule.rounds, job.schedule.epochs
+    total = rounds * epochs * sum(len(texts.batches) for texts in data)
+    name = "unsplit, plain LoRA" if plain else "unsplit"
+    model.learn("both", "both")
+    served = optimisers_of((model.served(), job.optimiser.server_lr))
+    ends = optimisers_of((model.ends(), job.optimiser.client_lr))
+    losses, curve, samples = list[float](), [model.mean_loss(held_out)], 0
+    for number in range(rounds):
+        if not plain:
+            model.learn(turn_of(job.adapters.sharing, number).learned, "both")
+            ends = optimisers_of((model.ends(), job.optimiser.client_lr))
+        for batch in pooled(data, epochs):
+            losses.append(one_step(model, batch, (*served, *ends)))
+            samples += len(batch.records)
+            progress(name, len(losses), total, losses[-1])
+        curve.append(model.mean_loss(held_out))
+    return Fitted(tuple(losses), tuple(curve), samples)
+
+
+def pooled(data: Sequence[Texts], epochs: int) -> Iterator[Batch]:
+    """The clients' batches in turns, pass after pass; a client that has no more is passed over."""
+    for _ in range(epochs):
+        for together in zip_longest(*(texts.batches for texts in data)):
+            yield from (batch for batch in together if batch is not None)
+
+
+def optimisers_of(*groups: tuple[list[torch.nn.Parameter], float]) -> tuple[torch.optim.AdamW, ...]:
+    """The optimisers that clients and server use, each on its own parameters at its own rate; none where nothing learns."""
+    return tuple(torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0) for parameters, rate in groups if parameters)
+
+
+def one_step(model: Joined, batch: Batch, optimisers: Sequence[torch.optim.AdamW]) -> float:
+    """Forward, backward and one step of every optimiser; the loss before it, nats per token."""
+    loss = model.loss(batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for optimiser in optimisers:
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+    return float(loss.detach())

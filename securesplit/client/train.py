@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from securesplit.aggregate.answered import AnswerLog
 from securesplit.aggregate.fixedpoint import Words
 from securesplit.client.client import Client
 from securesplit.client.plausible import require_plausible
-from securesplit.client.rounds import secure_sum
+from securesplit.client.rounds import Brought, close_sum, secure_sum
 from securesplit.client.sharing import to_share, turn_of, what_was_shared
 from securesplit.data.batches import Batch
 from securesplit.errors import LocalProtocolError
@@ -114,6 +115,7 @@ class Trainer:
         self._progress = progress
         self._steps = 0
         self._heard = b""
+        self._close: Callable[[], None] = lambda: None  # Ends the last round, once what it gave is safe.
 
     def run(self) -> Trained:
         """All rounds of the job."""
@@ -123,6 +125,7 @@ class Trainer:
         curve, records = [self._evaluate()], []
         for number in range(rounds):
             records.append(self._round(number))
+            self._close()
             self._client.keep_anchor()
             curve.append(self._evaluate())
         return Trained(steps=self._steps, curve=tuple(curve), rounds=tuple(records))
@@ -150,7 +153,9 @@ class Trainer:
         require_plausible(client, factor, start, before)
         weight = 1 if client.regime == "round" else sum(len(batch.records) for batch in self._batches)
         assert client.link.folder is not None
-        self._progress(f"round {number + 1}: secure sum, waits for the roster", 0, 1, None)
+        what = f"round {number + 1}: secure sum, waits for"
+        self._progress(f"{what} the roster", 0, 1, None)
+        client.link.waits_for = lambda missing: self._progress(f"{what} {', '.join(missing)}", 0, 1, None)
         summed = secure_sum(
             client.link,
             client.link.folder,
@@ -164,6 +169,9 @@ class Trainer:
             origin=origin,
             records=self._records,
         )
+        if client.job.sums.attempts is not None:
+            folder, held = client.link.folder, (weight, number, frozen, self._answers, origin, alike, self._records)
+            self._close = partial(close_sum, client.link, Brought(folder, client.policy, update, *held), summed.kept)
         opened, contribution, self._heard = summed.aggregate, summed.contribution, summed.heard
         mean, residual = what_was_shared(start, opened.mean, client, number)
         if client.regime == "round":

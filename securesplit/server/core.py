@@ -26,6 +26,7 @@ from securesplit.protocol.messages import (
     Hello,
     KeepAnchor,
     Message,
+    RoundKept,
     RoundReady,
     Seal,
     Secagg,
@@ -251,12 +252,9 @@ class ServerCore:
             case KeepAnchor():
                 self._served(connection, peer, message)
                 return [self._work.keep(connection, peer.certificate, message)]
-            case RoundReady():
+            case RoundReady() | RoundKept() | Secagg():
                 self._sums_at[peer.name] = connection
-                return [Work(connection, lambda: Told(self.sums.ready(peer.name, message, self._now)))]
-            case Secagg():
-                self._sums_at[peer.name] = connection
-                return [Work(connection, lambda: Told(self.sums.receive(peer.name, message, self._now)))]
+                return [Work(connection, lambda: Told(self._summed(peer.name, message)))]
             case Bye() | Failure():
                 return [Close(connection)]
             case Confirm():
@@ -267,6 +265,15 @@ class ServerCore:
                 return []
             case _:
                 raise RemoteProtocolError("SS-4010", "a client may not send this")
+
+    def _summed(self, name: str, message: RoundReady | RoundKept | Secagg) -> list[Outbound]:
+        match message:
+            case RoundReady():
+                return self.sums.ready(name, message, self._now)
+            case RoundKept():
+                return self.sums.kept(name, message, self._now)
+            case _:
+                return self.sums.receive(name, message, self._now)
 
     def _offer(self, connection: int, peer: Connection) -> list[Action]:
         if found := breaches(self._policy, self.job):

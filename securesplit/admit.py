@@ -310,7 +310,7 @@ def round_config(
     sums, w_max, bits = job.sums, weight_cap(job, step), job.sums.ring_bits or 32
     clip = sums.clip if not step else step * largest_scale(len(sums.roster), w_max, bits)
     wishes = Wishes(
-        roster=tuple(sorted(sums.roster)), threshold=sums.threshold, min_clients=sums.min_clients, clip=clip, w_max=w_max,
+        roster=tuple(sorted(sums.roster)), threshold=sums.threshold, min_clients=sums.quorum or sums.min_clients, clip=clip, w_max=w_max,
         blind=sums.blind, colluders=sums.colluders, ring_bits=bits, backend=sums.backend or "masks",
         prg=sums.prg or "aes256ctr",
     )  # fmt: skip

@@ -3,8 +3,9 @@
 Two rules. A round is answered once: a second answer with another set of survivors would give the server both kinds of
 shares of one client. And one update enters sums over one set of survivors only: the same sum once more tells nothing new,
 but sums over n sets that differ, be it by two clients each, can be solved for every single update. An update is taken for
-the same when it starts from the same values in the same round, as it does when a job is run again; updates with noise of
-their own are exempt. The record is durable before the answer leaves. Pass an :class:`AnswerLog` as ``persist``.
+the same when it starts from the same values in the same round, as it does when a job is run again. Updates with noise of
+their own are exempt, but where a round is tried again and where the noise is only a part of the sum's: there an update is
+the same by its bytes. The record is durable before the answer leaves. Pass an :class:`AnswerLog` as ``persist``.
 
 What this does not protect: against a user who deletes or restores the file, or runs one identity on two machines; against
 updates that start from other values, or were made by another learning rate, and are nearly the same all the same.

@@ -131,6 +131,12 @@ class ClientRound:
         self._signatures: tuple[tuple[str, bytes], ...] = ()
         self._code = ""
 
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Names of the roster that the smallest set of clients which the server has named so far is without; none before."""
+        known = self._survivors or self._members or self._peers.names
+        return tuple(name for name in self.config.roster if name not in known) if known else ()
+
     def advertise(self) -> bytes:
         """The body of stage 0, with fresh keys.
 

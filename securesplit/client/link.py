@@ -39,11 +39,14 @@ from securesplit.protocol.messages import (
     KeepAnchor,
     Message,
     RoundBegin,
+    RoundKept,
     RoundReady,
+    RoundStatus,
     Seal,
     Secagg,
 )  # fmt: skip
 from securesplit.protocol.session import Session
+from securesplit.protocol.states import State
 from securesplit.transport.pipe import Pipe
 from securesplit.transport.tensors import tensor_of
 
@@ -54,7 +57,7 @@ OPENING = 20.0
 _SHORTEST = 1.0
 _FAREWELL = 5.0
 _CHECKPOINT = 256
-_FINAL = frozenset({"SS-3101", "SS-3102", "SS-3203", "SS-3205", "SS-3210", "SS-3211", "SS-3214"})
+FINAL = frozenset({"SS-3101", "SS-3102", "SS-3203", "SS-3205", "SS-3210", "SS-3211", "SS-3214"})
 """Refusals that no second try can change: what is wrong is a certificate, a key, or who may take part."""
 
 
@@ -77,6 +80,8 @@ class Link:
         policy: what binds this session: the client's own, or what it agreed on with the server, which is stricter.
         diary: this client's audit log, when the link was dialled.
         own_log: whether that log ends with this link.
+        missing: names that the server says a secure sum waits for, or waited for last; for people to read.
+        waits_for: told of them whenever they change.
         redial: opens a session like this one anew, within so many seconds; None where there is no way to.
         sessions: how many there have been; what the server kept for an earlier one is lost.
     """
@@ -98,9 +103,12 @@ class Link:
         self.diary: Diary | None = None
         self.own_log = False
         self.sessions = 1
+        self.missing: tuple[str, ...] = ()
+        self.waits_for: Callable[[tuple[str, ...]], None] = lambda _missing: None
         self._early: deque[Message] = deque()
         self._noted: SecureSplitError | None = None
         self._begin: RoundBegin | None = None
+        self._keeps = -1
         self._widths: tuple[int, int | None] | None = None
         self.tls_version = str(getattr(pipe, "tls_version", "memory"))
 
@@ -129,6 +137,11 @@ class Link:
         self._widths = (width, code_width)
         self._session.narrow(width, code_width)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the session stands, as far as this end knows."""
+        return self._session.state is State.OPEN
+
     def reconnect(self, lost: ConnectionFailed, *, within: float) -> None:
         """Open a fresh session in the place of one that broke. What was on its way is lost; the caller sends it again.
 
@@ -140,7 +153,7 @@ class Link:
             ConnectionFailed: ``lost``; or why the server refuses this client for good, at once.
             RemoteProtocolError: SS-4023 when the server came back with another job, model or policy.
         """
-        if self.redial is None or lost.code in _FINAL:
+        if self.redial is None or lost.code in FINAL:
             raise lost
         self._pipe.close()
         deadline, pause = time.monotonic() + within, 0.1
@@ -149,7 +162,7 @@ class Link:
                 fresh = self.redial(max(deadline - time.monotonic(), _SHORTEST))
                 break
             except ConnectionFailed as error:
-                if error.code in _FINAL:
+                if error.code in FINAL:
                     raise
                 if time.monotonic() + pause > deadline:
                     raise lost from None
@@ -159,6 +172,7 @@ class Link:
             fresh.close()
             what = "the server came back with another job, model or policy"
             raise RemoteProtocolError("SS-4023", what, hint="Start anew.")
+        self.missing = ()
         self._pipe, self._session, self._early = fresh._pipe, fresh._session, fresh._early  # noqa: SLF001 - another object of this class
         self.sessions += 1
         if self._widths is not None:
@@ -285,7 +299,19 @@ class Link:
         return self._early.popleft() if self._early else self._receive(within)
 
     def _receive(self, within: float | None) -> Message:
-        data = self._pipe.receive(self._patience if within is None else within)
+        wait = self._patience if within is None else within
+        until = time.monotonic() + wait
+        while isinstance(message := self._one(wait), RoundStatus):
+            wait = max(until - time.monotonic(), 0.0)
+            self.missing = message.missing
+            if message.closed and message.round == self._keeps:
+                return message
+            if not message.closed:
+                self.waits_for(message.missing)
+        return message
+
+    def _one(self, within: float) -> Message:
+        data = self._pipe.receive(within)
         self.bytes_down += len(data)
         try:
             message = self._session.receive(data)
@@ -301,6 +327,26 @@ class Link:
             self._note(refusal)
             raise refusal
         return message
+
+    def kept(self, number: int, run: bytes, clients: tuple[str, ...]) -> RoundBegin | None:
+        """A round's sum is safe here; wait until all others have it, too.
+
+        Returns:
+            The beginning of one more run of the round, by which another client is to get its sum; None when the round is closed.
+        """
+        self._keeps = number
+        try:
+            self.tell(RoundKept(round=number, run=run, clients=clients))
+            while isinstance(message := self.next(), Secagg):  # Of a run that this client is not in any more.
+                continue
+        finally:
+            self._keeps = -1
+        if isinstance(message, RoundStatus):
+            return None
+        self._begin = self._of(RoundBegin, message)
+        if self._begin.round != number:
+            raise RemoteProtocolError("SS-4018", "the server began another round than the one that was summed")
+        return self._begin
 
     def secagg(self) -> Secagg:
         """Wait for the next message of a secure sum. Its beginning may be told twice to one who lost a connection."""

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from securesplit.admit import floors_of, round_config, weight_cap
-from securesplit.aggregate.answered import AnswerLog
+from securesplit.aggregate.answered import Answer, AnswerLog
 from securesplit.aggregate.client import ClientRound
 from securesplit.aggregate.config import RoundConfig
-from securesplit.aggregate.fixedpoint import Aggregate, Words
+from securesplit.aggregate.fixedpoint import Aggregate, Words, vector_digest
 from securesplit.aggregate.record import encode_record, record_name
 from securesplit.aggregate.roster import Verify
 from securesplit.aggregate.wire import ADVERTISE, Outgoing
+from securesplit.client.attempts import Attempts
 from securesplit.client.link import Link
-from securesplit.errors import ConnectionFailed, LocalProtocolError, SecureSplitError
+from securesplit.errors import AggregationAborted, ConnectionFailed, LocalProtocolError, SecureSplitError
 from securesplit.pki.certificate import verify_signature
 from securesplit.pki.files import write_atomically
 from securesplit.pki.store import KeyFolder
@@ -30,6 +32,21 @@ RECONNECTS = 20
 """How often, in one round."""
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What of a sum must be on disk, beside what follows from it, before a client says that it keeps it.
+
+    Attributes:
+        run: name of the run that gave it, 16 bytes.
+        clients: names of the clients in it.
+        words: SHA-256 of the opened words, by which one more run of the same round is compared.
+    """
+
+    run: bytes
+    clients: tuple[str, ...]
+    words: bytes
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Opened:
     """What a secure sum gave this client.
@@ -38,11 +55,60 @@ class Opened:
         aggregate: the opened sum.
         heard: see :class:`ClientRound`.
         contribution: this client's own quantised part of it, for checks on this site.
+        run: name of the run that gave it.
     """
 
     aggregate: Aggregate = field(repr=False)
     heard: bytes
     contribution: Words = field(repr=False)
+    run: bytes = b""
+
+    @property
+    def kept(self) -> Kept:
+        """What to put on disk for :func:`close_sum`."""
+        return Kept(self.run, self.aggregate.survivors, vector_digest(self.aggregate.ring_sum))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Brought:
+    """What a client brings into a round: the same at every attempt, when others need the sum once more, and after a restart.
+
+    Attributes:
+        folder: signs for this client and verifies the others.
+        policy: gives the floors.
+        update: (d,), from the gate.
+        weight: number of records behind it; capped at 255, or at 1 where every update counts once.
+        number: the round.
+        frozen: digest of what all clients must hold alike.
+        answers: remembers on disk which rounds were answered.
+        alike: digest of what all clients must hold alike and the server must not learn.
+        origin: names what the update starts from, so that it enters sums over one set of clients only.
+        records: directory for the round's record, which ``securesplit aggregate verify`` reads; None for none.
+    """
+
+    folder: KeyFolder = field(repr=False)
+    policy: Policy
+    update: ReleasedUpdate = field(repr=False)
+    weight: int
+    number: int
+    frozen: str
+    answers: AnswerLog = field(repr=False)
+    origin: bytes
+    alike: bytes = b""
+    records: Path | None = None
+
+    def pinned(self, *, tried_again: bool) -> bytes:
+        """Names the update to :class:`AnswerLog`, so that it enters sums over one set of clients only; empty when it may not care.
+
+        An update with noise of its own is drawn, and paid, once, and then enters as many runs as it takes. Where its noise is
+        a part of the sum's, two sums that differ by one client show that client's update with that part alone. So what was
+        released is named by its own bytes; and a round that is tried again has one sum at most, whatever its updates are.
+        """
+        if not self.update.noised:
+            return self.origin
+        if self.update.honest == 1 and not tried_again:
+            return b""
+        return hashlib.sha256(b"securesplit.released.v1|" + self.update.vector.astype("<f8").tobytes()).digest()
 
 
 def secure_sum(
@@ -61,28 +127,61 @@ def secure_sum(
 ) -> Opened:
     """Take part in one round. A connection that breaks on the way is made anew, and what was said last is said again.
 
+    In a job with ``sums.attempts`` a run that is lost with a connection, a client or the server is tried again, with the same
+    update under fresh keys; :func:`close_sum` ends such a round, once the sum is on disk.
+
     Args:
         link: an open session.
-        folder: signs for this client and verifies the others.
-        policy: gives the floors.
-        update: (d,), from the gate.
-        weight: number of records behind it; capped at 255, or at 1 where every update counts once.
-        number: the round.
-        frozen: digest of what all clients must hold alike.
-        answers: remembers on disk which rounds were answered.
-        alike: digest of what all clients must hold alike and the server must not learn.
-        origin: names what the update starts from, so that it enters sums over one set of clients only.
-        records: directory for the round's record, which ``securesplit aggregate verify`` reads; None for none.
+        folder, policy, update, weight, number, frozen, answers, origin, alike, records: see :class:`Brought`.
 
     Returns:
         The opened sum, and this client's part of it.
 
     Raises:
-        AggregationAborted: SS-60xx; no partial sum is returned.
+        AggregationAborted: SS-60xx; no partial sum is returned. SS-6031 when all attempts were lost, naming who was missing.
     """
-    dim, line = len(update.vector), _Line(link)
-    run = line.ready(number, dim=dim, frozen=frozen, step=update.step)
-    config = round_config(link.job, model=link.model, run=run, number=number, dim=dim, frozen=frozen, step=update.step)
+    brought = Brought(folder, policy, update, weight, number, frozen, answers, origin, alike, records)
+    return Attempts(link, number).run(lambda: _attempt(link, brought))
+
+
+def close_sum(link: Link, brought: Brought, kept: Kept) -> None:
+    """End a round whose sum is on this client's disk: wait until every client of the sum has it, and help those who lack it.
+
+    A client that was killed before it had put the sum on disk begins the round again. Those who keep it give the same update
+    once more, over the same clients, and compare. In a job without ``sums.attempts`` nothing is said and nobody waited for.
+
+    Args:
+        link: an open session; after a restart it is another than the sum's.
+        brought: what entered the round, byte for byte.
+        kept: of the sum.
+
+    Raises:
+        AggregationAborted: SS-6031 when all attempts were lost; SS-6032 when the sum came out otherwise than before. What is
+            on disk is good all the same, and this may be called again.
+    """
+    if link.job.sums.attempts is None:
+        return
+    attempts = Attempts(link, brought.number)
+    while (begun := attempts.run(lambda: link.kept(brought.number, kept.run, kept.clients))) is not None:
+        run = begun.run
+        with attempts.spared():
+            again = _attempt(link, brought, begun=run, only=kept.clients)
+            if vector_digest(again.aggregate.ring_sum) != kept.words:
+                raise AggregationAborted(
+                    "SS-6032",
+                    "the same updates were summed once more and gave another sum",
+                    hint="The server altered one of the two, or a client did not give the same update again.",
+                )
+            attempts.fresh()
+
+
+def _attempt(link: Link, brought: Brought, *, begun: bytes = b"", only: tuple[str, ...] = ()) -> Opened:
+    """One run of a round; ``begun`` is its name if it has begun, ``only`` the clients that it must be over."""
+    b, step, line = brought, brought.update.step, _Line(link)
+    dim, number = len(b.update.vector), b.number
+    run = begun or line.ready(number, dim=dim, frozen=b.frozen, step=step)
+    config = round_config(link.job, model=link.model, run=run, number=number, dim=dim, frozen=b.frozen, step=step)
+    pinned = b.pinned(tried_again=link.job.sums.attempts is not None)
     with ExitStack() as stack:
         stack.enter_context(_logged(link, number, run))
         worker = None
@@ -91,22 +190,39 @@ def secure_sum(
 
             worker = stack.enter_context(HeWorker())
         party = ClientRound(
-            config, link.name, folder.cert_der, sign=folder.sign, verify=verifier(folder), floors=floors_of(policy, honest=update.honest),
-            persist=answers, noised=update.noised, alike=alike, origin=origin, worker=worker,
+            config, link.name, b.folder.cert_der, sign=b.folder.sign, verify=verifier(b.folder),
+            floors=floors_of(b.policy, honest=b.update.honest), persist=_answering(b.answers, only), noised=not pinned and b.update.noised,
+            alike=b.alike, origin=pinned, worker=worker,
         )  # fmt: skip
         try:
-            _give(line, config, party, update, min(max(weight, 1), weight_cap(link.job, update.step)))
+            _give(line, config, party, b.update, min(max(b.weight, 1), weight_cap(link.job, step)))
             _run(line, config, party)
         except SecureSplitError as error:
             party.abort(error.code)  # Nothing is sent by that; a lost connection leaves a record with its code, too.
+            link.missing = party.absent or link.missing
             raise
         finally:  # Of a round that was given up too: it may show who is to blame.
-            if records is not None:
+            if b.records is not None:
                 record = encode_record(party.record(int(time.time())))
-                write_atomically(records / record_name(config), record, mode=0o600)
+                write_atomically(b.records / record_name(config), record, mode=0o600)
     assert party.result is not None
     assert party.contribution is not None
-    return Opened(party.result, party.heard, party.contribution)
+    return Opened(party.result, party.heard, party.contribution, run)
+
+
+def _answering(answers: AnswerLog, only: tuple[str, ...]) -> Callable[[Answer], None]:
+    """Makes an answer durable; in a run by which others are to get a sum, for no other clients than those of the sum."""
+
+    def persist(answer: Answer) -> None:
+        if only and set(answer.survivors) != set(only):
+            raise AggregationAborted(
+                "SS-6034",
+                "a sum that is to be made once more would be over other clients than before",
+                hint="It is tried again when all of them are here.",
+            )
+        answers(answer)
+
+    return persist
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from securesplit.aggregate.answered import AnswerLog
 from securesplit.aggregate.fixedpoint import Words
 from securesplit.client.client import Client
 from securesplit.client.plausible import require_plausible
-from securesplit.client.rounds import secure_sum
+from securesplit.client.rounds import Brought, close_sum, secure_sum
 from securesplit.client.sharing import learns_in, to_share, turn_in, what_was_shared
 from securesplit.data.batches import Batch
 from securesplit.errors import LocalProtocolError
@@ -119,6 +120,7 @@ class Trainer:
         self._steps = 0
         self._heard = b""
         self._kept: torch.optim.AdamW | None = None
+        self._close: Callable[[], None] = lambda: None  # Ends the last round, once what it gave is safe.
 
     def run(self) -> Trained:
         """All rounds of the job."""
@@ -131,6 +133,7 @@ class Trainer:
         for number in range(rounds):
             if self._client.job.mode.summed:
                 records.append(self._round(number))
+                self._close()
             else:
                 self._by_itself(number)
             self._client.keep_anchor()
@@ -167,7 +170,9 @@ class Trainer:
         hands_over = client.job.mode.mode == "sequential"
         weight = 1 if client.regime == "round" or hands_over else sum(len(batch.records) for batch in self._batches)
         assert client.link.folder is not None
-        self._progress(f"round {number + 1}: secure sum, waits for the roster", 0, 1, None)
+        what = f"round {number + 1}: secure sum, waits for"
+        self._progress(f"{what} the roster", 0, 1, None)
+        client.link.waits_for = lambda missing: self._progress(f"{what} {', '.join(missing)}", 0, 1, None)
         summed = secure_sum(
             client.link,
             client.link.folder,
@@ -181,6 +186,9 @@ class Trainer:
             origin=origin,
             records=self._records,
         )
+        if client.job.sums.attempts is not None:
+            folder, held = client.link.folder, (weight, number, frozen, self._answers, origin, alike, self._records)
+            self._close = partial(close_sum, client.link, Brought(folder, client.policy, update, *held), summed.kept)
         opened, contribution, self._heard = summed.aggregate, summed.contribution, summed.heard
         # Where one hands over and the others add zeros, the update is the whole sum.
         shared = opened.mean * opened.total_weight if hands_over else opened.mean

@@ -14,6 +14,8 @@ buckets), timing, order.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -292,6 +294,37 @@ class Gate:
     def _bare(self, update: npt.NDArray[np.float64], *, noised: bool) -> ReleasedUpdate:
         self._witness(told("update", [update.tobytes()], 1, noised=noised))
         return ReleasedUpdate(vector=update, noised=noised, mint=_MINT)
+
+    def receipt(self, update: ReleasedUpdate) -> str:
+        """Proof, for this site alone, that a gate under this policy released this very update: HMAC-SHA256 in hex.
+
+        With it the update can be kept on disk until its round is closed, and given to the same sum again after a crash.
+        """
+        about = f"securesplit.update.v1|{self._digest}|{update.noised}|{update.honest}|{update.step!r}|"
+        said = about.encode() + update.vector.astype("<f8").tobytes()
+        return hashlib.sha256(said).hexdigest() if self._ledger is None else self._ledger.key(said)
+
+    def recall_update(
+        self, vector: npt.NDArray[np.float64], *, noised: bool, honest: int, step: float, receipt: str
+    ) -> ReleasedUpdate:
+        """An update that was released, and charged, before a crash. Nothing is drawn and nothing is charged.
+
+        Args:
+            vector, noised, honest, step: of the :class:`ReleasedUpdate`.
+            receipt: of :meth:`receipt`.
+
+        Raises:
+            PolicyDenied: SS-2011 when no gate of this site released that under this policy.
+        """
+        update = ReleasedUpdate(vector=vector, noised=noised, honest=honest, step=step, mint=_MINT)
+        if not hmac.compare_digest(self.receipt(update), receipt):
+            raise PolicyDenied(
+                "SS-2011",
+                "an update on disk is not one that this site released under this policy",
+                hint="Its file was changed, or belongs to another site or policy. Begin the round anew.",
+            )
+        self._witness(told("update", [update.vector.tobytes()], 1, noised=noised))
+        return update
 
     def reserve_for_peers(self) -> None:
         """Charge, once per roster, what the other clients may generate with a C that learnt from this site's records.

@@ -110,6 +110,10 @@ class Sums(BaseModel):
         clip: largest absolute value of one coordinate of an update.
         blind: whether the sum is hidden from the server too.
         stage_seconds: how long the server waits for each stage of a round before it goes on without the missing ones.
+        attempts: how often a round is tried that is lost with a connection, a client or the server; absent: once, and what
+            is lost then ends the run.
+        quorum: fewest clients that a round goes on with; absent: the larger of ``threshold`` and ``min_clients``. The size
+            of the roster: sums are over everybody or not made.
         reconnect_seconds: how long a client whose connection broke may take to come back; 10 when absent.
         colluders: how many clients may side with the server without another's update being opened; absent: one in five, or
             as many as the threshold allows.
@@ -127,6 +131,8 @@ class Sums(BaseModel):
     blind: bool
     stage_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
     reconnect_seconds: Annotated[float | None, Field(gt=0, le=3600)] = None
+    attempts: Annotated[int | None, Field(ge=2, le=1000)] = None
+    quorum: Annotated[int | None, Field(ge=3, le=256)] = None
     colluders: Annotated[int | None, Field(ge=0, le=256)] = None
     ring_bits: Literal[32, 64] | None = None
     backend: Literal["masks", "bfv", "ckks"] | None = None
@@ -144,6 +150,20 @@ class Sums(BaseModel):
     def patience(self) -> float:
         """How long a client whose connection broke may take to come back, in seconds."""
         return self.reconnect_seconds or 10.0
+
+    @property
+    def fewest(self) -> int:
+        """The quorum: fewest clients that a round goes on with."""
+        return max(self.threshold, self.min_clients, self.quorum or 0)
+
+    @model_validator(mode="after")
+    def _quorum(self) -> Sums:
+        if self.quorum is not None and not max(self.threshold, self.min_clients) <= self.quorum <= len(self.roster):
+            raise ValueError(
+                f"quorum {self.quorum}: it must lie between {max(self.threshold, self.min_clients)}, the larger of threshold "
+                f"and min_clients, and the roster of {len(self.roster)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _encryption(self) -> Sums:

@@ -29,7 +29,9 @@ __all__ = [
     "KeepAnchor",
     "Message",
     "RoundBegin",
+    "RoundKept",
     "RoundReady",
+    "RoundStatus",
     "Seal",
     "Secagg",
     "Welcome",
@@ -51,6 +53,7 @@ SessionId = Annotated[bytes, Field(min_length=16, max_length=16)]
 Signature = Annotated[bytes, Field(min_length=8, max_length=1024)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Code = Annotated[str, Field(pattern=r"^SS-[0-9]{4}$")]
+Name = Annotated[str, Field(min_length=1, max_length=128)]
 Sealed = Annotated[bytes, Field(max_length=256, repr=False)]
 
 
@@ -265,6 +268,36 @@ class RoundBegin(Message):
     run: SessionId
 
 
+class RoundKept(Message):
+    """C->S: the sum of this round is on this client's disk; it needs the others' help no more, and may be asked for its own.
+
+    Attributes:
+        round: its number.
+        run: name of the run that the client has the sum of.
+        clients: names of the clients in the sum, so that a server that was restarted learns who may lack it still.
+    """
+
+    KIND = 17
+    round: Round
+    run: SessionId
+    clients: Annotated[tuple[Name, ...], Field(min_length=1, max_length=256)]
+
+
+class RoundStatus(Message):
+    """S->C: how a round stands that this client waits in: whether it is closed, and who is waited for.
+
+    Attributes:
+        round: its number.
+        closed: whether nobody will need help with it any more.
+        missing: names from the roster, for people to read; empty when nobody is missing.
+    """
+
+    KIND = 18
+    round: Round
+    closed: bool
+    missing: Annotated[tuple[Name, ...], Field(max_length=256)] = ()
+
+
 class Secagg(Message):
     """Both ways: one message of a secure-aggregation round (docs/protocol.md, SSA-1).
 
@@ -332,5 +365,7 @@ MESSAGES: dict[int, type[Message]] = {
         KeepAnchor,
         Seal,
         Declined,
+        RoundKept,
+        RoundStatus,
     )
 }

@@ -27,7 +27,9 @@ from securesplit.protocol.messages import (
     KeepAnchor,
     Message,
     RoundBegin,
+    RoundKept,
     RoundReady,
+    RoundStatus,
     Seal,
     Secagg,
     Welcome,
@@ -51,11 +53,12 @@ _ENDINGS: _Row = {Failure: State.CLOSED, Bye: State.CLOSED}
 
 _OPEN = State.OPEN
 _FROM_CLIENT: _Row = {
-    Forward: _OPEN, Backward: _OPEN, DropCache: _OPEN, KeepAnchor: _OPEN, RoundReady: _OPEN, Secagg: _OPEN, Seal: _OPEN,
-    **_ENDINGS,
+    Forward: _OPEN, Backward: _OPEN, DropCache: _OPEN, KeepAnchor: _OPEN, RoundReady: _OPEN, RoundKept: _OPEN, Secagg: _OPEN,
+    Seal: _OPEN, **_ENDINGS,
 }  # fmt: skip
 _FROM_SERVER: _Row = {
-    Hidden: _OPEN, Declined: _OPEN, Gradient: _OPEN, RoundBegin: _OPEN, Secagg: _OPEN, Seal: _OPEN, **_ENDINGS,
+    Hidden: _OPEN, Declined: _OPEN, Gradient: _OPEN, RoundBegin: _OPEN, RoundStatus: _OPEN, Secagg: _OPEN, Seal: _OPEN,
+    **_ENDINGS,
 }  # fmt: skip
 
 TRANSITIONS: dict[State, dict[Role, dict[type[Message], State]]] = {

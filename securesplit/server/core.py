@@ -27,6 +27,7 @@ from securesplit.protocol.messages import (
     Hello,
     KeepAnchor,
     Message,
+    RoundKept,
     RoundReady,
     Seal,
     Secagg,
@@ -287,14 +288,12 @@ class ServerCore:
             case KeepAnchor():
                 self._served(connection, peer, message)
                 return [self._work.keep(connection, peer.certificate, message)]
-            case RoundReady():
+            case RoundReady() | RoundKept() | Secagg():
                 self._sums_at[peer.name] = connection
                 # A mean that this makes due comes first: whoever has the sum may evaluate at once.
-                due = self._due(self._course.rests(peer.name, self._now))
-                return [*due, Work(connection, lambda: Told(self.sums.ready(peer.name, message, self._now)))]
-            case Secagg():
-                self._sums_at[peer.name] = connection
-                return [Work(connection, lambda: Told(self.sums.receive(peer.name, message, self._now)))]
+                rests = isinstance(message, RoundReady)
+                due = self._due(self._course.rests(peer.name, self._now)) if rests else []
+                return [*due, Work(connection, lambda: Told(self._summed(peer.name, message)))]
             case Bye() | Failure():
                 others = any(c.name == peer.name for number, c in self._connections.items() if number != connection)
                 left = [] if others else self._due(self._course.leaves(peer.name, self._now))
@@ -307,6 +306,15 @@ class ServerCore:
                 return []
             case _:
                 raise RemoteProtocolError("SS-4010", "a client may not send this")
+
+    def _summed(self, name: str, message: RoundReady | RoundKept | Secagg) -> list[Outbound]:
+        match message:
+            case RoundReady():
+                return self.sums.ready(name, message, self._now)
+            case RoundKept():
+                return self.sums.kept(name, message, self._now)
+            case _:
+                return self.sums.receive(name, message, self._now)
 
     def _offer(self, connection: int, peer: Connection) -> list[Action]:
         if found := breaches(self._policy, self.job):

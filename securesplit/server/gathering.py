@@ -47,6 +47,22 @@ class Gathering:
         if known is None or known[0] != message:
             self._ready[name] = message, now
 
+    @property
+    def rounds(self) -> dict[str, int]:
+        """Who waits, and for which round."""
+        return {name: message.round for name, (message, _) in self._ready.items()}
+
+    def wanting(self, number: int) -> tuple[str, ...]:
+        """Who waits for this round, and says the same as most of them."""
+        wanted = {name: message for name, (message, _) in self._ready.items() if message.round == number}
+        groups = [tuple(n for n, m in wanted.items() if m == message) for message in set(wanted.values())]
+        return max(groups, key=len, default=())
+
+    def pick(self, names: tuple[str, ...]) -> RoundReady:
+        """Take these out, who say the same; what they say."""
+        *_, (message, _since) = (self._ready.pop(name) for name in names)
+        return message
+
     def drop(self, name: str) -> None:
         """A client is gone, and does not wait any more."""
         self._ready.pop(name, None)

@@ -38,6 +38,7 @@ from securesplit.protocol.messages import RoundReady
 from securesplit.protocol.offer import require_short
 from securesplit.server.anchors import KeptAnchors
 from securesplit.server.core import ServerCore
+from securesplit.server.endings import ClosedRuns
 from securesplit.server.engine import Engine
 from securesplit.server.recording import SumRecords
 from securesplit.server.rounds import RoundRecords
@@ -88,6 +89,7 @@ def build_core(
     limits: Limits | None = None,
     note: Callable[[Event], None] = lambda _event: None,
     checkpoints: Checkpoints | None = None,
+    closed: ClosedRuns | None = None,
 ) -> ServerCore:
     """The server's core, without a network.
 
@@ -103,6 +105,7 @@ def build_core(
         seen: keeps what this server sees of each sum, as a part of its recording.
         limits: what each client may use, and how much memory generation may.
         note: writes a row of the audit log.
+        closed: the rounds that are over, for jobs with ``sums.attempts``; in memory alone when absent.
 
     Raises:
         InputError: SS-1431 when the job names another code, or none.
@@ -133,9 +136,10 @@ def build_core(
 
     wait = job.sums.stage_seconds
     sums = Sums(
-        roster=job.sums.roster, quorum=max(job.sums.min_clients, job.sums.threshold), config_of=config_of,
+        roster=job.sums.roster, quorum=job.sums.fewest, config_of=config_of,
         patience=Patience(stage=wait, gather=10 * wait, reconnect=job.sums.patience),
         randomness=os.urandom, worker=worker, verify=_signed, keep=keep,
+        closed=None if job.sums.attempts is None else closed or ClosedRuns(),
     )  # fmt: skip
     return ServerCore(
         job,
@@ -220,10 +224,11 @@ def serve(
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
     records = None if out is None else RoundRecords(tls.folder, out)
     anchors = KeptAnchors(tls.folder.path / "anchors")
+    closed = ClosedRuns(tls.folder.path / "closed-rounds.json")
     seen = None if record is None else SumRecords(record, directory, job)
     core = build_core(
         job, policy, middle, digest, known, anchors, worker=worker, records=records, seen=seen, limits=limits,
-        note=record_of.require, checkpoints=Checkpoints(journal, verify_signature),
+        note=record_of.require, checkpoints=Checkpoints(journal, verify_signature), closed=closed,
     )  # fmt: skip
     if record is not None:
         _write_public(record, job, policy, digest)

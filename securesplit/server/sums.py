@@ -8,8 +8,8 @@ what else is called meanwhile returns at once.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from securesplit.aggregate import wire
@@ -19,9 +19,12 @@ from securesplit.aggregate.roster import Verify
 from securesplit.aggregate.server import ServerResult, ServerRound
 from securesplit.aggregate.wire import Delivery
 from securesplit.errors import AggregationAborted, InputError, RemoteProtocolError, SecureSplitError
-from securesplit.protocol.messages import Failure, Message, RoundBegin, RoundReady, Secagg
+from securesplit.protocol.messages import Failure, Message, RoundBegin, RoundKept, RoundReady, RoundStatus, Secagg
 from securesplit.protocol.words import vector_of, words_blob
+from securesplit.server.endings import ClosedRuns, Ending
 from securesplit.server.gathering import Gathering
+from securesplit.server.news import News
+from securesplit.server.presence import Presence
 
 ConfigOf = Callable[[bytes, RoundReady], RoundConfig]
 """(run, what the clients are ready for) -> the round's parameters, from the job and the model that the server holds."""
@@ -62,6 +65,8 @@ class Sums:
         worker: adds ciphertexts, in jobs with homomorphic encryption.
         verify: checks what clients sign; see :class:`ServerRound`.
         keep: told of every round that has ended.
+        closed: see :class:`Ending`; None in jobs without ``sums.attempts``, where a round that is lost ends the run and
+            nobody waits for its end.
 
     Attributes:
         finished: number of rounds that ended with a sum.
@@ -80,11 +85,16 @@ class Sums:
         worker: SumWorker | None = None,
         verify: Verify | None = None,
         keep: Callable[[ServerRound], None] = lambda _round: None,
+        closed: ClosedRuns | None = None,
     ) -> None:
         self.finished = 0
         self.aborted = 0
         self.last: ServerResult | None = None
         self._roster = roster
+        self._again = closed is not None
+        self._ending = Ending(closed or ClosedRuns(), quorum, patience.gather)
+        self._news = News()
+        self._left = False  # Whether somebody has gone whom those who wait should be told of.
         self._patience = patience
         self._config_of = config_of
         self._randomness = randomness
@@ -92,11 +102,8 @@ class Sums:
         self._verify = verify
         self._keep = keep
         self._lock = threading.Lock()
-        self._moves: deque[tuple[str, float | None]] = deque()
         self._gathering = Gathering(roster, quorum, patience.gather)
-        self._here: set[str] = set()
-        self._away: dict[str, float] = {}  # Whose connection is gone, and since when.
-        self._expected: set[str] = set()  # Who is away and waited for all the same, because all were gone since.
+        self._presence = Presence(self._gone)
         self._behind: set[str] = set()  # Whom the round goes on without.
         self._stage: tuple[int, float] = (0, 0.0)
         self._round: ServerRound | None = None
@@ -107,16 +114,20 @@ class Sums:
         """A client's local work is done. Said once more, as after a lost connection, it gets the same answer.
 
         A client that was left behind, or was killed and begins anew, may be ready for a later round while one is running;
-        its place in that one is given up then.
+        its place in that one is given up then. With ``closed`` so is the place of one that is ready for the running round
+        once more: it was killed, and its keys of that run are gone.
 
         Raises:
-            RemoteProtocolError: SS-6003 outside the roster; while a round is running, SS-6013 when it runs without this
-                client, SS-6005 for the same number with other facts or an earlier one.
+            RemoteProtocolError: SS-6003 outside the roster; SS-6033 when the round has its sum without this client; while a
+                round is running, SS-6013 when it runs without this client, SS-6005 for the same number with other facts or
+                an earlier one.
         """
         if name not in self._roster:
             raise RemoteProtocolError("SS-6003", "a client outside the roster wants to take part in a sum")
         with self._lock:
-            self._settle()
+            self._presence.settle()
+            self._ending.ready(name, message.round, now)
+            self._news.forget(name)
             if self._round is not None and self._begun is not None:
                 return self._meanwhile(name, message, self._round, *self._begun, now=now)
             self._gathering.add(name, message, now)
@@ -125,14 +136,44 @@ class Sums:
     def _meanwhile(
         self, name: str, message: RoundReady, running: ServerRound, ready: RoundReady, begin: RoundBegin, *, now: float
     ) -> list[Outbound]:
-        if message.round > ready.round:
+        begun = running.stage != wire.ADVERTISE or name not in running.waiting_for
+        if message.round > ready.round or (self._again and message == ready and begun):
             self._gathering.add(name, message, now)
             return self._leave(name, now)
         if message != ready:
             raise RemoteProtocolError("SS-6005", "a client is ready for a round while another one is running")
-        if running.stage != wire.ADVERTISE or name not in running.waiting_for:
+        if begun:
             raise RemoteProtocolError("SS-6013", "a client is ready for a round that runs without it")
         return [Outbound(name, begin)]
+
+    def kept(self, name: str, message: RoundKept, now: float) -> list[Outbound]:
+        """A client has a round's sum on its disk, and waits until all others have; it may be asked for help until then.
+
+        Raises:
+            RemoteProtocolError: SS-6003 outside the roster; SS-4051 for a sum without this client, of a round that has none,
+                or in a job without ``sums.attempts``.
+        """
+        if not self._again:
+            raise RemoteProtocolError("SS-4051", "a client keeps a sum in a job whose rounds are tried once")
+        if not {name, *message.clients} <= set(self._roster):
+            raise RemoteProtocolError("SS-6003", "a client keeps a sum over clients outside the roster")
+        with self._lock:
+            self._presence.settle()
+            self._news.forget(name)
+            running = message.round if self._round is None or self._begun is None else self._begun[0].round
+            if message.round > running:
+                raise RemoteProtocolError("SS-4051", "a client keeps the sum of a round that has none")
+            if self._ending.kept(name, message, now) or message.round < running:
+                return [Outbound(name, RoundStatus(round=message.round, closed=True))]
+            if self._round is None or self._begun is None:
+                for other, number in self._gathering.rounds.items():
+                    if number != message.round:  # It was ready before this server knew that this round has a sum.
+                        self._ending.ready(other, number, now)
+                return self._gather(now)
+            if self._round.stage == wire.ADVERTISE and name in self._round.waiting_for:
+                return [Outbound(name, self._begun[1])]
+            # It was killed inside of this run, or the run is over fewer clients than the sum that is there already.
+            return self._carry(self._round.abort("SS-6010"), now)
 
     def receive(self, name: str, message: Secagg, now: float) -> list[Outbound]:
         """One message of a running round; or of the last one, from a client that lost its connection and has no result.
@@ -141,7 +182,7 @@ class Sums:
             RemoteProtocolError: SS-60xx; the round stands as before. SS-6013 when it goes on without this client.
         """
         with self._lock:
-            self._settle()
+            self._presence.settle()
             running, farewell = self._round or self._past, message.stage == wire.ABORT
             if running is None or message.round != running.config.round:
                 if farewell:  # Of a round that is over already.
@@ -158,21 +199,26 @@ class Sums:
 
     def join(self, name: str) -> None:
         """A client is connected, for the first time or again. Returns at once."""
-        self._moves.append((name, None))
+        self._presence.join(name)
 
     def leave(self, name: str, now: float) -> None:
         """A client's connection is gone; it may come back for a while. Returns at once."""
-        self._moves.append((name, now))
+        self._presence.leave(name, now)
 
     def due(self, now: float) -> bool:
         """Whether :meth:`tick` would do anything. Returns at once, and changes nothing that others wait for."""
         if not self._lock.acquire(blocking=False):
             return False  # Somebody's vector is being added; the clock is looked at again soon.
         try:
-            self._settle()
+            self._presence.settle()
             if self._round is None:
-                return self._gathering.due(self._lost(now) - self._expected, now)
-            return bool(self._lost(now) - self._behind) or now - self._stage[1] > self._patience.stage
+                if self._left or self._ending.open:
+                    return self._left or self._ending.due(self._gathering, now)
+                return self._gathering.due(self._presence.given_up(now, self._patience.reconnect), now)
+            return (
+                bool(self._presence.lost(now, self._patience.reconnect) - self._behind)
+                or now - self._stage[1] > self._patience.stage
+            )
         finally:
             self._lock.release()
 
@@ -181,32 +227,20 @@ class Sums:
         if not self._lock.acquire(blocking=False):
             return []
         try:
-            self._settle()
+            self._presence.settle()
             return self._run_stage(now) if self._round is not None else self._gather(now)
         finally:
             self._lock.release()
 
-    def _settle(self) -> None:
-        """Take note of who has come and gone."""
-        while self._moves:
-            name, left = self._moves.popleft()
-            self._expected.discard(name)
-            if left is None:
-                self._away.pop(name, None)
-                self._here.add(name)
-                continue
-            self._away[name] = left
-            self._here.discard(name)
-            self._gathering.drop(name)
-            if not self._here:  # Who comes next begins anew, and so may the rest: the first must not leave them behind.
-                self._expected = set(self._away)
-
-    def _lost(self, now: float) -> set[str]:
-        return {name for name, left in self._away.items() if now - left > self._patience.reconnect}
+    def _gone(self, name: str) -> None:
+        self._gathering.drop(name)
+        self._ending.drop(name)
+        self._news.forget(name)
+        self._left = self._again
 
     def _run_stage(self, now: float) -> list[Outbound]:
         told: list[Outbound] = []
-        for name in sorted(self._lost(now) - self._behind):
+        for name in sorted(self._presence.lost(now, self._patience.reconnect) - self._behind):
             told += self._leave(name, now)
         if self._round is not None and now - self._stage[1] > self._patience.stage:
             told += self._carry(self._round.timeout(), now)
@@ -219,13 +253,39 @@ class Sums:
         return self._carry(self._round.leave(name), now)
 
     def _gather(self, now: float) -> list[Outbound]:
-        if not self._gathering.due(self._lost(now) - self._expected, now):
-            return []
+        if self._ending.open:
+            return self._end(now)
+        if not self._gathering.due(self._presence.given_up(now, self._patience.reconnect), now):
+            return self._status(set(self._roster) - set(self._gathering.rounds))
         group, enough = self._gathering.take()
         others = [Outbound(name, Failure(code="SS-6004")) for name in group.others]
         if not enough:
             return [*others, *self._give_up(group.names, "SS-6004" if others else "SS-6010")]
         return [*others, *self._begin(group.message, group.names, now)]
+
+    def _end(self, now: float) -> list[Outbound]:
+        """A round has its sum: make it once more for those who lack it, and close it when nobody does."""
+        move = self._ending.move(self._gathering, now)
+        told = self._status(move.missing)
+        if move.again:
+            ready = self._gathering.pick(move.again)
+            return [*told, *self._begin(ready, self._ending.again(), now)]
+        if move.refused:
+            self._ending.refuse(self._gathering, now)
+            told += self._give_up(move.refused, move.code)
+        if not move.closes:
+            return told
+        status = RoundStatus(round=self._ending.number, closed=True, missing=self._ending.missing)
+        told += [Outbound(name, status) for name in self._ending.close()]
+        return told if status.missing else [*told, *self._gather(now)]
+
+    def _status(self, missing: AbstractSet[str]) -> list[Outbound]:
+        """Those who wait are told for whom, in jobs whose rounds are tried again."""
+        self._left = False
+        if not self._again:
+            return []
+        waits = self._gathering.rounds | dict.fromkeys(self._ending.waiting, self._ending.number)
+        return [Outbound(*news) for news in self._news.of(waits, missing)]
 
     def _begin(self, ready: RoundReady, present: tuple[str, ...], now: float) -> list[Outbound]:
         run = self._randomness(16)
@@ -253,6 +313,7 @@ class Sums:
         running, begun = self._round, self._begun
         assert running is not None
         assert begun is not None
+        told: list[Outbound] = []
         if running.stage != self._stage[0]:
             self._stage = (running.stage, now)
         if running.finished:
@@ -261,9 +322,18 @@ class Sums:
             self._keep(running)
             if running.result is not None:
                 self.finished, self.last = self.finished + 1, running.result
+                if self._again:
+                    told += self._summed(begun[1], running.result.survivors, now)
             else:
                 self.aborted += 1
-        return [self._outbound(begun[1].round, delivery) for delivery in deliveries]
+        return [*(self._outbound(begun[1].round, delivery) for delivery in deliveries), *told]
+
+    def _summed(self, begun: RoundBegin, clients: tuple[str, ...], now: float) -> list[Outbound]:
+        self._ending.summed(begun.round, begun.run, clients, now)
+        late = tuple(name for name in self._gathering.wanting(begun.round) if name not in self._ending.clients)
+        if late:  # Killed before it gave its update, and back before the others were through.
+            self._gathering.pick(late)
+        return [Outbound(name, Failure(code="SS-6033")) for name in late]
 
     @staticmethod
     def _outbound(number: int, delivery: Delivery) -> Outbound:

@@ -20,7 +20,9 @@ from securesplit.protocol.messages import (
     Hello,
     Hidden,
     RoundBegin,
+    RoundKept,
     RoundReady,
+    RoundStatus,
     Seal,
     Secagg,
     Welcome,
@@ -32,6 +34,7 @@ DIGEST = st.binary(min_size=32, max_size=32).map(bytes.hex)
 NONCE = st.binary(min_size=32, max_size=32)
 NAME = st.binary(min_size=16, max_size=16)
 SIGNATURE = st.binary(min_size=8, max_size=80)
+NAMES = st.lists(st.text(min_size=1, max_size=12), max_size=5).map(tuple)
 WIDTH = 3
 
 
@@ -83,6 +86,8 @@ MESSAGES_OF = {
     Declined: st.builds(Declined, step=STEP, code=st.integers(0, 9999).map(lambda n: f"SS-{n:04d}")),
     RoundReady: st.builds(RoundReady, round=SMALL, dim=st.integers(1, (1 << 28) - 1), frozen=DIGEST),
     RoundBegin: st.builds(RoundBegin, round=SMALL, run=NAME),
+    RoundKept: st.builds(RoundKept, round=SMALL, run=NAME, clients=NAMES.filter(bool)),
+    RoundStatus: st.builds(RoundStatus, round=SMALL, closed=st.booleans(), missing=NAMES),
     Secagg: st.builds(
         Secagg, round=SMALL, stage=st.integers(0, 15), body=st.binary(max_size=40),
         vector=st.integers(0, 6).flatmap(lambda n: blobs((n,), ("u32",))),

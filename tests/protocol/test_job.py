@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from securesplit.errors import InputError, RemoteProtocolError
 from securesplit.protocol.job import Job, load_job, parse_job
@@ -167,3 +168,33 @@ def test_the_error_says_how_to_get_naive_averaging(tmp_path):
     assert "inexact = true" in detail
     path.write_text(TEXT.replace("seed = 7", 'sharing = "naive"\ninexact = true\nseed = 7'))
     assert load_job(path).adapters.inexact
+
+
+def with_sums(**sums) -> Job:
+    fields = load_job(EXAMPLE).model_dump(exclude_none=True)
+    return Job.model_validate({**fields, "sums": {**fields["sums"], **sums}}, strict=False)
+
+
+def test_what_is_said_of_attempts_and_quorum_is_in_the_digest_and_what_is_not_said_is_not():
+    plain = load_job(EXAMPLE)
+    assert '"attempts"' not in plain.canonical()
+    assert '"quorum"' not in plain.canonical()
+    assert (plain.sums.attempts, plain.sums.fewest) == (None, 3)
+    said = with_sums(attempts=20, quorum=3)
+    assert '"attempts":20' in said.canonical()
+    assert said.digest != plain.digest
+    assert parse_job(said.canonical()) == said
+
+
+@pytest.mark.parametrize("sums", [{"quorum": 2}, {"quorum": 4}, {"attempts": 1}, {"attempts": 1001}, {"attempts": 2.5}])
+def test_a_quorum_outside_of_its_bounds_is_refused(sums):
+    with pytest.raises(ValidationError):
+        with_sums(**sums)
+
+
+def test_a_quorum_is_between_threshold_and_roster():
+    roster = tuple("abcdef")
+    with pytest.raises(ValidationError, match="between 5"):
+        with_sums(roster=roster, threshold=5, quorum=4)
+    assert with_sums(roster=roster, threshold=4, quorum=6).sums.fewest == 6
+    assert with_sums(roster=roster, threshold=4).sums.fewest == 4

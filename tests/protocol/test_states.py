@@ -20,7 +20,9 @@ from securesplit.protocol.messages import (
     Hidden,
     KeepAnchor,
     RoundBegin,
+    RoundKept,
     RoundReady,
+    RoundStatus,
     Seal,
     Secagg,
     Welcome,
@@ -39,8 +41,8 @@ ALLOWED = {
     ("new", "client"): {Hello, *ENDS}, ("new", "server"): ENDS,
     ("greeting", "client"): ENDS, ("greeting", "server"): {Welcome, *ENDS},
     ("offered", "client"): {Confirm, *ENDS}, ("offered", "server"): ENDS,
-    ("open", "client"): {Forward, Backward, DropCache, KeepAnchor, RoundReady, Secagg, Seal, *ENDS},
-    ("open", "server"): {Hidden, Declined, Gradient, RoundBegin, Secagg, Seal, *ENDS},
+    ("open", "client"): {Forward, Backward, DropCache, KeepAnchor, RoundReady, RoundKept, Secagg, Seal, *ENDS},
+    ("open", "server"): {Hidden, Declined, Gradient, RoundBegin, RoundStatus, Secagg, Seal, *ENDS},
     ("closed", "client"): set(), ("closed", "server"): set(),
 }  # fmt: skip
 FOLLOWS = {Hello: State.GREETING, Welcome: State.OFFERED, Confirm: State.OPEN, Failure: State.CLOSED, Bye: State.CLOSED}

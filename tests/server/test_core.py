@@ -431,7 +431,7 @@ def test_a_sums_messages_go_to_the_session_that_takes_part_and_to_no_other_of_it
     assert isinstance(decode(shell.sent[numbers[2]][-1], ANY), RoundBegin)
     assert not shell.sent.get(other)
     shell.run(core.disconnect(other))
-    assert all(left is None for _, left in core.sums._moves), (
+    assert all(left is None for _, left in core.sums._presence._moves), (
         "the session that takes part is still there: nobody is missed"
     )
     back = shell.open("carol")

@@ -11,8 +11,9 @@ from securesplit.aggregate.client import ClientRound
 from securesplit.aggregate.config import Floors
 from securesplit.errors import CheckFailed, RemoteProtocolError
 from securesplit.pki.certificate import verify_signature
-from securesplit.protocol.messages import Blob, Failure, RoundBegin, RoundReady, Secagg
+from securesplit.protocol.messages import Blob, Failure, RoundBegin, RoundKept, RoundReady, RoundStatus, Secagg
 from securesplit.protocol.words import vector_of, words_blob
+from securesplit.server.endings import ClosedRuns
 from securesplit.server.sums import Patience, Sums
 from tests.e2e.house import CLIENTS
 
@@ -217,7 +218,7 @@ def test_a_whole_round_ends_with_the_plain_sum(sums, house, job):
 
 def masked(sums, house, job):
     """A round until its first vectors are due."""
-    run, parties = gather(sums)[0].message.run, {}
+    run, parties = next(i.message.run for i in gather(sums) if isinstance(i.message, RoundBegin)), {}
     for name in CLIENTS:
         folder = house.folder(name)
         config = round_config(job, model="0" * 64, run=run, number=0, dim=DIM, frozen=FROZEN)
@@ -317,3 +318,101 @@ def test_when_all_were_gone_the_first_to_come_back_wait_for_the_rest(sums):
     assert sums.tick(51.0) == []
     sums.join("carol")
     assert [type(item.message) for item in sums.ready("carol", ready(), 52.0)] == [RoundBegin] * 3
+
+
+# ---- rounds that are tried again ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lasting(job):
+    def config_of(run, ready):
+        return round_config(job, model="0" * 64, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen)
+
+    return Sums(
+        roster=CLIENTS, quorum=2, patience=PATIENCE, config_of=config_of, randomness=Counter(), closed=ClosedRuns()
+    )
+
+
+def kept(number=0, clients=CLIENTS):
+    return RoundKept(round=number, run=bytes(16), clients=clients)
+
+
+def begun(told):
+    return {item.to for item in told if isinstance(item.message, RoundBegin)}
+
+
+def missing(told):
+    return {item.to: item.message.missing for item in told if isinstance(item.message, RoundStatus)}
+
+
+def test_who_waits_is_told_for_whom(lasting):
+    for name in CLIENTS:
+        lasting.join(name)
+    assert missing(lasting.ready("alice", ready(), 0.0)) == {"alice": ("bob", "carol")}
+    assert missing(lasting.ready("carol", ready(), 0.0)) == {"alice": ("bob",), "carol": ("bob",)}
+    assert not lasting.due(0.1)
+    lasting.leave("carol", 0.2)
+    assert lasting.due(0.3)
+    assert missing(lasting.tick(0.3)) == {"alice": ("bob", "carol")}
+    assert not lasting.due(0.4)
+
+
+def test_one_that_begins_a_running_round_anew_gives_up_its_place_and_waits_for_the_next_run(lasting, house, job):
+    parties = masked(lasting, house, job)
+    for name in ("alice", "carol"):
+        say(lasting, name, 0, parties[name].advertise())
+    assert lasting.ready("carol", ready(), 1.0) == [], "bob may still come"
+    told = say(lasting, "bob", 0, parties["bob"].advertise())
+    assert {item.to for item in told} == {"alice", "bob"}, (
+        "what carol said before counts, and nothing more is due to it"
+    )
+    told = [*told, *lasting.tick(10.0)]
+    assert {(item.to, item.message.stage) for item in told[2:]} == {("alice", wire.ABORT), ("bob", wire.ABORT)}
+    lasting.ready("alice", ready(), 11.0)
+    assert begun(lasting.ready("bob", ready(), 11.0)) == set(CLIENTS)
+
+
+def test_who_keeps_a_sum_that_cannot_be_is_refused(lasting, sums):
+    with pytest.raises(RemoteProtocolError, match="SS-4051"):
+        sums.kept("alice", kept(), 0.0)
+    for name, message, code in (
+        ("mallory", kept(), "SS-6003"), ("alice", kept(clients=("alice", "mallory")), "SS-6003"),
+        ("alice", kept(clients=("bob", "carol")), "SS-4051"),
+    ):  # fmt: skip
+        with pytest.raises(RemoteProtocolError, match=code):
+            lasting.kept(name, message, 0.0)
+    gather(lasting)
+    with pytest.raises(RemoteProtocolError, match="SS-4051"):
+        lasting.kept("alice", kept(5), 0.0)
+    gather(lasting, 1.0, number=1)
+    assert begun(lasting.tick(1.1)) == set(CLIENTS)
+    assert [item.message.closed for item in lasting.kept("alice", kept(0), 1.0)] == [True], "the others are further on"
+
+
+def test_after_a_restart_the_rest_gets_the_sum_from_those_who_keep_it(lasting):
+    """Alice has the sum of the server that was killed, bob and carol begin the round again."""
+    lasting.ready("bob", ready(4), 0.0)
+    lasting.ready("carol", ready(4), 0.0)
+    assert begun(lasting.kept("alice", kept(4), 1.0)) == set(CLIENTS)
+
+
+def test_those_who_are_further_on_are_not_waited_for(lasting):
+    """A server that lost its list: bob and carol wait for the next round already, and alice's last one has nobody left in it."""
+    for name in ("bob", "carol"):
+        lasting.ready(name, ready(1), 0.0)
+    told = [item for item in lasting.kept("alice", kept(0), 1.0) if isinstance(item.message, RoundStatus)]
+    assert (told[0].to, told[0].message.closed) == ("alice", True)
+    assert begun(lasting.ready("alice", ready(1), 2.0)) == set(CLIENTS)
+
+
+def test_a_run_over_fewer_than_those_of_a_sum_that_is_there_is_given_up(lasting):
+    for name in CLIENTS:
+        lasting.join(name)
+    lasting.leave("alice", 0.0)
+    lasting.ready("bob", ready(4), 0.5)
+    lasting.ready("carol", ready(4), 0.5)
+    assert begun(lasting.tick(2.0)) == {"bob", "carol"}
+    told = lasting.kept("alice", kept(4), 3.0)
+    assert {(item.to, item.message.stage) for item in told} == {("bob", wire.ABORT), ("carol", wire.ABORT)}
+    lasting.ready("bob", ready(4), 4.0)
+    assert begun(lasting.ready("carol", ready(4), 4.0)) == set(CLIENTS)

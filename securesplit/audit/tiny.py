@@ -62,7 +62,7 @@ class Letters:
     pad_token_id = _FILL
     eos_token_id = 1
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, **_: object) -> list[int]:
         """Ids of the letters."""
         return [2 + ord(letter) % (_VOCABULARY - 2) for letter in text]
 

@@ -7,6 +7,8 @@ import torch
 from securesplit.client.client import Client
 from securesplit.client.train import Progress
 from securesplit.data.batches import Batch
+from securesplit.learning import recipe_of
+from securesplit.model.descent import Descent
 from securesplit.model.lora import adapter_parameters, set_trainable_factor
 
 
@@ -24,18 +26,20 @@ def train_alone(
     for part in (client.front, client.back):
         set_trainable_factor(part, "both")
     parameters = [p for part in (client.front, client.back) for p in adapter_parameters(part)]
-    optimiser = torch.optim.AdamW(parameters, lr=client.job.optimiser.client_lr, weight_decay=0.0)
+    recipe, moves = recipe_of(client.job, "client"), 0
     schedule = client.job.schedule
     total, done, curve = schedule.rounds * schedule.epochs * len(batches), 0, [_evaluate(client, held_out)]
     for _ in range(schedule.rounds):
+        descent = Descent(parameters, recipe, moves=moves)
         for _ in range(schedule.epochs):
             for batch in batches:
                 loss = client.back(client.front(batch.tokens), batch.labels)
                 loss.backward()
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
+                descent.step()
                 done += 1
                 progress("client-only model", done, total, float(loss.detach()))
+        descent.finish()
+        moves = descent.moves
         curve.append(_evaluate(client, held_out))
     return tuple(curve)
 

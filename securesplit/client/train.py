@@ -35,6 +35,8 @@ from securesplit.client.rounds import secure_sum
 from securesplit.client.sharing import to_share, turn_of, what_was_shared
 from securesplit.data.batches import Batch
 from securesplit.errors import LocalProtocolError
+from securesplit.learning import recipe_of
+from securesplit.model.descent import Descent
 from securesplit.model.lora import Learned
 from securesplit.model.persample import per_sample
 from securesplit.model.sketch import Residual
@@ -112,7 +114,8 @@ class Trainer:
         self._held_out = held_out
         self._answers = answers
         self._progress = progress
-        self._steps = 0
+        self._steps = self._moves = 0
+        self._rate = 0.0
         self._heard = b""
 
     def run(self) -> Trained:
@@ -147,7 +150,7 @@ class Trainer:
             case _:
                 update, losses = self._local_steps(number, factor, start)
         client.train(None)
-        require_plausible(client, factor, start, before)
+        require_plausible(client, factor, start, before, rate=self._rate)
         weight = 1 if client.regime == "round" else sum(len(batch.records) for batch in self._batches)
         assert client.link.folder is not None
         self._progress(f"round {number + 1}: secure sum, waits for the roster", 0, 1, None)
@@ -182,13 +185,14 @@ class Trainer:
         self, number: int, factor: Learned, start: npt.NDArray[np.float32]
     ) -> tuple[ReleasedUpdate, list[float]]:
         """Plain steps, in regimes ``open`` and ``frozen``."""
-        client, optimiser = self._client, self._optimiser()
+        client, descent = self._client, self._descent()
         losses: list[float] = []
         for batch in self._passes():
             losses.append(client.step(batch))
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            descent.step()
             self._told(number, losses)
+        descent.finish()
+        self._ended(descent)
         moved = client.read(factor).astype(np.float64) - start
         return client.gate.release_update(to_share(moved, client, number)), losses
 
@@ -200,17 +204,18 @@ class Trainer:
         The optimiser's moments are functions of noised sums, and so is the difference at the end: both are free. The
         divisor is the number of rows that the server sees, never the number of units in them.
         """
-        client, optimiser = self._client, self._optimiser()
+        client, descent = self._client, self._descent()
         losses: list[float] = []
         for batch in self._passes():
             total = self._empty_sum()
             gradients, loss = self._gradients(batch)
             _Units(total, batch.records).add(gradients, batch.records)
             noised = client.gate.release_update(total)
-            self._descend(optimiser, noised.vector / len(batch.records))
+            self._descend(descent, noised.vector / len(batch.records))
             client.gate.moved(noised)
             losses.append(loss)
             self._told(number, losses)
+        self._ended(descent)
         return client.gate.release_update(client.read(factor).astype(np.float64) - start), losses
 
     def _record_gradients(self, number: int) -> tuple[ReleasedUpdate, list[float]]:
@@ -246,20 +251,25 @@ class Trainer:
     def _common_step(self, mean: npt.NDArray[np.float64], factor: Learned) -> None:
         """The same AdamW step at every client, on the same noised gradient: post-processing, free of charge."""
         self._client.train(factor)
-        self._descend(self._optimiser(), mean)
+        descent = self._descent()
+        self._descend(descent, mean)
+        self._ended(descent)
         self._client.train(None)
 
-    def _optimiser(self) -> torch.optim.AdamW:
-        return torch.optim.AdamW(self._client.parameters(), lr=self._client.job.optimiser.client_lr, weight_decay=0.0)
+    def _descent(self) -> Descent:
+        """An optimiser of this round's factor, without moments, where the schedule stands."""
+        return Descent(self._client.parameters(), recipe_of(self._client.job, "client"), moves=self._moves)
 
-    def _descend(self, optimiser: torch.optim.AdamW, gradient: npt.NDArray[np.float64]) -> None:
+    def _ended(self, descent: Descent) -> None:
+        self._moves, self._rate = descent.moves, descent.rate
+
+    def _descend(self, descent: Descent, gradient: npt.NDArray[np.float64]) -> None:
         """One step of the optimiser along this gradient, (d,), and no other."""
         parameters = self._client.parameters()
         pieces = torch.split(torch.from_numpy(gradient).float(), [parameter.numel() for parameter in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.grad = piece.reshape(parameter.shape).to(parameter.device)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        descent.step()
 
     def _passes(self) -> Iterable[Batch]:
         return (batch for _ in range(self._client.job.schedule.epochs) for batch in self._batches)

@@ -28,7 +28,8 @@ class Engine:
 
     Args:
         middle: B.
-        learning_rate: of AdamW on the adapters that require gradients.
+        learning_rate: of AdamW on the adapters that require gradients, where there is no recipe.
+        recipe: of that optimiser.
         cache_bytes: all decoding caches together; beyond it the connection that holds most loses its least recently used
             one. One connection may hold half of it.
         positions: most positions in one decoding cache; by default as many as the model was made for.
@@ -40,7 +41,8 @@ class Engine:
         self,
         middle: Middle,
         *,
-        learning_rate: float,
+        learning_rate: float | None = None,
+        recipe: Recipe | None = None,
         cache_bytes: int = 1 << 30,
         positions: int | None = None,
         code: CutCode | None = None,
@@ -52,7 +54,7 @@ class Engine:
         self._positions = positions or getattr(config, "max_position_embeddings", None) or _POSITIONS
         self._caches: OrderedDict[tuple[int, int], PartCache] = OrderedDict()
         self._evicted: set[tuple[int, int]] = set()
-        self.learner = Learner(middle, Recipe(learning_rate))
+        self.learner = Learner(middle, recipe or Recipe(learning_rate or 0.0))
 
     def forward(
         self, client: str, step: int, lengths: tuple[int, ...], hidden: Tensor, *, gain: float = 1.0, learn: bool

@@ -21,6 +21,7 @@ from securesplit.errors import InputError, PolicyDenied
 from securesplit.journal.checkpoint import Checkpoints
 from securesplit.journal.events import Event, Loaded, Round
 from securesplit.logged import open_journal, signer_of
+from securesplit.learning import recipe_of
 from securesplit.model.code import CutCode, read_code, refuse_other_code, save_code
 from securesplit.model.export import collect_adapters, save_part_adapters
 from securesplit.model.lora import add_adapters
@@ -110,7 +111,7 @@ def build_core(
     digest, width = (None, None) if job.code is None else (job.code.digest, job.code.width)
     refuse_other_code(code, digest=digest, width=width, model=model)
     add_adapters(middle, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed)
-    engine = Engine(middle, learning_rate=job.optimiser.server_lr, code=code)
+    engine = Engine(middle, recipe=recipe_of(job, "server"), code=code)
 
     def config_of(run: bytes, ready: RoundReady) -> RoundConfig:
         config = round_config(

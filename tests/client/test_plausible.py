@@ -225,9 +225,9 @@ def alone(monkeypatch):
     looks = []
     judge = train_module.require_plausible
 
-    def kept(client, factor, start, before):
+    def kept(client, factor, start, before, **options):
         looks.append((list(client.remote.witness.outputs), list(client.remote.witness.gradients)))
-        judge(client, factor, start, before)
+        judge(client, factor, start, before, **options)
 
     def one(link, folder, policy, update, **_):
         words = np.zeros(1, dtype=np.uint32)

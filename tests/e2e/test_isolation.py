@@ -149,7 +149,7 @@ class _Summed(Exception):
 @pytest.fixture
 def careless(monkeypatch):
     """The product without the floors."""
-    monkeypatch.setattr(train_module, "require_plausible", lambda *_: None)
+    monkeypatch.setattr(train_module, "require_plausible", lambda *_, **__: None)
 
 
 def shown(sites: dict[str, Site]) -> float:

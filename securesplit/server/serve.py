@@ -20,8 +20,8 @@ from securesplit.aggregate.server import ServerRound
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.journal.checkpoint import Checkpoints
 from securesplit.journal.events import Event, Loaded, Round
-from securesplit.logged import open_journal, signer_of
 from securesplit.learning import recipe_of
+from securesplit.logged import open_journal, signer_of
 from securesplit.model.code import CutCode, read_code, refuse_other_code, save_code
 from securesplit.model.export import collect_adapters, save_part_adapters
 from securesplit.model.lora import add_adapters

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
+import json
+from typing import Any, Literal
 
 from securesplit.model.descent import Recipe
+from securesplit.model.lora import Layout, add_adapters
+from securesplit.protocol.adapters import Adapters, PartName
 from securesplit.protocol.job import Job
 
-__all__ = ["recipe_of"]
+__all__ = ["recipe_of", "table_of", "tune"]
+
+
+def tune(model: Any, adapters: Adapters, part: PartName) -> Layout:
+    """Put what the job says of one part on it, or on an unsplit model that stands for it; see ``lora.add_adapters``.
+
+    Raises:
+        InputError: SS-1410 for targets that the part has not, SS-1411 where there are adapters already.
+    """
+    own = adapters.of(part)
+    return add_adapters(
+        model, own.rank, own.alpha, own.targets, seed=own.seed, core=own.sharing == "core" and part != "middle",
+        dropout=own.dropout, rslora=own.rslora, dora=own.dora,
+    )  # fmt: skip
+
+
+def table_of(job: Job) -> str:
+    """SHA-256 in hex of all that a job says of adapters; parts of one table fit together."""
+    table = job.adapters.model_dump(mode="json", exclude_none=True)
+    return hashlib.sha256(json.dumps(table, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def recipe_of(job: Job, side: Literal["client", "server"]) -> Recipe:
@@ -17,4 +40,5 @@ def recipe_of(job: Job, side: Literal["client", "server"]) -> Recipe:
     return Recipe(
         learning_rate=rate, weight_decay=said.weight_decay, betas=said.betas, schedule=said.schedule,
         warmup=said.warmup_of(span), span=span or 0, accumulate=said.accumulate, max_grad_norm=said.max_grad_norm,
+        seed=job.adapters.seed,
     )  # fmt: skip

@@ -21,14 +21,15 @@ from securesplit.client.sharing import alike_digest, frozen_digest
 from securesplit.client.step import cross, forward, step
 from securesplit.data.batches import Batch
 from securesplit.errors import InputError
+from securesplit.learning import tune
 from securesplit.model.code import CutCode, refuse_other_code
 from securesplit.model.coded import code_back, code_front
+from securesplit.model.dropout import dropping, step_key
 from securesplit.model.lora import (
     Layout,
     Learned,
     adapter_layout,
     adapter_parameters,
-    add_adapters,
     read_adapters,
     set_trainable_factor,
     write_adapters,
@@ -89,10 +90,7 @@ class Client:
         self.coded_front, self.coded_back = code_front(front, code), code_back(back, code)
         self.policy, self.link, self.ledger, self.job = policy, link, ledger, job
         for part in (front, back):
-            add_adapters(
-                part, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed,
-                core=job.adapters.sharing == "core",
-            )  # fmt: skip
+            tune(part, job.adapters, "front" if part is front else "back")
         self._fresh = tuple((part, read_adapters(part, adapter_layout(part))) for part in (front, back))
         # The same rows through another code are another release.
         version = model if code is None else f"{model}:{code.digest}"
@@ -254,11 +252,17 @@ class Client:
         values = self.read().astype("<f4").tobytes()
         return hashlib.sha256(f"securesplit.origin.v1|{factor}|".encode() + values).digest()
 
-    def step(self, batch: Batch) -> float:
-        """Forward and backward of one batch; see securesplit/client/step.py. Gradients stay in the adapters."""
+    def step(self, batch: Batch, *, at: int = 0) -> float:
+        """Forward and backward of one batch; see securesplit/client/step.py. Gradients stay in the adapters.
+
+        Args:
+            batch: what to learn from.
+            at: this client's number of the step in the job; with it the same step, done again, drops the same numbers.
+        """
         batch, responded = answered(batch, self.gate)
         self.remote.about(batch, responded)
-        return step(batch, self.coded_front, self.gate, self.middle, self.coded_back)
+        with dropping(self.trained, step_key(self.job.adapters.seed, self.link.name, at)):
+            return step(batch, self.coded_front, self.gate, self.middle, self.coded_back)
 
     def loss(self, batch: Batch) -> float:
         """The loss of one batch in nats per token, without learning. A release like any other."""

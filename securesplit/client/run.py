@@ -24,6 +24,7 @@ from securesplit.data.batches import Batch
 from securesplit.data.corpus import Record, read_corpus
 from securesplit.data.tasks.chosen import Chosen, read_tasked
 from securesplit.errors import InputError, PolicyDenied, SecureSplitError
+from securesplit.learning import table_of
 from securesplit.model.code import read_code
 from securesplit.model.export import collect_adapters, read_part_adapters, restore_adapters, save_part_adapters
 from securesplit.model.lora import adapter_layout
@@ -240,7 +241,13 @@ def _save(run: Run, client: Client, trained: Trained) -> None:
     for part, name in ((client.front, "front"), (client.back, "back")):
         if adapter_layout(part).tensors:
             save_part_adapters(
-                collect_adapters(part, model=client.link.model, policy=client.policy.digest),
+                collect_adapters(
+                    part,
+                    model=client.link.model,
+                    policy=client.policy.digest,
+                    table=table_of(client.job),
+                    lengths=client.job.adapters.any_dora,
+                ),
                 run.out / f"adapter-{name}.safetensors",
             )
     for record in trained.rounds:

@@ -188,7 +188,7 @@ class Trainer:
         client, descent = self._client, self._descent()
         losses: list[float] = []
         for batch in self._passes():
-            losses.append(client.step(batch))
+            losses.append(client.step(batch, at=self._steps))
             descent.step()
             self._told(number, losses)
         descent.finish()
@@ -238,7 +238,7 @@ class Trainer:
     def _gradients(self, batch: Batch) -> tuple[Tensor, float]:
         """One step's gradient of each record, (B, d), before clip and noise, and the loss; both stay here."""
         with per_sample(self._client.trained) as kept:
-            loss = self._client.step(batch)
+            loss = self._client.step(batch, at=self._steps)
             return kept.gradients(), loss
 
     def _empty_sum(self) -> ClippedSum:

@@ -33,6 +33,7 @@ class Recipe:
         span: moves until the rate is 0, for ``linear`` and ``cosine``; it stays there.
         accumulate: gradients whose mean is one move.
         max_grad_norm: the largest norm of that mean over all parameters together; None for any.
+        seed: public; with client and step it says what dropout leaves out (securesplit/model/dropout.py).
     """
 
     learning_rate: float
@@ -43,6 +44,7 @@ class Recipe:
     span: int = 0
     accumulate: int = 1
     max_grad_norm: float | None = None
+    seed: int = 0
 
     def rate(self, moves: int) -> float:
         """The rate of the move that has so many before it; as the schedules of ``transformers`` define it."""

@@ -27,6 +27,7 @@ from torch import nn
 from securesplit.errors import InputError
 from securesplit.model.architectures import Architecture, architecture_of
 from securesplit.model.core import CORE, OUTER, insert_cores, orthonormal
+from securesplit.model.dropout import key_adapters
 from securesplit.model.parts import Part
 
 __all__ = [
@@ -47,11 +48,14 @@ Learned = Factor | Literal["both"]
 """One factor, or A and B together."""
 
 _ADAPTER = "default"
+MAGNITUDE = "lora_magnitude_vector"
+"""DoRA's lengths of a weight's rows, as PEFT's files call them."""
 _NAMES = {
     f"lora_A.{_ADAPTER}.weight": "lora_A.weight",
     f"lora_B.{_ADAPTER}.weight": "lora_B.weight",
     f"lora_B.{_ADAPTER}.{OUTER}.weight": "lora_B.weight",
     f"lora_B.{_ADAPTER}.{CORE}.weight": "lora_core.weight",
+    f"lora_magnitude_vector.{_ADAPTER}.weight": MAGNITUDE,
 }
 _SUFFIX = re.compile(rf"\.({'|'.join(map(re.escape, _NAMES))})$")
 
@@ -63,12 +67,12 @@ class AdapterTensor:
     Attributes:
         name: as in a PEFT file, without its prefix, e.g. ``model.layers.5.self_attn.q_proj.lora_A.weight``.
         layer: global number of the decoder layer.
-        shape: (rank, in) for A, (out, rank) for B, (rank, rank) for a core.
+        shape: (rank, in) for A, (out, rank) for B, (rank, rank) for a core, (out,) for DoRA's lengths.
     """
 
     name: str
     layer: int
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,16 @@ class Layout:
 
 
 def add_adapters(
-    model: Part | Any, rank: int, alpha: float, targets: tuple[str, ...] = (), *, seed: int, core: bool = False
+    model: Part | Any,
+    rank: int,
+    alpha: float,
+    targets: tuple[str, ...] = (),
+    *,
+    seed: int,
+    core: bool = False,
+    dropout: float = 0.0,
+    rslora: bool = False,
+    dora: bool = False,
 ) -> Layout:
     """Put fresh LoRA adapters on a part, or on an unsplit model, and freeze everything else.
 
@@ -100,6 +113,9 @@ def add_adapters(
         targets: endings of the names of linear layers inside decoder layers; empty means the attention projections.
         seed: public; 0 to 2**63 - 1.
         core: put a square matrix R of zeros between the factors, which then are constants: ``alpha / rank * B @ R @ A``.
+        dropout: probability that a number in front of A is left out; only within ``dropout.dropping``.
+        rslora: ``alpha / sqrt(rank)`` in place of ``alpha / rank``.
+        dora: learn the lengths of the adapted weight's rows besides (arXiv:2402.09353).
 
     Returns:
         The layout of all factors. Adapters are float32, whatever the part's own data type, and trainable.
@@ -133,11 +149,18 @@ def add_adapters(
         lora_dropout=0.0,
         bias="none",
         fan_in_fan_out=architecture.transposed,
+        use_rslora=rslora,
+        use_dora=dora,
     )
     inject_adapter_in_model(config, inner, adapter_name=_ADAPTER)
     if core:
         insert_cores(inner, _ADAPTER)
+    if dropout:
+        key_adapters(inner, _ADAPTER, dropout, lambda local: _global(model, local))
     for tensor, parameter in _factors(model):
+        if tensor.name.endswith(MAGNITUDE):  # The lengths of the base's rows, as PEFT has measured them.
+            parameter.data = parameter.data.float()
+            continue
         values = _initial(tensor, seed, core=core)
         parameter.data = torch.from_numpy(values).to(parameter.device)
     set_trainable_factor(model, "both")
@@ -196,13 +219,14 @@ def write_adapters(model: Part | Any, layout: Layout, flat: NDArray[np.float32])
 def set_trainable_factor(model: Part | Any, factor: Learned | None) -> None:
     """Choose which factors are trained; the others are frozen and hold their values. None freezes all.
 
-    ``both`` is all that may learn: A and B, or the core of an adapter that has one.
+    ``both`` is all that may learn: A and B with DoRA's lengths, or the core of an adapter that has one.
     """
     held = _factors(model)
     if factor == "both" and any(_is(tensor, "core") for tensor, _ in held):
         factor = "core"
     for tensor, parameter in held:
-        parameter.requires_grad_(factor == "both" or (factor is not None and _is(tensor, factor)))
+        learns = factor is not None and (_is(tensor, factor) or (factor == "both" and tensor.name.endswith(MAGNITUDE)))
+        parameter.requires_grad_(learns)
         if not parameter.requires_grad:
             parameter.grad = None
 
@@ -244,8 +268,7 @@ def _factors(model: Part | Any) -> list[tuple[AdapterTensor, nn.Parameter]]:
             name = _global(model, f"{local[: ending.start()]}.{_NAMES[ending[1]]}")
             layer = pattern.match(name)
             assert layer is not None, "adapters stand in decoder layers only"
-            rows, columns = parameter.shape
-            found.append((AdapterTensor(name, int(layer[1]), (rows, columns)), parameter))
+            found.append((AdapterTensor(name, int(layer[1]), tuple(parameter.shape)), parameter))
     return sorted(found, key=lambda pair: (pair[0].layer, pair[0].name))
 
 

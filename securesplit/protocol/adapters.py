@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -86,6 +86,11 @@ class Adapters(BaseModel):
         return self.model_copy(update={**said, "front": None, "middle": None, "back": None})
 
     @property
+    def any_dora(self) -> bool:
+        """Whether a part has DoRA; an export then says of every part how long its weights' rows are."""
+        return any(self.of(part).dora for part in get_args(PartName))
+
+    @property
     def shared(self) -> Shared:
         """What the sums carry."""
         return "prefix" if self.method == "prefix" else self.sharing
@@ -121,7 +126,8 @@ class Adapters(BaseModel):
         return faults
 
     def _dora_faults(self) -> list[str]:
-        summed = [name for name in ("front", "back") if self.of(name).dora]  # type: ignore[arg-type]
+        outer: tuple[PartName, ...] = ("front", "back")
+        summed = [name for name in outer if self.of(name).dora]
         if not summed:
             return []
         names = " and ".join(summed)

@@ -7,7 +7,7 @@ Several may share one B: the frozen base is in memory once, and each learner put
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from securesplit.errors import InputError, RemoteProtocolError
 from securesplit.model.descent import Descent, NamedTensor, Recipe
+from securesplit.model.dropout import dropping, step_key
 from securesplit.model.parts import Middle
 
 __all__ = ["Learner"]
@@ -59,6 +60,7 @@ class Learner:
         self.parameters = tuple(nn.Parameter(p.detach().clone()) if own else p for _, p in found)
         self._descent = Descent(self.parameters, recipe) if found else None
         self._pending: _Pending | None = None
+        self._middle, self._seed = middle, recipe.seed
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -89,7 +91,7 @@ class Learner:
             run: B.
         """
         leaf = rows.requires_grad_()
-        with self.installed(), torch.enable_grad():
+        with self.installed(), self._dropping(who, step), torch.enable_grad():
             output = run(leaf)
         self._pending = _Pending(who, step, leaf, output)
         return output.detach()
@@ -103,12 +105,15 @@ class Learner:
         pending, self._pending = self._pending, None
         if pending is None or (pending.who, pending.step) != (who, step):
             raise RemoteProtocolError("SS-4014", "a gradient arrived for a step that is not pending")
-        with self.installed():
+        with self.installed(), self._dropping(who, step):  # What is computed again must be computed alike.
             pending.output.backward(gradient.to(pending.output.dtype))  # type: ignore[no-untyped-call]
         if self._descent is not None:
             self._descent.step()
         assert pending.leaf.grad is not None
         return pending.leaf.grad
+
+    def _dropping(self, who: str, step: int) -> AbstractContextManager[None]:
+        return dropping([self._middle], step_key(self._seed, who, step))
 
     def forget(self, who: str) -> None:
         """Drop the graph that waits for this client, if one does."""

@@ -16,6 +16,7 @@ import logging
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +26,9 @@ from torch import device
 from securesplit.aggregate.fixedpoint import Words
 from securesplit.aggregate.server import ServerRound
 from securesplit.errors import SecureSplitError
+from securesplit.learning import tune
 from securesplit.model.architectures import architecture_of
-from securesplit.model.lora import Layout, Learned, adapter_layout, add_adapters
+from securesplit.model.lora import AdapterTensor, Layout, Learned, adapter_layout
 from securesplit.model.manifest import read_manifest
 from securesplit.model.plan import CutPlan
 from securesplit.model.sketch import sketch_size
@@ -73,16 +75,15 @@ def layouts_of(directory: Path, job: Job, factor: Learned) -> tuple[Layout, ...]
         InputError: SS-14xx when the configuration cannot be read or the job does not fit it.
     """
     config = load_config(directory)
-    with device("meta"):
-        model = architecture_of(config).causal_class()(config)
-    adapters = job.adapters
-    add_adapters(
-        model, adapters.rank, adapters.alpha, adapters.targets, seed=adapters.seed, core=adapters.sharing == "core"
-    )
     spans = CutPlan(front=job.cut.front, back=job.cut.back).spans(read_manifest(directory).layers)
-    tensors = adapter_layout(model, factor).tensors
-    front = tuple(tensor for tensor in tensors if tensor.layer in spans.of("front"))
-    back = tuple(tensor for tensor in tensors if tensor.layer in spans.of("back"))
+
+    def held(part: Literal["front", "back"]) -> tuple[AdapterTensor, ...]:
+        with device("meta"):
+            model = architecture_of(config).causal_class()(config)
+        tune(model, job.adapters, part)
+        return tuple(tensor for tensor in adapter_layout(model, factor).tensors if tensor.layer in spans.of(part))
+
+    front, back = held("front"), held("back")
     return Layout((*front, *back)), Layout(back)
 
 

@@ -20,11 +20,10 @@ from securesplit.aggregate.server import ServerRound
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.journal.checkpoint import Checkpoints
 from securesplit.journal.events import Event, Loaded, Round
-from securesplit.learning import recipe_of
+from securesplit.learning import recipe_of, table_of, tune
 from securesplit.logged import open_journal, signer_of
 from securesplit.model.code import CutCode, read_code, refuse_other_code, save_code
 from securesplit.model.export import collect_adapters, save_part_adapters
-from securesplit.model.lora import add_adapters
 from securesplit.model.manifest import read_manifest
 from securesplit.model.parts import Middle
 from securesplit.model.plan import CutPlan
@@ -110,7 +109,7 @@ def build_core(
     """
     digest, width = (None, None) if job.code is None else (job.code.digest, job.code.width)
     refuse_other_code(code, digest=digest, width=width, model=model)
-    add_adapters(middle, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed)
+    tune(middle, job.adapters, "middle")
     engine = Engine(middle, recipe=recipe_of(job, "server"), code=code)
 
     def config_of(run: bytes, ready: RoundReady) -> RoundConfig:
@@ -232,7 +231,9 @@ def serve(
     with files:
         asyncio.run(_until_signal(shell, lambda found: ready(host, found)))
     if out is not None:
-        save_part_adapters(collect_adapters(middle, model=digest), out / "adapter-middle.safetensors")
+        save_part_adapters(
+            collect_adapters(middle, model=digest, table=table_of(core.job)), out / "adapter-middle.safetensors"
+        )
     return Served(sums=core.sums.finished, aborted=core.sums.aborted)
 
 

@@ -16,6 +16,7 @@ from securesplit.policy.leakage import Proof, Traffic, faults_of
 from securesplit.policy.rules import Breach
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.protocol.job import Job
+from securesplit.suited import learning_breaches
 
 WEIGHT_CAP = 255
 """Weights in a secure sum are numbers of records, capped here; the cap is public, the weights are hidden in the sum."""
@@ -48,7 +49,13 @@ def broken_rules(policy: Policy, job: Job) -> tuple[Breach, ...]:
         found.append(Breach("aggregation.blind", "the server would see the sum", policy=True, other=False))
     if not found:  # One fault of the sums' numbers, told twice in different words, helps nobody.
         found += _sums(policy, job)
-    return (*found, *_labels(policy, job), *_sharing(policy, job), *_noise(policy, job))
+    return (
+        *found,
+        *_labels(policy, job),
+        *_sharing(policy, job),
+        *_noise(policy, job),
+        *learning_breaches(policy, job),
+    )
 
 
 def sum_breaches(policy: Policy, job: Job) -> tuple[str, ...]:

@@ -6,12 +6,20 @@ import hashlib
 import json
 from typing import Any, Literal
 
+import torch
+
 from securesplit.model.descent import Recipe
 from securesplit.model.lora import Layout, add_adapters
+from securesplit.model.parts import Part
+from securesplit.model.precision import LossScale, cast_base
+from securesplit.model.quantised import quantise_base
+from securesplit.model.recompute import recompute_layers
 from securesplit.protocol.adapters import Adapters, PartName
 from securesplit.protocol.job import Job
 
-__all__ = ["recipe_of", "table_of", "tune"]
+__all__ = ["prepare", "recipe_of", "table_of", "tune"]
+
+_TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 def tune(model: Any, adapters: Adapters, part: PartName) -> Layout:
@@ -25,6 +33,24 @@ def tune(model: Any, adapters: Adapters, part: PartName) -> Layout:
         model, own.rank, own.alpha, own.targets, seed=own.seed, core=own.sharing == "core" and part != "middle",
         dropout=own.dropout, rslora=own.rslora, dora=own.dora,
     )  # fmt: skip
+
+
+def prepare(part: Part, job: Job) -> None:
+    """Make a fresh part what the job says: its precision, its adapters, what of it is computed again.
+
+    Raises:
+        InputError: as :func:`tune`; SS-1251 where the base shall be quantised and cannot be.
+    """
+    kind = None if job.precision is None else job.precision.of(part.role)
+    if kind in ("int8", "nf4"):
+        quantise_base(part, kind)
+    elif kind is not None:
+        cast_base(part.module, _TYPES[kind])
+    tune(part, job.adapters, part.role)
+    if job.memory is not None and part.role in job.memory.checkpointing:
+        recompute_layers(part)
+    if kind == "f16":
+        part.scale = LossScale()
 
 
 def table_of(job: Job) -> str:

@@ -21,7 +21,7 @@ from securesplit.client.sharing import alike_digest, frozen_digest
 from securesplit.client.step import cross, forward, step
 from securesplit.data.batches import Batch
 from securesplit.errors import InputError
-from securesplit.learning import tune
+from securesplit.learning import prepare
 from securesplit.model.code import CutCode, refuse_other_code
 from securesplit.model.coded import code_back, code_front
 from securesplit.model.dropout import dropping, step_key
@@ -90,10 +90,12 @@ class Client:
         self.coded_front, self.coded_back = code_front(front, code), code_back(back, code)
         self.policy, self.link, self.ledger, self.job = policy, link, ledger, job
         for part in (front, back):
-            tune(part, job.adapters, "front" if part is front else "back")
+            prepare(part, job)
         self._fresh = tuple((part, read_adapters(part, adapter_layout(part))) for part in (front, back))
         # The same rows through another code are another release.
         version = model if code is None else f"{model}:{code.digest}"
+        if job.precision is not None and job.precision.front is not None:
+            version += f":{job.precision.front}"
         if ledger is not None and link.anchor:
             ledger.check_sealed(link.anchor)
         self.gate = Gate(

@@ -18,6 +18,7 @@ from torch import nn
 from securesplit.errors import InputError
 from securesplit.model.architectures import Architecture
 from securesplit.model.plan import Role
+from securesplit.model.precision import LossScale
 
 __all__ = ["Back", "Front", "Middle", "Part", "PartCache", "build_part"]
 
@@ -66,6 +67,7 @@ class Part(nn.Module):
         span: global numbers of the decoder layers held.
         layers_total: decoder layers of the whole model.
         width: D, the size of a hidden state.
+        scale: of gradients within this part, where it computes in float16; None elsewhere.
     """
 
     role: Role
@@ -77,6 +79,15 @@ class Part(nn.Module):
         self.span = span
         self.layers_total = layers_total
         self.width: int = module.config.hidden_size
+        self.scale: LossScale | None = None
+
+    def __call__(self, x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        """Compute; see the part's ``forward``."""
+        learnt = [p for p in self.parameters() if p.requires_grad] if self.scale is not None else []
+        if self.scale is None or not torch.is_grad_enabled() or not (learnt or x.requires_grad):
+            return super().__call__(x, *arguments, **options)
+        call = super().__call__
+        return self.scale.through(lambda leaf: call(leaf, *arguments, **options), x, learnt)
 
     @property
     def base(self) -> Any:
@@ -86,9 +97,8 @@ class Part(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Data type of the weights (adapters aside)."""
-        return next(
-            (p.dtype for n, p in self.module.named_parameters() if ".lora_" not in n), torch.get_default_dtype()
-        )
+        own = (p for n, p in self.module.named_parameters() if ".lora_" not in n and p.is_floating_point())
+        return next((p.dtype for p in own), torch.get_default_dtype())
 
     def global_name(self, local: str) -> str:
         """The whole model's name for a tensor or module of ``self.module``."""

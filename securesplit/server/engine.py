@@ -71,8 +71,9 @@ class Engine:
         Returns:
             (sum(lengths), D).
         """
-        # Codes keep the wire's precision until they are decoded.
-        rows = hidden.to(self.middle.dtype) if self.code is None else hidden
+        # Codes keep the wire's precision until they are decoded, and float16 takes its gradients from a float32 leaf.
+        plain = self.code is None and getattr(self.middle, "scale", None) is None
+        rows = hidden.to(self.middle.dtype) if plain else hidden
 
         def run(leaf: Tensor) -> Tensor:
             return self._ragged(self._decoded(leaf * gain if gain != 1 else leaf), lengths)

@@ -6,7 +6,7 @@ Several may share one B: the frozen base is in memory once, and each learner put
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
@@ -124,7 +124,12 @@ class Learner:
         """Adapters and optimiser, copies; never the graph."""
         values = tuple(NamedTensor(f"adapter.{i}", p.detach().cpu().clone()) for i, p in enumerate(self.parameters))
         moments = () if self._descent is None else self._descent.state()
-        return (*values, *(NamedTensor(f"descent.{piece.name}", piece.value) for piece in moments))
+        scale = () if self._middle.scale is None else self._middle.scale.state()
+        return (
+            *values,
+            *(NamedTensor(f"descent.{piece.name}", piece.value) for piece in moments),
+            *(NamedTensor(f"scale.{piece.name}", piece.value) for piece in scale),
+        )
 
     def restore(self, state: Sequence[NamedTensor]) -> None:
         """Go on from what :meth:`state` gave for the same job; a graph that waits is dropped.
@@ -140,11 +145,15 @@ class Learner:
                 "SS-1250", "the kept state of the server's part belongs to other adapters", hint="Resume with the job it was kept under."
             )  # fmt: skip
         if self._descent is not None:
-            self._descent.restore(
-                [NamedTensor(n.removeprefix("descent."), v) for n, v in kept.items() if n.startswith("descent.")]
-            )
+            self._descent.restore(_under("descent.", kept))
+        if self._middle.scale is not None:
+            self._middle.scale.restore(_under("scale.", kept))
         with torch.no_grad():
             for parameter, value in zip(self.parameters, values, strict=True):
                 assert value is not None
                 parameter.copy_(value)
         self._pending = None
+
+
+def _under(start: str, kept: Mapping[str, Tensor]) -> list[NamedTensor]:
+    return [NamedTensor(name.removeprefix(start), value) for name, value in kept.items() if name.startswith(start)]

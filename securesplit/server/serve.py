@@ -20,7 +20,7 @@ from securesplit.aggregate.server import ServerRound
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.journal.checkpoint import Checkpoints
 from securesplit.journal.events import Event, Loaded, Round
-from securesplit.learning import recipe_of, table_of, tune
+from securesplit.learning import prepare, recipe_of, table_of
 from securesplit.logged import open_journal, signer_of
 from securesplit.model.code import CutCode, read_code, refuse_other_code, save_code
 from securesplit.model.export import collect_adapters, save_part_adapters
@@ -109,7 +109,7 @@ def build_core(
     """
     digest, width = (None, None) if job.code is None else (job.code.digest, job.code.width)
     refuse_other_code(code, digest=digest, width=width, model=model)
-    tune(middle, job.adapters, "middle")
+    prepare(middle, job)
     engine = Engine(middle, recipe=recipe_of(job, "server"), code=code)
 
     def config_of(run: bytes, ready: RoundReady) -> RoundConfig:

@@ -91,7 +91,7 @@ class Client:
         self.policy, self.link, self.ledger, self.job = policy, link, ledger, job
         for part in (front, back):
             prepare(part, job)
-        self._fresh = tuple((part, read_adapters(part, adapter_layout(part))) for part in (front, back))
+        self._fresh = self.snapshot()
         # The same rows through another code are another release.
         version = model if code is None else f"{model}:{code.digest}"
         if job.precision is not None and job.precision.front is not None:
@@ -208,8 +208,16 @@ class Client:
 
     def reset(self) -> None:
         """Give every adapter on this side the value that the job started from."""
-        for part, values in self._fresh:
-            write_adapters(part, adapter_layout(part), values)
+        self.install(self._fresh)
+
+    def snapshot(self) -> tuple[npt.NDArray[np.float32], ...]:
+        """Every adapter's value on this side, A's and C's, one vector each."""
+        return tuple(read_adapters(part, adapter_layout(part)) for part in (self.front, self.back))
+
+    def install(self, values: tuple[npt.NDArray[np.float32], ...]) -> None:
+        """Set every adapter on this side to what :meth:`snapshot` gave."""
+        for part, held in zip((self.front, self.back), values, strict=True):
+            write_adapters(part, adapter_layout(part), held)
 
     def _state(self) -> str:
         """SHA-256 of the adapters whose state shapes what is released; the gate asks at every release.

@@ -79,6 +79,9 @@ class RunRecord(BaseModel):
         exact: whether each sum gave the mean of the clients' updates; not under sharing ``naive``.
         residuals: there, for each round, how much of the mean product was missed by averaging A and B apart, Frobenius norms;
             ``residuals_clipped`` has the share of weight for which it may be more (securesplit/model/sketch.py).
+        measured: held-out loss inside the rounds, after so many optimiser steps of this client.
+        stopped: whether this client took no more local steps at the end.
+        best: the lowest held-out loss, with the steps before it, where the job has it kept in ``best``; else None.
         accuracy: share of held-out records whose class was named after training; None for a job without a task.
         honest: how many honest clients each sum must have held for epsilon to be true; 1 where nobody else was counted on.
         epsilon, mu: of the record that has spent most, all jobs of this site together; by the policy's unit,
@@ -100,6 +103,9 @@ class RunRecord(BaseModel):
     exact: bool = True
     residuals: tuple[float, ...] = ()
     residuals_clipped: tuple[float, ...] = ()
+    measured: tuple[tuple[int, float], ...] = ()
+    stopped: bool = False
+    best: tuple[int, float] | None = None
     accuracy: float | None = None
     epsilon: float | None
     honest: int = 1
@@ -238,6 +244,18 @@ def _anonymous(content: bytes) -> str:
 
 
 def _save(run: Run, client: Client, trained: Trained) -> None:
+    if trained.best is not None:
+        last = client.snapshot()
+        client.install(trained.best.values)
+        (run.out / "best").mkdir(mode=0o700, exist_ok=True)
+        _save_adapters(run.out / "best", client)
+        client.install(last)
+    _save_adapters(run.out, client)
+    for record in trained.rounds:
+        np.savez(run.out / f"round-{record.number}.npz", contribution=record.contribution, ring_sum=record.ring_sum)
+
+
+def _save_adapters(out: Path, client: Client) -> None:
     for part, name in ((client.front, "front"), (client.back, "back")):
         if adapter_layout(part).tensors:
             save_part_adapters(
@@ -248,10 +266,8 @@ def _save(run: Run, client: Client, trained: Trained) -> None:
                     table=table_of(client.job),
                     lengths=client.job.adapters.any_dora,
                 ),
-                run.out / f"adapter-{name}.safetensors",
+                out / f"adapter-{name}.safetensors",
             )
-    for record in trained.rounds:
-        np.savez(run.out / f"round-{record.number}.npz", contribution=record.contribution, ring_sum=record.ring_sum)
 
 
 def _record(
@@ -274,6 +290,8 @@ def _record(
         accuracy=accuracy, epsilon=None if mu is None or delta is None else enforced_epsilon(mu, delta), mu=mu, delta=delta,
         honest=(privacy.updates and privacy.updates.honest) or 1 if isinstance(privacy, Gaussian) else 1,
         unit=privacy.unit if isinstance(privacy, Gaussian) else "sequence", channels=channels,
+        measured=tuple((m.moves, m.loss) for m in trained.measured), stopped=trained.stopped,
+        best=None if trained.best is None else (trained.best.moves, trained.best.loss),
         survivors=tuple(r.survivors for r in trained.rounds), bytes_up=client.link.bytes_up, bytes_down=client.link.bytes_down,
         tls=client.link.tls_version, resident_bytes=resident_bytes(), seconds=seconds,
     )  # fmt: skip

@@ -17,7 +17,6 @@ the mean model, exactly.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +29,11 @@ from torch import Tensor
 from securesplit.aggregate.answered import AnswerLog
 from securesplit.aggregate.fixedpoint import Words
 from securesplit.client.client import Client
+from securesplit.client.pace import Best, Measured, Pace, require_affordable
 from securesplit.client.plausible import require_plausible
 from securesplit.client.rounds import secure_sum
 from securesplit.client.sharing import to_share, turn_of, what_was_shared
+from securesplit.client.units import Units
 from securesplit.data.batches import Batch
 from securesplit.errors import LocalProtocolError
 from securesplit.learning import recipe_of
@@ -79,11 +80,17 @@ class Trained:
         steps: batches that went to the server and back with gradients; local optimiser steps, except in regime ``round``.
         curve: held-out loss before the first round and after each, nats per token.
         rounds: one record each.
+        measured: held-out loss inside the rounds, where the job asks for it.
+        stopped: whether this client took no more local steps at the end, as the job's ``patience`` has it.
+        best: where the job keeps it.
     """
 
     steps: int
     curve: tuple[float, ...]
     rounds: tuple[RoundRecord, ...]
+    measured: tuple[Measured, ...] = ()
+    stopped: bool = False
+    best: Best | None = None
 
 
 class Trainer:
@@ -116,11 +123,13 @@ class Trainer:
         self._progress = progress
         self._steps = self._moves = 0
         self._rate = 0.0
+        self._pace = Pace(client, lambda: client.evaluate(held_out))
         self._heard = b""
 
     def run(self) -> Trained:
         """All rounds of the job."""
         rounds = self._client.job.schedule.rounds
+        require_affordable(self._client, len(self._batches), len(self._held_out))
         if self._client.regime == "frozen":  # Before the first release, so that a run that cannot share sends nothing.
             self._client.gate.reserve_for_peers()
         curve, records = [self._evaluate()], []
@@ -128,11 +137,16 @@ class Trainer:
             records.append(self._round(number))
             self._client.keep_anchor()
             curve.append(self._evaluate())
-        return Trained(steps=self._steps, curve=tuple(curve), rounds=tuple(records))
+        return Trained(
+            steps=self._steps, curve=tuple(curve), rounds=tuple(records), measured=tuple(self._pace.measured),
+            stopped=self._pace.stopped, best=self._pace.best,
+        )  # fmt: skip
 
     def _evaluate(self) -> float:
         self._client.train(None)
-        return self._client.evaluate(self._held_out)
+        loss = self._client.evaluate(self._held_out)
+        self._pace.saw(self._moves, loss)
+        return loss
 
     def _round(self, number: int) -> RoundRecord:
         client = self._client
@@ -188,8 +202,11 @@ class Trainer:
         client, descent = self._client, self._descent()
         losses: list[float] = []
         for batch in self._passes():
+            if self._pace.stopped:
+                break
             losses.append(client.step(batch, at=self._steps))
-            descent.step()
+            if descent.step():
+                self._pace.moved(descent.moves)
             self._told(number, losses)
         descent.finish()
         self._ended(descent)
@@ -209,10 +226,11 @@ class Trainer:
         for batch in self._passes():
             total = self._empty_sum()
             gradients, loss = self._gradients(batch)
-            _Units(total, batch.records).add(gradients, batch.records)
+            Units(total, batch.records).add(gradients, batch.records)
             noised = client.gate.release_update(total)
             self._descend(descent, noised.vector / len(batch.records))
             client.gate.moved(noised)
+            self._pace.moved(descent.moves)
             losses.append(loss)
             self._told(number, losses)
         self._ended(descent)
@@ -226,7 +244,7 @@ class Trainer:
                 "SS-4110", "regime 'round' takes each record once per round", hint="Set schedule.epochs = 1."
             )
         total = self._empty_sum()
-        units = _Units(total, (key for batch in self._batches for key in batch.records))
+        units = Units(total, (key for batch in self._batches for key in batch.records))
         losses: list[float] = []
         for batch in self._batches:
             gradients, loss = self._gradients(batch)
@@ -278,31 +296,3 @@ class Trainer:
         self._steps += 1
         total = self._client.job.schedule.epochs * len(self._batches)
         self._progress(f"round {number + 1}", len(losses), total, losses[-1])
-
-
-class _Units:
-    """Adds up gradients by unit of privacy, and hands each unit to a sum once: when the last of its records is in.
-
-    A user's records may stand in several batches. Only users who have been met and are not complete take memory, one
-    gradient each; batches are not sorted by user, because the server would see who belongs together.
-
-    Args:
-        total: clips each unit as it is complete.
-        keys: the ledger key of every record to come.
-    """
-
-    def __init__(self, total: ClippedSum, keys: Iterable[str]) -> None:
-        self._total = total
-        self._left = Counter(keys)
-        self._met: dict[str, Tensor] = {}
-
-    def add(self, gradients: Tensor, keys: Sequence[str]) -> None:
-        """Take in one batch, (B, d)."""
-        for gradient, key in zip(gradients, keys, strict=True):
-            self._left[key] -= 1
-            known = self._met.pop(key, None)
-            summed = gradient if known is None else known + gradient
-            if self._left[key]:
-                self._met[key] = summed.clone()  # A row of its own, not a view that would keep the whole batch.
-            else:
-                self._total.add(summed, key)

@@ -1,0 +1,122 @@
+"""Held-out loss inside the rounds: when it is measured, when a client has learnt enough, and which adapters were the best.
+
+All of it is this client's own affair. Nobody is asked and nobody is told: a client that has stopped takes no more local
+steps and sends nothing between the sums, and its updates to the sums are zero, because the others cannot do without it.
+Its adapters go on with the sums, so a later sum can still make its loss better or worse; it does not start again.
+
+What leaves: each measurement is a release of every held-out record, charged like any other. In regime ``frozen`` A never
+changes and the same bytes go out, at no charge. Regime ``step`` pays for each, and a run that could not is refused before
+anything is sent. That a client stopped shows in the server's traffic, and follows from held-out text without noise: so
+regimes ``round`` and ``step`` refuse ``patience`` and ``keep_best`` (securesplit/suited.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from securesplit.client.client import Client
+from securesplit.errors import InputError
+
+__all__ = ["Best", "Measured", "Pace", "require_affordable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One measurement of the held-out loss inside a round.
+
+    Attributes:
+        moves: optimiser steps of this client before it, in the whole job.
+        loss: nats per token.
+    """
+
+    moves: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Best:
+    """The lowest held-out loss so far, with every adapter that gave it.
+
+    Attributes:
+        moves: optimiser steps before it.
+        loss: nats per token.
+        values: per part, A then C, (d,) float32 each.
+    """
+
+    moves: int
+    loss: float
+    values: tuple[npt.NDArray[np.float32], ...]
+
+
+class Pace:
+    """Keeps the measurements of one client's run.
+
+    Args:
+        client: whose.
+        measure: the held-out loss now, in nats per token.
+
+    Attributes:
+        measured: inside the rounds, in order.
+        best: with ``keep_best``; None before the first measurement or without it.
+        stopped: whether this client takes no more local steps.
+    """
+
+    def __init__(self, client: Client, measure: Callable[[], float]) -> None:
+        self.measured: list[Measured] = []
+        self.best: Best | None = None
+        self.stopped = False
+        self._client = client
+        self._measure = measure
+        self._lowest = math.inf
+        self._worse = 0
+
+    def moved(self, moves: int) -> None:
+        """After a local optimiser step: measure, where it is time."""
+        every = self._client.job.schedule.evaluate_every
+        if every is not None and moves % every == 0:
+            loss = self._measure()
+            self.measured.append(Measured(moves, loss))
+            self.saw(moves, loss)
+
+    def saw(self, moves: int, loss: float) -> None:
+        """Take in a measurement, inside a round or between two."""
+        schedule = self._client.job.schedule
+        if loss < self._lowest:
+            self._lowest, self._worse = loss, 0
+            if schedule.keep_best:
+                self.best = Best(moves, loss, self._client.snapshot())
+            return
+        self._worse += 1
+        if schedule.patience is not None and self._worse >= schedule.patience:
+            self.stopped = True
+
+
+def require_affordable(client: Client, batches: int, held_out: int) -> None:
+    """Before anything is sent: can the policy pay for what the job measures of each held-out record?
+
+    Args:
+        client: with job and policy.
+        batches: of one epoch.
+        held_out: held-out batches.
+
+    Raises:
+        InputError: SS-1252.
+    """
+    schedule, plan = client.job.schedule, client.gate.plan
+    wants = schedule.evaluate_every is not None or schedule.patience is not None or schedule.keep_best
+    if wants and not held_out:
+        raise InputError("SS-1252", "the job measures held-out loss, and nothing is held out", hint="Use --held-out.")
+    if plan is None or client.regime != "step" or schedule.evaluate_every is None:
+        return
+    needed = schedule.rounds + 1 + schedule.rounds * schedule.epochs * batches // schedule.evaluate_every
+    if needed > plan.cut.releases:
+        raise InputError(
+            "SS-1252",
+            f"the job would release each held-out record {needed} times, and the policy allows {plan.cut.releases}",
+            hint="Ask for a larger schedule.evaluate_every, or take it out.",
+        )

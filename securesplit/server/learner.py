@@ -91,7 +91,7 @@ class Learner:
             run: B.
         """
         leaf = rows.requires_grad_()
-        with self.installed(), self._dropping(who, step), torch.enable_grad():
+        with self.installed(), self._dropping(who), torch.enable_grad():
             output = run(leaf)
         self._pending = _Pending(who, step, leaf, output)
         return output.detach()
@@ -105,15 +105,17 @@ class Learner:
         pending, self._pending = self._pending, None
         if pending is None or (pending.who, pending.step) != (who, step):
             raise RemoteProtocolError("SS-4014", "a gradient arrived for a step that is not pending")
-        with self.installed(), self._dropping(who, step):  # What is computed again must be computed alike.
+        with self.installed(), self._dropping(who):  # What is computed again must be computed alike.
             pending.output.backward(gradient.to(pending.output.dtype))  # type: ignore[no-untyped-call]
         if self._descent is not None:
             self._descent.step()
         assert pending.leaf.grad is not None
         return pending.leaf.grad
 
-    def _dropping(self, who: str, step: int) -> AbstractContextManager[None]:
-        return dropping([self._middle], step_key(self._seed, who, step))
+    def _dropping(self, who: str) -> AbstractContextManager[None]:
+        """By the number of steps learnt, which is kept, and not by the client's, which counts what is only measured too."""
+        steps = 0 if self._descent is None else self._descent.steps
+        return dropping([self._middle], step_key(self._seed, who, steps))
 
     def forget(self, who: str) -> None:
         """Drop the graph that waits for this client, if one does."""

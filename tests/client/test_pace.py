@@ -151,7 +151,7 @@ def test_measuring_changes_nothing_that_is_learnt(house, alone):
 def test_patience_ends_local_steps_and_not_the_sums(house, alone):
     """The rate is so high that the loss gets worse; the client then gives zeros to the sums."""
     job = job_of(house, rounds=4, epochs=3, schedule={"evaluate_every": 1, "patience": 2}, optimiser={"client_lr": 1.0})
-    trainer, client, spy, _ = trainer_of(house, job)
+    trainer, _, spy, _ = trainer_of(house, job)
     done = trainer.run()
     assert done.stopped
     assert len(done.rounds) == len(alone) == 4, "it stays in every sum"

@@ -31,7 +31,7 @@ def tune(model: Any, adapters: Adapters, part: PartName) -> Layout:
     own = adapters.of(part)
     return add_adapters(
         model, own.rank, own.alpha, own.targets, seed=own.seed, core=own.sharing == "core" and part != "middle",
-        dropout=own.dropout, rslora=own.rslora, dora=own.dora,
+        dropout=own.dropout, rslora=own.rslora, dora=own.dora, embedding=own.embedding and part == "front",
     )  # fmt: skip
 
 

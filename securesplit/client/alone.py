@@ -9,6 +9,7 @@ from securesplit.client.train import Progress
 from securesplit.data.batches import Batch
 from securesplit.learning import recipe_of
 from securesplit.model.descent import Descent
+from securesplit.model.embedding import drift_parameters
 from securesplit.model.lora import adapter_parameters, set_trainable_factor
 
 
@@ -26,6 +27,7 @@ def train_alone(
     for part in (client.front, client.back):
         set_trainable_factor(part, "both")
     parameters = [p for part in (client.front, client.back) for p in adapter_parameters(part)]
+    parameters += [p for _, p in drift_parameters(client.front)]
     recipe, moves = recipe_of(client.job, "client"), 0
     schedule = client.job.schedule
     total, done, curve = schedule.rounds * schedule.epochs * len(batches), 0, [_evaluate(client, held_out)]

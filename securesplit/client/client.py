@@ -25,6 +25,7 @@ from securesplit.learning import prepare
 from securesplit.model.code import CutCode, refuse_other_code
 from securesplit.model.coded import code_back, code_front
 from securesplit.model.dropout import dropping, step_key
+from securesplit.model.embedding import drift_parameters, read_drift, write_drift
 from securesplit.model.lora import (
     Layout,
     Learned,
@@ -187,7 +188,8 @@ class Client:
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What an optimiser on this side may change now."""
-        return [p for part in self.trained for p in adapter_parameters(part)]
+        own = [p for _, p in drift_parameters(self.front) if p.requires_grad]  # Last: it is in no layout.
+        return [*(p for part in self.trained for p in adapter_parameters(part)), *own]
 
     def layouts(self, factor: Learned | None = None) -> tuple[Layout, ...]:
         """The adapters that take part in the secure sums, part by part."""
@@ -211,13 +213,15 @@ class Client:
         self.install(self._fresh)
 
     def snapshot(self) -> tuple[npt.NDArray[np.float32], ...]:
-        """Every adapter's value on this side, A's and C's, one vector each."""
-        return tuple(read_adapters(part, adapter_layout(part)) for part in (self.front, self.back))
+        """Every adapter's value on this side, A's and C's, and the embedding's drift, one vector each."""
+        held = (read_adapters(part, adapter_layout(part)) for part in (self.front, self.back))
+        return (*held, read_drift(self.front))
 
     def install(self, values: tuple[npt.NDArray[np.float32], ...]) -> None:
         """Set every adapter on this side to what :meth:`snapshot` gave."""
-        for part, held in zip((self.front, self.back), values, strict=True):
+        for part, held in zip((self.front, self.back), values[:2], strict=True):
             write_adapters(part, adapter_layout(part), held)
+        write_drift(self.front, values[2])
 
     def _state(self) -> str:
         """SHA-256 of the adapters whose state shapes what is released; the gate asks at every release.
@@ -228,6 +232,7 @@ class Client:
         digest = hashlib.sha256()
         for part in (self.front,) if self.regime == "frozen" else (self.front, self.back):
             digest.update(read_adapters(part, adapter_layout(part)).tobytes())
+        digest.update(read_drift(self.front).tobytes())
         return digest.hexdigest()
 
     def frozen_digest(self, number: int, factor: Learned) -> str:

@@ -45,7 +45,7 @@ class Best:
     Attributes:
         moves: optimiser steps before it.
         loss: nats per token.
-        values: per part, A then C, (d,) float32 each.
+        values: by :meth:`securesplit.client.client.Client.snapshot`.
     """
 
     moves: int

@@ -26,6 +26,7 @@ from securesplit.data.tasks.chosen import Chosen, read_tasked
 from securesplit.errors import InputError, PolicyDenied, SecureSplitError
 from securesplit.learning import table_of
 from securesplit.model.code import read_code
+from securesplit.model.embedding import drift_parameters
 from securesplit.model.export import collect_adapters, read_part_adapters, restore_adapters, save_part_adapters
 from securesplit.model.lora import adapter_layout
 from securesplit.model.memory import resident_bytes
@@ -257,7 +258,7 @@ def _save(run: Run, client: Client, trained: Trained) -> None:
 
 def _save_adapters(out: Path, client: Client) -> None:
     for part, name in ((client.front, "front"), (client.back, "back")):
-        if adapter_layout(part).tensors:
+        if adapter_layout(part).tensors or drift_parameters(part):
             save_part_adapters(
                 collect_adapters(
                     part,

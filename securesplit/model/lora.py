@@ -28,6 +28,7 @@ from securesplit.errors import InputError
 from securesplit.model.architectures import Architecture, architecture_of
 from securesplit.model.core import CORE, OUTER, insert_cores, orthonormal
 from securesplit.model.dropout import key_adapters
+from securesplit.model.embedding import set_trainable_drift, start_drift
 from securesplit.model.parts import Part
 
 __all__ = [
@@ -104,6 +105,7 @@ def add_adapters(
     dropout: float = 0.0,
     rslora: bool = False,
     dora: bool = False,
+    embedding: bool = False,
 ) -> Layout:
     """Put fresh LoRA adapters on a part, or on an unsplit model, and freeze everything else.
 
@@ -116,6 +118,7 @@ def add_adapters(
         dropout: probability that a number in front of A is left out; only within ``dropout.dropping``.
         rslora: ``alpha / sqrt(rank)`` in place of ``alpha / rank``.
         dora: learn the lengths of the adapted weight's rows besides (arXiv:2402.09353).
+        embedding: adapt the embedding too; it is in no layout (securesplit/model/embedding.py).
 
     Returns:
         The layout of all factors. Adapters are float32, whatever the part's own data type, and trainable.
@@ -138,14 +141,15 @@ def add_adapters(
             f"no linear layer is called {', '.join(missing)}",
             hint=f"There are: {', '.join(sorted(linear))}.",
         )
-    if not linear:
+    drifts = (architecture.embedding,) if embedding else ()
+    if not linear and not drifts:
         return Layout(())
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=list(wanted),
+        target_modules=[*(wanted if linear else ()), *drifts],
         lora_dropout=0.0,
         bias="none",
         fan_in_fan_out=architecture.transposed,
@@ -157,6 +161,7 @@ def add_adapters(
         insert_cores(inner, _ADAPTER)
     if dropout:
         key_adapters(inner, _ADAPTER, dropout, lambda local: _global(model, local))
+    start_drift(model, seed)
     for tensor, parameter in _factors(model):
         if tensor.name.endswith(MAGNITUDE):  # The lengths of the base's rows, as PEFT has measured them.
             parameter.data = parameter.data.float()
@@ -221,6 +226,7 @@ def set_trainable_factor(model: Part | Any, factor: Learned | None) -> None:
 
     ``both`` is all that may learn: A and B with DoRA's lengths, or the core of an adapter that has one.
     """
+    set_trainable_drift(model, learns=factor is not None)
     held = _factors(model)
     if factor == "both" and any(_is(tensor, "core") for tensor, _ in held):
         factor = "core"

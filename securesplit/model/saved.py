@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from securesplit.errors import InputError
 from securesplit.model.architectures import ARCHITECTURES, Architecture
 from securesplit.model.core import folded
+from securesplit.model.embedding import drift_parameters, write_drift
 from securesplit.model.joined import lengths_of
 from securesplit.model.lora import MAGNITUDE, adapter_layout, read_adapters, write_adapters
 from securesplit.model.parts import Part
@@ -56,9 +57,7 @@ class AdapterFacts(BaseModel):
     layers: Annotated[int, Field(ge=1, le=10_000)]
     rank: Annotated[int, Field(ge=1, le=1024)]
     alpha: Annotated[float, Field(gt=0)]
-    targets: Annotated[
-        tuple[Annotated[str, Field(max_length=128)], ...], Field(min_length=1, max_length=64, strict=False)
-    ]
+    targets: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=64, strict=False)]
     model: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     policy: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     table: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
@@ -68,7 +67,7 @@ class AdapterFacts(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class NamedTensor:
-    """One factor under its global name, float32."""
+    """One factor under its global name, float32; its decoder layer, or -1 for the embedding's."""
 
     name: str
     layer: int
@@ -100,7 +99,7 @@ def collect_adapters(
         InputError: SS-1413 when the part has none.
     """
     layout = adapter_layout(part)
-    if not layout.tensors:
+    if not layout.tensors and not drift_parameters(part):
         raise InputError(
             "SS-1413", f"the {part.role} has no adapters", hint="A part without decoder layers never has; leave it out."
         )
@@ -111,7 +110,7 @@ def collect_adapters(
         layers=part.layers_total,
         rank=config.r,
         alpha=float(config.lora_alpha),
-        targets=tuple(sorted(config.target_modules)),
+        targets=tuple(sorted(set(config.target_modules) - {part.architecture.embedding})),
         model=model,
         policy=policy,
         table=table,
@@ -123,6 +122,7 @@ def collect_adapters(
         size = math.prod(entry.shape)
         tensors.append(NamedTensor(entry.name, entry.layer, flat[start : start + size].reshape(entry.shape).clone()))
         start += size
+    tensors += [NamedTensor(name, -1, value.detach().cpu().clone()) for name, value in drift_parameters(part)]
     if lengths and not facts.dora:
         tensors += _lengths(part)
     return PartAdapters(facts, tuple(sorted(tensors, key=lambda t: (t.layer, t.name))))
@@ -196,14 +196,21 @@ def restore_adapters(part: Part, adapters: PartAdapters) -> None:
     """
     layout = adapter_layout(part)
     # Lengths that were added for the sake of an export follow from the rest.
-    held = [t for t in adapters.tensors if adapters.facts.dora or not t.name.endswith(f".{MAGNITUDE}")]
-    if [(t.name, tuple(t.value.shape)) for t in held] != [(t.name, t.shape) for t in layout.tensors]:
+    held = [
+        t for t in adapters.tensors if t.layer >= 0 and (adapters.facts.dora or not t.name.endswith(f".{MAGNITUDE}"))
+    ]
+    drift = [t for t in adapters.tensors if t.layer < 0]
+    fits = [(t.name, tuple(t.value.shape)) for t in held] == [(t.name, t.shape) for t in layout.tensors]
+    if not fits or [(t.name, t.value.shape) for t in drift] != [(n, p.shape) for n, p in drift_parameters(part)]:
         raise InputError(
             "SS-1412",
             f"the saved adapters do not fit this {part.role}",
             hint="Use the cut, rank and targets of the run that saved them.",
         )
-    write_adapters(part, layout, torch.cat([t.value.reshape(-1) for t in held]).numpy())
+    if held:
+        write_adapters(part, layout, torch.cat([t.value.reshape(-1) for t in held]).numpy())
+    if drift:
+        write_drift(part, torch.cat([t.value.reshape(-1) for t in drift]).numpy())
 
 
 def architecture_named(facts: AdapterFacts) -> Architecture:
@@ -221,6 +228,8 @@ def architecture_named(facts: AdapterFacts) -> Architecture:
 
 
 def _layer(name: str, architecture: Architecture, path: Path) -> int:
+    if name.startswith(f"{architecture.prefix}.{architecture.embedding}.lora_embedding_"):
+        return -1
     number = name.removeprefix(f"{architecture.prefix}.{architecture.layers}.").split(".", 1)[0]
     if not number.isdecimal():
         raise InputError(

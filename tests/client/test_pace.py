@@ -235,3 +235,19 @@ def test_a_run_leaves_its_best_beside_its_last(house, monkeypatch, tmp_path):
     for part in ("front", "back"):
         best = read_part_adapters(house.root / "alice" / "best" / f"adapter-{part}.safetensors")
         assert best.facts == read_part_adapters(house.root / "alice" / f"adapter-{part}.safetensors").facts
+
+
+def test_an_embedding_drifts_at_its_client_alone(house, alone):
+    """It learns, it shapes what is released, and no sum and no write of the mean touches it."""
+    trainer, client, *_ = trainer_of(house, job_of(house, adapters={"embedding": True}))
+    before, state = client.snapshot(), client._state()
+    size = client.read("B").size
+    trainer.run()
+    assert not np.array_equal(before[2], client.snapshot()[2])
+    assert [update.size for update in alone] == [size, client.read("A").size]
+    assert client._state() != state
+    held = client.snapshot()[2]
+    client.write(np.zeros_like(client.read()))
+    assert np.array_equal(client.snapshot()[2], held)
+    client.reset()
+    assert np.array_equal(client.snapshot()[2], before[2])

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from securesplit.model.descent import Recipe
-from securesplit.model.lora import Layout, add_adapters
+from securesplit.model.lora import Layout, add_adapters, add_prefixes
 from securesplit.model.parts import Part
 from securesplit.model.precision import LossScale, cast_base
 from securesplit.model.quantised import quantise_base
@@ -29,6 +29,9 @@ def tune(model: Any, adapters: Adapters, part: PartName) -> Layout:
         InputError: SS-1410 for targets that the part has not, SS-1411 where there are adapters already.
     """
     own = adapters.of(part)
+    if own.method == "prefix":
+        assert own.prefix_length is not None, "the job's own rule"
+        return add_prefixes(model, own.prefix_length, seed=own.seed)
     return add_adapters(
         model, own.rank, own.alpha, own.targets, seed=own.seed, core=own.sharing == "core" and part != "middle",
         dropout=own.dropout, rslora=own.rslora, dora=own.dora, embedding=own.embedding and part == "front",

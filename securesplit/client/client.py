@@ -21,7 +21,7 @@ from securesplit.client.sharing import alike_digest, frozen_digest
 from securesplit.client.step import cross, forward, step
 from securesplit.data.batches import Batch
 from securesplit.errors import InputError
-from securesplit.learning import prepare
+from securesplit.learning import prepare, tune
 from securesplit.model.code import CutCode, refuse_other_code
 from securesplit.model.coded import code_back, code_front
 from securesplit.model.dropout import dropping, step_key
@@ -167,7 +167,10 @@ class Client:
         )  # fmt: skip
         if watch:
             learns = client.regime != "frozen"
-            client.remote.guardian = Guardian(load_middle(directory), every=watch, learns=learns, code=code)
+            published = load_middle(directory)
+            if link.job.adapters.method == "prefix":  # Even a fresh one changes what B computes.
+                tune(published, link.job.adapters, "middle")
+            client.remote.guardian = Guardian(published, every=watch, learns=learns, code=code)
         return client
 
     @property

@@ -31,7 +31,8 @@ from securesplit.model.sketch import Residual, sketched, unsketched
 
 if TYPE_CHECKING:
     from securesplit.client.client import Client
-    from securesplit.protocol.job import Job, Sharing
+    from securesplit.protocol.adapters import Shared
+    from securesplit.protocol.job import Job
 
 __all__ = ["Turn", "alike_digest", "frozen_digest", "to_share", "turn_of", "what_was_shared"]
 
@@ -55,7 +56,7 @@ class Turn:
     common: Learned | None = None
 
 
-def turn_of(sharing: Sharing, number: int) -> Turn:
+def turn_of(sharing: Shared, number: int) -> Turn:
     """What is learnt and summed in this round, counted from 0."""
     match sharing:
         case "frozen-a":
@@ -66,6 +67,8 @@ def turn_of(sharing: Sharing, number: int) -> Turn:
             return Turn("core", "core", constant="both")
         case "naive":
             return Turn("both", "both")
+        case "prefix":
+            return Turn("prefix", "prefix")
     return Turn("B", "B") if number % 2 == 0 else Turn("A", "A")  # B first, for the same reason.
 
 
@@ -90,9 +93,9 @@ def what_was_shared(
 
 def frozen_digest(client: Client, number: int, factor: Learned) -> str:
     """See :meth:`securesplit.client.client.Client.frozen_digest`."""
-    adapters, turn = client.job.adapters, turn_of(client.job.adapters.sharing, number)
+    adapters, turn = client.job.adapters, turn_of(client.job.adapters.shared, number)
     # The whole job: a server that gave each client its own learning rate could silence all but one.
-    start = f"{number}|{factor}|{adapters.sharing}|{adapters.seed}|{client.policy.digest}|{client.job.digest}"
+    start = f"{number}|{factor}|{adapters.shared}|{adapters.seed}|{client.policy.digest}|{client.job.digest}"
     digest = hashlib.sha256(start.encode())
     for layout in (*client.layouts(factor), *client.layouts()):
         digest.update(layout.digest.encode())
@@ -108,7 +111,7 @@ def frozen_digest(client: Client, number: int, factor: Learned) -> str:
 
 def alike_digest(client: Client, number: int, factor: Learned, heard: bytes) -> bytes:
     """See :meth:`securesplit.client.client.Client.alike_digest`."""
-    sharing = client.job.adapters.sharing
+    sharing = client.job.adapters.shared
     common = turn_of(sharing, number).common
     digest = hashlib.sha256(f"securesplit.alike.v1|{number}|{factor}|{sharing}|".encode())
     for layout in client.layouts(factor):

@@ -150,7 +150,7 @@ class Trainer:
 
     def _round(self, number: int) -> RoundRecord:
         client = self._client
-        turn = turn_of(client.job.adapters.sharing, number)
+        turn = turn_of(client.job.adapters.shared, number)
         factor = turn.summed
         frozen, alike = client.frozen_digest(number, factor), client.alike_digest(number, factor, self._heard)
         origin = client.origin_digest(factor)

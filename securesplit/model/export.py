@@ -8,15 +8,18 @@ with a core, which the export multiplies into factor B, the same up to rounding.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from securesplit.errors import InputError
 from securesplit.model.core import folded
 from securesplit.model.joined import peft_config
+from securesplit.model.prefix import KEY, VALUE
 from securesplit.model.saved import (
     AdapterFacts,
     NamedTensor,
@@ -72,6 +75,8 @@ def export_adapter(
         )
     if len({t.name for p in parts for t in p.tensors}) != sum(len(p.tensors) for p in parts):
         raise InputError("SS-1415", "two files hold adapters for the same layer", hint="Take all files from one cut.")
+    if first.prefix:
+        return _export_prefixes(parts, Path(directory), base_model_name)
     values = {t.name: t.value for p in parts for t in _standard(p.tensors)}
     adapted = sorted({t.layer for p in parts for t in p.tensors if t.layer >= 0})
     untouched = tuple(sorted(set(range(first.layers)) - set(adapted)))
@@ -86,6 +91,33 @@ def export_adapter(
     config.save_pretrained(directory)
     _tidy(directory / "adapter_config.json")
     return Exported(directory, tuple(adapted), untouched)
+
+
+def _export_prefixes(parts: Sequence[PartAdapters], directory: Path, base_model_name: str) -> Exported:
+    """PEFT's prefix tuning holds keys and values of all layers in one table, or of none."""
+    from peft import PrefixTuningConfig, TaskType
+
+    first, held = parts[0].facts, {(t.layer, t.name.rsplit(".", 1)[1]): t.value for p in parts for t in p.tensors}
+    numbers = range(first.layers)
+    missing = [n for n in numbers if (n, KEY) not in held or (n, VALUE) not in held]
+    if missing:
+        raise InputError(
+            "SS-1415",
+            f"{len(missing)} layers have no prefix in these files, and PEFT's format has one for every layer or for none",
+            hint="Give the files of all parts: the server's as well as a client's.",
+        )
+    length, heads, size = held[0, KEY].shape
+    rows = [held[n, kind].reshape(length, heads * size) for n in numbers for kind in (KEY, VALUE)]
+    config = PrefixTuningConfig(
+        num_virtual_tokens=length, token_dim=heads * size, num_transformer_submodules=1, num_attention_heads=heads,
+        num_layers=first.layers, encoder_hidden_size=heads * size, task_type=TaskType.CAUSAL_LM, inference_mode=True,
+        base_model_name_or_path=base_model_name,
+    )  # fmt: skip
+    directory.mkdir(parents=True, exist_ok=True)
+    table = {"prompt_embeddings": torch.cat(rows, 1).contiguous()}
+    save_file(table, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(directory)
+    return Exported(directory, tuple(numbers), ())
 
 
 def _origin(facts: AdapterFacts) -> AdapterFacts:

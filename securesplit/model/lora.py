@@ -30,6 +30,7 @@ from securesplit.model.core import CORE, OUTER, insert_cores, orthonormal
 from securesplit.model.dropout import key_adapters
 from securesplit.model.embedding import set_trainable_drift, start_drift
 from securesplit.model.parts import Part
+from securesplit.model.prefix import KEY, VALUE, insert_prefixes, start_of_prefix
 
 __all__ = [
     "AdapterTensor",
@@ -39,12 +40,13 @@ __all__ = [
     "adapter_layout",
     "adapter_parameters",
     "add_adapters",
+    "add_prefixes",
     "read_adapters",
     "set_trainable_factor",
     "write_adapters",
 ]
 
-Factor = Literal["A", "B", "core"]
+Factor = Literal["A", "B", "core", "prefix"]
 Learned = Factor | Literal["both"]
 """One factor, or A and B together."""
 
@@ -57,6 +59,8 @@ _NAMES = {
     f"lora_B.{_ADAPTER}.{OUTER}.weight": "lora_B.weight",
     f"lora_B.{_ADAPTER}.{CORE}.weight": "lora_core.weight",
     f"lora_magnitude_vector.{_ADAPTER}.weight": MAGNITUDE,
+    KEY: KEY,
+    VALUE: VALUE,
 }
 _SUFFIX = re.compile(rf"\.({'|'.join(map(re.escape, _NAMES))})$")
 
@@ -172,6 +176,26 @@ def add_adapters(
     return adapter_layout(model)
 
 
+def add_prefixes(model: Part | Any, length: int, *, seed: int) -> Layout:
+    """Put prefixes on a part's layers, or an unsplit model's, in place of LoRA, and freeze everything else.
+
+    Args:
+        model: as in :func:`add_adapters`.
+        length: positions.
+        seed: public.
+
+    Raises:
+        InputError: SS-1253 for a model in which a prefix would go out of sight.
+    """
+    inner, architecture = _inner(model)
+    inner.requires_grad_(False)  # noqa: FBT003 - torch's own signature
+    insert_prefixes(inner, architecture, length)
+    for tensor, parameter in _factors(model):
+        parameter.data = torch.from_numpy(start_of_prefix(tensor.name, tensor.shape, seed)).to(parameter.device)
+    set_trainable_factor(model, "both")
+    return adapter_layout(model)
+
+
 def adapter_layout(model: Part | Any, factor: Learned | None = None) -> Layout:
     """The layout of a part's adapters, or of one factor of each, or of A and B; empty when there are none."""
     return Layout(tuple(tensor for tensor, _ in _factors(model) if factor is None or _is(tensor, factor)))
@@ -231,7 +255,8 @@ def set_trainable_factor(model: Part | Any, factor: Learned | None) -> None:
     if factor == "both" and any(_is(tensor, "core") for tensor, _ in held):
         factor = "core"
     for tensor, parameter in held:
-        learns = factor is not None and (_is(tensor, factor) or (factor == "both" and tensor.name.endswith(MAGNITUDE)))
+        whole = tensor.name.endswith((MAGNITUDE, KEY, VALUE))
+        learns = factor is not None and (_is(tensor, factor) or (factor == "both" and whole))
         parameter.requires_grad_(learns)
         if not parameter.requires_grad:
             parameter.grad = None
@@ -244,6 +269,8 @@ def _inner(model: Part | Any) -> tuple[Any, Architecture]:
 
 
 def _is(tensor: AdapterTensor, factor: Learned) -> bool:
+    if factor == "prefix":
+        return tensor.name.endswith((KEY, VALUE))
     endings = ("A", "B") if factor == "both" else (factor,)
     return tensor.name.endswith(tuple(f".lora_{ending}.weight" for ending in endings))
 

@@ -19,6 +19,7 @@ from securesplit.errors import InputError
 from securesplit.model.architectures import Architecture
 from securesplit.model.plan import Role
 from securesplit.model.precision import LossScale
+from securesplit.model.prefix import prefix_cache, prefix_of
 
 __all__ = ["Back", "Front", "Middle", "Part", "PartCache", "build_part"]
 
@@ -97,7 +98,11 @@ class Part(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Data type of the weights (adapters aside)."""
-        own = (p for n, p in self.module.named_parameters() if ".lora_" not in n and p.is_floating_point())
+        own = (
+            p
+            for n, p in self.module.named_parameters()
+            if ".lora_" not in n and ".prefix_" not in n and p.is_floating_point()
+        )
         return next((p.dtype for p in own), torch.get_default_dtype())
 
     def global_name(self, local: str) -> str:
@@ -119,15 +124,34 @@ class Part(nn.Module):
         return PartCache(DynamicCache(config=self.module.config))
 
     def _run(self, length: int, device: torch.device, cache: PartCache | None, **inputs: Any) -> Any:
-        """Call the module, with positions that go on from the cache."""
+        """Call the module, with positions that go on from the cache, behind a prefix where there is one."""
+        ahead = prefix_of(self.module)
         if cache is None:
-            return self.module(**inputs, use_cache=False)
-        positions = torch.arange(cache.length, cache.length + length, device=device)[None]
+            more = self._behind(ahead, length, inputs) if ahead else {}
+            return self.module(**inputs, use_cache=False, **more)
+        if ahead and cache.length == 0 and cache.past is not None:
+            rows = next(len(x) for x in inputs.values() if x is not None)
+            prefix_cache(self._layers(), rows, self.dtype, into=cache.past)
+        first = ahead + cache.length
+        positions = torch.arange(first, first + length, device=device)[None]
         out = self.module(
             **inputs, position_ids=positions, past_key_values=cache.past, use_cache=cache.past is not None
         )
         cache.length += length
         return out
+
+    def _layers(self) -> Any:
+        return getattr(self.base, self.architecture.layers)
+
+    def _behind(self, ahead: int, length: int, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the module needs to see a prefix; a mask in ``inputs`` is made longer by it."""
+        first = next(x for x in inputs.values() if x is not None)
+        mask = inputs.get("attention_mask")
+        if mask is not None:
+            inputs["attention_mask"] = torch.cat([mask.new_ones(len(mask), ahead), mask], 1)
+        positions = torch.arange(ahead, ahead + length, device=first.device)[None]
+        past = prefix_cache(self._layers(), len(first), self.dtype) if self.span else None
+        return {"position_ids": positions, "past_key_values": past}
 
 
 class Front(Part):

@@ -20,6 +20,7 @@ from securesplit.model.joined import lengths_of
 from securesplit.model.lora import MAGNITUDE, adapter_layout, read_adapters, write_adapters
 from securesplit.model.parts import Part
 from securesplit.model.plan import Role
+from securesplit.model.prefix import KEY, VALUE, prefix_of
 
 __all__ = [
     "AdapterFacts",
@@ -48,6 +49,7 @@ class AdapterFacts(BaseModel):
         policy: digest of the policy under which they learnt; empty when there was none.
         table: digest of all that the job says of adapters; empty when there was no job.
         rslora, dora: as in :func:`securesplit.model.lora.add_adapters`.
+        prefix: positions of prefixes, which stand in place of LoRA; ``rank`` and ``alpha`` are 1 and ``targets`` empty then.
     """
 
     model_config = _STRICT
@@ -63,6 +65,7 @@ class AdapterFacts(BaseModel):
     table: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     rslora: bool = False
     dora: bool = False
+    prefix: Annotated[int, Field(ge=0, le=1024)] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +106,35 @@ def collect_adapters(
         raise InputError(
             "SS-1413", f"the {part.role} has no adapters", hint="A part without decoder layers never has; leave it out."
         )
+    facts = _facts(part, model=model, policy=policy, table=table)
+    flat, start, tensors = torch.from_numpy(read_adapters(part, layout)), 0, []
+    for entry in layout.tensors:
+        size = math.prod(entry.shape)
+        tensors.append(NamedTensor(entry.name, entry.layer, flat[start : start + size].reshape(entry.shape).clone()))
+        start += size
+    tensors += [NamedTensor(name, -1, value.detach().cpu().clone()) for name, value in drift_parameters(part)]
+    if lengths and not facts.dora:
+        tensors += _lengths(part)
+    return PartAdapters(facts, tuple(sorted(tensors, key=lambda t: (t.layer, t.name))))
+
+
+def _facts(part: Part, *, model: str, policy: str, table: str) -> AdapterFacts:
+    origin = {"model": model, "policy": policy, "table": table, "architecture": part.architecture.model_type}
+    length = prefix_of(part.module)
+    if length:
+        return AdapterFacts.model_validate(
+            {
+                **origin,
+                "role": part.role,
+                "layers": part.layers_total,
+                "rank": 1,
+                "alpha": 1.0,
+                "targets": (),
+                "prefix": length,
+            }
+        )
     config = part.module.peft_config["default"]
-    facts = AdapterFacts(
+    return AdapterFacts(
         role=part.role,
         architecture=part.architecture.model_type,
         layers=part.layers_total,
@@ -117,15 +147,6 @@ def collect_adapters(
         rslora=bool(config.use_rslora),
         dora=bool(config.use_dora),
     )
-    flat, start, tensors = torch.from_numpy(read_adapters(part, layout)), 0, []
-    for entry in layout.tensors:
-        size = math.prod(entry.shape)
-        tensors.append(NamedTensor(entry.name, entry.layer, flat[start : start + size].reshape(entry.shape).clone()))
-        start += size
-    tensors += [NamedTensor(name, -1, value.detach().cpu().clone()) for name, value in drift_parameters(part)]
-    if lengths and not facts.dora:
-        tensors += _lengths(part)
-    return PartAdapters(facts, tuple(sorted(tensors, key=lambda t: (t.layer, t.name))))
 
 
 def _lengths(part: Part) -> list[NamedTensor]:
@@ -185,6 +206,12 @@ def _plausible(tensor: NamedTensor, facts: AdapterFacts) -> bool:
     """Whether a tensor's shape can be that of its kind."""
     if tensor.name.endswith(f".{MAGNITUDE}"):
         return tensor.value.ndim == 1
+    if facts.prefix:
+        return (
+            tensor.name.endswith((f".{KEY}", f".{VALUE}"))
+            and tensor.value.ndim == 3
+            and len(tensor.value) == facts.prefix
+        )
     return tensor.value.ndim == 2 and facts.rank in tensor.value.shape
 
 

@@ -34,7 +34,8 @@ from securesplit.model.plan import CutPlan
 from securesplit.model.sketch import sketch_size
 from securesplit.model.store import load_config
 from securesplit.pki.files import write_atomically
-from securesplit.protocol.job import Job, Sharing
+from securesplit.protocol.adapters import Shared
+from securesplit.protocol.job import Job
 
 __all__ = ["SKETCH", "UNNAMED", "SumRecords", "layouts_of", "summed"]
 
@@ -47,7 +48,7 @@ UNNAMED = "unnamed"
 """The whole vector of clients that sum something else than this job's adapters."""
 
 
-def summed(sharing: Sharing, number: int) -> Learned:
+def summed(sharing: Shared, number: int) -> Learned:
     """Which factor a round's sum carries; tests hold it to what the clients do (securesplit/client/sharing.py)."""
     match sharing:
         case "frozen-a":
@@ -58,6 +59,8 @@ def summed(sharing: Sharing, number: int) -> Learned:
             return "core"
         case "naive":
             return "both"
+        case "prefix":
+            return "prefix"
     return "B" if number % 2 == 0 else "A"
 
 
@@ -123,7 +126,7 @@ class SumRecords:
     def _named(self, ring_sum: Words, number: int) -> dict[str, npt.NDArray[np.int32 | np.int64]]:
         """The sum cut into the adapters' tensors, without the sum of weights behind it."""
         signed = ring_sum[:-1].view(ring_sum.dtype.str.replace("u", "i"))
-        factor = summed(self.job.adapters.sharing, number)
+        factor = summed(self.job.adapters.shared, number)
         if factor not in self._known:
             self._known[factor] = layouts_of(self.directory, self.job, factor)
         behind = sketch_size if self.job.adapters.sharing == "naive" else lambda _layout: 0

@@ -69,7 +69,8 @@ def export_adapter(
     if not parts:
         raise InputError("SS-1413", "there are no adapters to export", hint="Give at least one part's file.")
     first = parts[0].facts
-    if any(_origin(p.facts) != _origin(first) for p in parts):
+    said = all(p.facts.table for p in parts)
+    if any(_origin(p.facts, said=said) != _origin(first, said=said) for p in parts):
         raise InputError(
             "SS-1415", "the adapters come from different models or jobs", hint="Take all files from one run."
         )
@@ -120,10 +121,12 @@ def _export_prefixes(parts: Sequence[PartAdapters], directory: Path, base_model_
     return Exported(directory, tuple(numbers), ())
 
 
-def _origin(facts: AdapterFacts) -> AdapterFacts:
-    """What must be one for all parts; the server has a policy of its own, and a job may give each part its own shape."""
+def _origin(facts: AdapterFacts, *, said: bool) -> AdapterFacts:
+    """What must be one for all parts, of which all or not all say which job's table they follow; the server has a policy of its own, and a job may give each part its own shape."""
     own: dict[str, object] = {"role": "front", "policy": ""}
-    if facts.table:
+    if not said:  # Files of before there were tables, or of parts without a job.
+        own |= {"table": ""}
+    else:
         own |= {"rank": 1, "alpha": 1.0, "targets": (), "rslora": False, "dora": False}
     return facts.model_copy(update=own)
 

@@ -156,6 +156,13 @@ def _lengths(part: Part) -> list[NamedTensor]:
     found = []
     numbers = {t.name: t.layer for t in adapter_layout(part).tensors}
     for local, layer in part.module.named_modules():
+        if isinstance(getattr(layer, "lora_embedding_A", None), torch.nn.ParameterDict) and layer.lora_embedding_A:
+            (adapter,) = layer.lora_embedding_A
+            a, b = layer.lora_embedding_A[adapter].detach(), layer.lora_embedding_B[adapter].detach()
+            # PEFT takes an embedding's columns for the rows.
+            value = lengths_of(layer.get_base_layer().weight.detach().T, a, b, layer.scaling[adapter])
+            found.append(NamedTensor(f"{part.global_name(local)}.{MAGNITUDE}", -1, value))
+            continue
         if not isinstance(getattr(layer, "lora_A", None), torch.nn.ModuleDict) or not layer.lora_A:
             continue
         (adapter,) = layer.lora_A
@@ -226,7 +233,7 @@ def restore_adapters(part: Part, adapters: PartAdapters) -> None:
     held = [
         t for t in adapters.tensors if t.layer >= 0 and (adapters.facts.dora or not t.name.endswith(f".{MAGNITUDE}"))
     ]
-    drift = [t for t in adapters.tensors if t.layer < 0]
+    drift = [t for t in adapters.tensors if t.layer < 0 and not t.name.endswith(f".{MAGNITUDE}")]
     fits = [(t.name, tuple(t.value.shape)) for t in held] == [(t.name, t.shape) for t in layout.tensors]
     if not fits or [(t.name, t.value.shape) for t in drift] != [(n, p.shape) for n, p in drift_parameters(part)]:
         raise InputError(
@@ -255,7 +262,7 @@ def architecture_named(facts: AdapterFacts) -> Architecture:
 
 
 def _layer(name: str, architecture: Architecture, path: Path) -> int:
-    if name.startswith(f"{architecture.prefix}.{architecture.embedding}.lora_embedding_"):
+    if name.startswith(f"{architecture.prefix}.{architecture.embedding}.lora_"):
         return -1
     number = name.removeprefix(f"{architecture.prefix}.{architecture.layers}.").split(".", 1)[0]
     if not number.isdecimal():

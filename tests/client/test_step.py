@@ -67,7 +67,9 @@ def test_loss_and_every_lora_gradient_equal_the_unsplit_models(house):
     assert np.array_equal(values(parts), values((whole,)))
     client.train("both")
     kept = []
-    core._engine.learner._descent._optimiser.register_step_pre_hook(lambda *_: kept.extend(p.grad for p in adapter_parameters(middle)))
+    core._engine.learner._descent._optimiser.register_step_pre_hook(
+        lambda *_: kept.extend(p.grad for p in adapter_parameters(middle))
+    )
     for batch in batches_of(client, sentences(5, seed=1)):
         spread(parts, layout)  # B learns at once; the comparison is at the same point.
         kept.clear()

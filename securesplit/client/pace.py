@@ -13,14 +13,16 @@ regimes ``round`` and ``step`` refuse ``patience`` and ``keep_best`` (securespli
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from securesplit.client.client import Client
 from securesplit.errors import InputError
+from securesplit.model.descent import NamedTensor
 
 __all__ = ["Best", "Measured", "Pace", "require_affordable"]
 
@@ -94,6 +96,40 @@ class Pace:
         self._worse += 1
         if schedule.patience is not None and self._worse >= schedule.patience:
             self.stopped = True
+
+    def state(self) -> tuple[NamedTensor, ...]:
+        """All that the next measurement depends on, and what was measured; copies."""
+        double = torch.float64
+        kept = [
+            NamedTensor("lowest", torch.tensor([self._lowest, self._worse, self.stopped], dtype=double)),
+            NamedTensor(
+                "measured", torch.tensor([(m.moves, m.loss) for m in self.measured], dtype=double).reshape(-1, 2)
+            ),
+        ]
+        if self.best is not None:
+            kept.append(NamedTensor("best", torch.tensor([self.best.moves, self.best.loss], dtype=double)))
+            kept += [NamedTensor(f"best.{i}", torch.from_numpy(v.copy())) for i, v in enumerate(self.best.values)]
+        return tuple(kept)
+
+    def restore(self, state: Sequence[NamedTensor]) -> None:
+        """Go on from what :meth:`state` gave.
+
+        Raises:
+            InputError: SS-1250 when it is no such state.
+        """
+        held = {piece.name: piece.value for piece in state}
+        values = [held[name] for name in sorted(held) if name.startswith("best.")]
+        if "lowest" not in held or "measured" not in held or (len(values) != 3 and "best" in held):
+            raise InputError(
+                "SS-1250", "the kept state has no measurements", hint="Resume with the job it was kept under."
+            )
+        lowest, worse, stopped = held["lowest"].tolist()
+        self._lowest, self._worse, self.stopped = lowest, int(worse), bool(stopped)
+        self.measured = [Measured(int(moves), loss) for moves, loss in held["measured"].tolist()]
+        self.best = None
+        if "best" in held:
+            moves, loss = held["best"].tolist()
+            self.best = Best(int(moves), loss, tuple(value.numpy().copy() for value in values))
 
 
 def require_affordable(client: Client, batches: int, held_out: int) -> None:

@@ -251,3 +251,26 @@ def test_an_embedding_drifts_at_its_client_alone(house, alone):
     assert np.array_equal(client.snapshot()[2], held)
     client.reset()
     assert np.array_equal(client.snapshot()[2], before[2])
+
+
+def test_measurements_are_kept_and_go_on(house):
+    job = job_of(house, schedule={"patience": 3, "keep_best": True})
+    straight, first = (Pace(trainer_of(house, job)[1], lambda: 0.0) for _ in range(2))
+    losses = [3.0, 2.0, 2.5, 2.6, 1.0, 1.5, 1.6, 1.7]
+    for number, loss in enumerate(losses):
+        straight.saw(number, loss)
+        if number < 4:
+            first.saw(number, loss)
+    second = Pace(first._client, lambda: 0.0)
+    second.restore(first.state())
+    assert second.best.loss == 2.0
+    for number, loss in enumerate(losses[4:], 4):
+        assert not second.stopped
+        second.saw(number, loss)
+    assert second.stopped
+    assert straight.stopped
+    for one, two in zip(straight.state(), second.state(), strict=True):
+        assert one.name == two.name
+        assert torch.equal(one.value, two.value)
+    with pytest.raises(InputError, match="no measurements"):
+        second.restore(straight.state()[1:])

@@ -36,9 +36,10 @@ def split_of(**kinds):
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_without_the_extra_the_job_is_refused(monkeypatch, kind):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match="securesplit\\[quant\\]") as caught:
+    with pytest.raises(InputError, match="needs bitsandbytes") as caught:
         split_of(middle=kind)
     assert caught.value.code == "SS-1251"
+    assert "securesplit[quant]" in caught.value.hint
 
 
 @pytest.mark.skipif(not present, reason="needs the extra quant")

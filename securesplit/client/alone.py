@@ -9,6 +9,7 @@ from securesplit.client.train import Progress
 from securesplit.data.batches import Batch
 from securesplit.learning import recipe_of
 from securesplit.model.descent import Descent
+from securesplit.model.dropout import dropping, step_key
 from securesplit.model.embedding import drift_parameters
 from securesplit.model.lora import adapter_parameters, set_trainable_factor
 
@@ -35,8 +36,9 @@ def train_alone(
         descent = Descent(parameters, recipe, moves=moves)
         for _ in range(schedule.epochs):
             for batch in batches:
-                loss = client.back(client.front(batch.tokens), batch.labels)
-                loss.backward()
+                with dropping((client.front, client.back), step_key(client.job.adapters.seed, "alone", done)):
+                    loss = client.back(client.front(batch.tokens), batch.labels)
+                    loss.backward()
                 descent.step()
                 done += 1
                 progress("client-only model", done, total, float(loss.detach()))

@@ -14,6 +14,7 @@ from securesplit.learning import tune
 from securesplit.model.dropout import KeyedDropout, dropping, step_key
 from securesplit.model.export import collect_adapters, export_adapter, read_part_adapters, save_part_adapters
 from securesplit.model.lora import adapter_layout, adapter_parameters, read_adapters, write_adapters
+from securesplit.model.persample import per_sample, record_losses
 from securesplit.model.plan import CutPlan
 from securesplit.model.split import split_model
 from securesplit.protocol.adapters import Adapters
@@ -197,3 +198,27 @@ def test_a_parts_own_values_stand_in_for_the_others():
     table = Adapters.model_validate({**BASE, "dropout": 0.1, "middle": {"rank": 9, "dropout": 0.0}})
     assert (table.of("middle").rank, table.of("middle").dropout, table.of("middle").alpha) == (9, 0.0, 8.0)
     assert table.of("front") == table.model_copy(update={"middle": None})
+
+
+def test_each_records_gradient_is_its_own_under_dropout(tiny):
+    """What regimes `round` and `step` clip: rows add up to the batch's gradient and do not know the other rows' text."""
+    split = split_of(tiny("llama"), {**BASE, "dropout": 0.3, "rslora": True, "front": {"rank": 2}})
+    shake(split)
+    parts = (split.front, split.back)
+    split.middle.requires_grad_(requires_grad=False)
+    other = IDS.clone()
+    other[1] = other[1].flip(0)
+
+    def rows(ids):
+        with dropping(parts, step_key(7, "alice", 3)), per_sample(parts) as kept:
+            losses = record_losses(split.back(split.middle(split.front(ids))), ids)
+            losses.sum().backward()
+            return kept.gradients()
+
+    with dropping(parts, step_key(7, "alice", 3)):
+        record_losses(split.back(split.middle(split.front(IDS))), IDS).sum().backward()
+    whole = torch.cat([p.grad.reshape(-1) for part in parts for p in adapter_parameters(part)])
+    one, two = rows(IDS), rows(other)
+    torch.testing.assert_close(one.sum(0), whole, rtol=1e-4, atol=1e-5)
+    assert torch.equal(one[[0, 2]], two[[0, 2]])
+    assert not torch.equal(one[1], two[1])

@@ -82,13 +82,22 @@ class Part(nn.Module):
         self.width: int = module.config.hidden_size
         self.scale: LossScale | None = None
 
-    def __call__(self, x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-        """Compute; see the part's ``forward``."""
-        learnt = [p for p in self.parameters() if p.requires_grad] if self.scale is not None else []
-        if self.scale is None or not torch.is_grad_enabled() or not (learnt or x.requires_grad):
-            return super().__call__(x, *arguments, **options)
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Compute; see the part's ``forward``. What comes first is what the gradient goes back to."""
         call = super().__call__
-        return self.scale.through(lambda leaf: call(leaf, *arguments, **options), x, learnt)
+        if self.scale is None or not torch.is_grad_enabled():
+            return call(*arguments, **options)
+        if not arguments:
+            first = next(iter(options))
+            rest = {name: value for name, value in options.items() if name != first}
+            return self._through(lambda leaf: call(**{first: leaf}, **rest), options[first])
+        return self._through(lambda leaf: call(leaf, *arguments[1:], **options), arguments[0])
+
+    def _through(self, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        learnt = [p for p in self.parameters() if p.requires_grad]
+        if self.scale is None or not (learnt or x.requires_grad):
+            return run(x)
+        return self.scale.through(run, x, learnt)
 
     @property
     def base(self) -> Any:

@@ -93,6 +93,9 @@ def test_small_gradients_survive_float16_by_the_scale_alone(tiny, job):
         assert mine.dtype == torch.float32
         assert (mine - theirs).norm() <= 0.05 * theirs.norm()
         assert theirs.norm() > 0
+    named = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    half(hidden=named).backward(pull)
+    assert torch.equal(named.grad, found[0][0]), "by name it is the same"
     half.scale = None
     leaf = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
     half(leaf).backward(pull.half())

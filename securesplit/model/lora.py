@@ -131,29 +131,20 @@ def add_adapters(
         InputError: SS-1410 for targets that name no linear layer, SS-1411 when there are adapters already.
     """
     inner, architecture = _inner(model)
-    wanted = targets or architecture.attention
     if _factors(model):
         raise InputError(
             "SS-1411", "this part has adapters already", hint="Load the part anew to start from fresh ones."
         )
     inner.requires_grad_(False)  # noqa: FBT003 - torch's own signature
-    linear = {name.split(".", 1)[1] for name in _linear_layers(model)}
-    missing = tuple(t for t in wanted if not any(name == t or name.endswith(f".{t}") for name in linear))
-    if linear and missing:
-        raise InputError(
-            "SS-1410",
-            f"no linear layer is called {', '.join(missing)}",
-            hint=f"There are: {', '.join(sorted(linear))}.",
-        )
-    drifts = (architecture.embedding,) if embedding else ()
-    if not linear and not drifts:
+    wanted = [*_targets(model, targets), *((architecture.embedding,) if embedding else ())]
+    if not wanted:
         return Layout(())
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=[*(wanted if linear else ()), *drifts],
+        target_modules=wanted,
         lora_dropout=0.0,
         bias="none",
         fan_in_fan_out=architecture.transposed,
@@ -165,13 +156,7 @@ def add_adapters(
         insert_cores(inner, _ADAPTER)
     if dropout:
         key_adapters(inner, _ADAPTER, dropout, lambda local: _global(model, local))
-    start_drift(model, seed)
-    for tensor, parameter in _factors(model):
-        if tensor.name.endswith(MAGNITUDE):  # The lengths of the base's rows, as PEFT has measured them.
-            parameter.data = parameter.data.float()
-            continue
-        values = _initial(tensor, seed, core=core)
-        parameter.data = torch.from_numpy(values).to(parameter.device)
+    _start(model, seed, core=core)
     set_trainable_factor(model, "both")
     return adapter_layout(model)
 
@@ -289,6 +274,31 @@ def _linear_layers(model: Part | Any) -> Iterator[str]:
         full = _global(model, local)
         if full.startswith(stem) and isinstance(module, (nn.Linear, Conv1D)):
             yield full.removeprefix(stem)
+
+
+def _targets(model: Part | Any, targets: tuple[str, ...]) -> tuple[str, ...]:
+    """What is adapted: the targets, or the attention projections; nothing in a part without linear layers."""
+    wanted = targets or _inner(model)[1].attention
+    linear = {name.split(".", 1)[1] for name in _linear_layers(model)}
+    missing = tuple(t for t in wanted if not any(name == t or name.endswith(f".{t}") for name in linear))
+    if linear and missing:
+        raise InputError(
+            "SS-1410",
+            f"no linear layer is called {', '.join(missing)}",
+            hint=f"There are: {', '.join(sorted(linear))}.",
+        )
+    return wanted if linear else ()
+
+
+def _start(model: Part | Any, seed: int, *, core: bool) -> None:
+    """Give every factor its public start."""
+    start_drift(model, seed)
+    for tensor, parameter in _factors(model):
+        if tensor.name.endswith(MAGNITUDE):  # The lengths of the base's rows, as PEFT has measured them.
+            parameter.data = parameter.data.float()
+            continue
+        values = _initial(tensor, seed, core=core)
+        parameter.data = torch.from_numpy(values).to(parameter.device)
 
 
 def _factors(model: Part | Any) -> list[tuple[AdapterTensor, nn.Parameter]]:

@@ -19,6 +19,7 @@ from securesplit.aggregate.client import ClientRound
 from securesplit.client.plausible import ABSTAINED
 from securesplit.client.train import Trainer
 from securesplit.errors import AggregationAborted
+from securesplit.model.descent import Descent, Recipe
 from securesplit.privacy.ledger import Ledger
 from securesplit.protocol.codec import decode
 from securesplit.protocol.job import Job
@@ -126,7 +127,7 @@ def laboratory(house, monkeypatch):
                 client, batches_of(client, sentences(16, seed=seed)), (), answers=None, progress=lambda *_: None
             )
             if optimiser is not None:
-                trainer._optimiser = lambda client=client: optimiser(client.parameters())
+                trainer._descent = lambda client=client: optimiser(client.parameters())
             start, sizes = client.read("B"), tuple(layout.size for layout in client.layouts("B"))
             client.link.close = lambda: None
             try:
@@ -158,7 +159,9 @@ def shown(sites: dict[str, Site]) -> float:
 
 
 def sgd(parameters):
-    return torch.optim.SGD(parameters, lr=0.05)
+    descent = Descent(parameters, Recipe(0.05))
+    descent._optimiser = torch.optim.SGD(parameters, lr=0.05)
+    return descent
 
 
 OPTIMISERS = pytest.mark.parametrize("optimiser", [None, sgd], ids=["adamw", "sgd"])

@@ -8,6 +8,7 @@ sums knows the adapters of each round's start. Under ``share-a`` factor B stays 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from attacks.adamw import EPS
 from attacks.sums import BEHIND, RecordedSum
 from attacks.view import fork
-from securesplit.model.lora import Layout, adapter_layout, add_adapters, read_adapters, write_adapters
+from securesplit.model.descent import Recipe
+from securesplit.model.lora import Layout, adapter_layout, add_adapters, add_prefixes, read_adapters, write_adapters
 from securesplit.model.parts import Back, Front, Part
 
 __all__ = ["RoundStart", "modules_of", "next_layer_inputs", "round_start", "shallow", "token_readers"]
@@ -59,8 +61,14 @@ def round_start(front: object, back: object, target: RecordedSum, sums: Sequence
     adapters = target.job.adapters
     for part in parts:
         if part is not None:
+            own = adapters.of(part.role)
+            if own.method == "prefix":
+                assert own.prefix_length is not None, "the job's own rule"
+                add_prefixes(part, own.prefix_length, seed=own.seed)
+                continue
+            # Dropout is left out: at rest nothing is dropped.
             add_adapters(
-                part, adapters.rank, adapters.alpha, adapters.targets, seed=adapters.seed, core=adapters.sharing == "core"
+                part, own.rank, own.alpha, own.targets, seed=own.seed, core=own.sharing == "core", rslora=own.rslora
             )  # fmt: skip
     for earlier in {found.round: found for found in sums if found.round < target.round}.values():
         for part in parts:
@@ -94,9 +102,18 @@ def _move(part: Part, earlier: RecordedSum) -> None:
     if not layout.tensors:
         return
     mean = np.concatenate([moves[tensor.name].reshape(-1) for tensor in layout.tensors]).astype(np.float64)
-    if earlier.sent == "gradients":
-        mean = -earlier.job.optimiser.client_lr * mean / (np.abs(mean) + EPS)
-    write_adapters(part, layout, (read_adapters(part, layout) + mean).astype(np.float32))
+    held = read_adapters(part, layout)
+    if earlier.sent == "gradients":  # Regime `round`: one step of AdamW a round, whose moments are new.
+        said = earlier.job.optimiser
+        recipe = Recipe(
+            said.client_lr,
+            schedule=said.schedule,
+            warmup=said.warmup_of(said.client_steps),
+            span=said.client_steps or 0,
+        )
+        rate = recipe.rate(earlier.round)
+        mean = -rate * mean / (np.abs(mean) + EPS) - rate * said.weight_decay * held
+    write_adapters(part, layout, (held + mean).astype(np.float32))
 
 
 def _values(part: Part) -> dict[str, Tensor]:
@@ -104,7 +121,7 @@ def _values(part: Part) -> dict[str, Tensor]:
     layout = adapter_layout(part)
     flat = read_adapters(part, layout)
     for tensor in layout.tensors:
-        size = tensor.shape[0] * tensor.shape[1]
+        size = math.prod(tensor.shape)
         found[tensor.name] = torch.from_numpy(flat[start : start + size].reshape(tensor.shape).copy())
         start += size
     return found

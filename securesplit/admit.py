@@ -16,6 +16,7 @@ from securesplit.policy.leakage import Proof, Traffic, faults_of
 from securesplit.policy.rules import Breach
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.protocol.job import Job
+from securesplit.suited import learning_breaches
 
 WEIGHT_CAP = 255
 """Weights in a secure sum are numbers of records, capped here; the cap is public, the weights are hidden in the sum."""
@@ -30,7 +31,7 @@ def broken_rules(policy: Policy, job: Job) -> tuple[Breach, ...]:
     """Every rule of the policy that the job breaks, with the values on both sides."""
     sums = policy.aggregation
     if not job.mode.summed:
-        return (*_limits(policy, job), *_labels(policy, job), *_mode(policy, job))
+        return (*_limits(policy, job), *_labels(policy, job), *_mode(policy, job), *learning_breaches(policy, job))
     floors = (
         ("aggregation.min_clients", sums.min_clients, job.sums.min_clients, "sums of {} clients, and {} is the least"),
         ("aggregation.min_threshold", sums.min_threshold, job.sums.threshold, "a threshold of {}, and {} is the least"),
@@ -47,7 +48,14 @@ def broken_rules(policy: Policy, job: Job) -> tuple[Breach, ...]:
         found.append(Breach("aggregation.blind", "the server would see the sum", policy=True, other=False))
     if not found:  # One fault of the sums' numbers, told twice in different words, helps nobody.
         found += _sums(policy, job)
-    return (*found, *_labels(policy, job), *_sharing(policy, job), *_noise(policy, job), *_mode(policy, job))
+    return (
+        *found,
+        *_labels(policy, job),
+        *_sharing(policy, job),
+        *_noise(policy, job),
+        *_mode(policy, job),
+        *learning_breaches(policy, job),
+    )
 
 
 def sum_breaches(policy: Policy, job: Job) -> tuple[str, ...]:

@@ -88,6 +88,10 @@ def train(
         + ("" if record.honest == 1 else f", with {record.honest} honest clients in each sum")
     )
     named = "" if record.accuracy is None else f", accuracy {record.accuracy:.3f}"
+    if record.best is not None:
+        named += f", best {record.best[1]:.3f} after {record.best[0]} optimiser steps, in {out / 'best'}"
+    if record.stopped:
+        named += "; stopped early"
     if not record.exact:
         missed = max(record.residuals, default=0.0)
         named += f"; INEXACT sums, which missed up to {missed:.1%} of the mean of the adapters' products"

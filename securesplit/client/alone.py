@@ -7,6 +7,10 @@ import torch
 from securesplit.client.client import Client
 from securesplit.client.train import Progress
 from securesplit.data.batches import Batch
+from securesplit.learning import recipe_of
+from securesplit.model.descent import Descent
+from securesplit.model.dropout import dropping, step_key
+from securesplit.model.embedding import drift_parameters
 from securesplit.model.lora import adapter_parameters, set_trainable_factor
 from securesplit.model.parts import Back, Front
 from securesplit.protocol.job import Job
@@ -33,18 +37,22 @@ def train_ends(
     for part in (front, back):
         set_trainable_factor(part, "both")
     parameters = [p for part in (front, back) for p in adapter_parameters(part)]
-    optimiser = torch.optim.AdamW(parameters, lr=job.optimiser.client_lr, weight_decay=0.0)
+    parameters += [p for _, p in drift_parameters(front)]
+    recipe, moves = recipe_of(job, "client"), 0
     schedule = job.schedule
     total, done, curve = schedule.rounds * schedule.epochs * len(batches), 0, [_evaluate(front, back, held_out)]
     for _ in range(schedule.rounds):
+        descent = Descent(parameters, recipe, moves=moves)
         for _ in range(schedule.epochs):
             for batch in batches:
-                loss = back(front(batch.tokens), batch.labels)
-                loss.backward()
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
+                with dropping((front, back), step_key(job.adapters.seed, "alone", done)):
+                    loss = back(front(batch.tokens), batch.labels)
+                    loss.backward()
+                descent.step()
                 done += 1
                 progress("client-only model", done, total, float(loss.detach()))
+        descent.finish()
+        moves = descent.moves
         curve.append(_evaluate(front, back, held_out))
     return tuple(curve)
 

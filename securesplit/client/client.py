@@ -22,14 +22,16 @@ from securesplit.client.sharing import alike_digest, frozen_digest
 from securesplit.client.step import cross, forward, step
 from securesplit.data.batches import Batch
 from securesplit.errors import InputError
+from securesplit.learning import prepare, tune
 from securesplit.model.code import CutCode, refuse_other_code
 from securesplit.model.coded import code_back, code_front
+from securesplit.model.dropout import dropping, step_key
+from securesplit.model.embedding import drift_parameters, read_drift, write_drift
 from securesplit.model.lora import (
     Layout,
     Learned,
     adapter_layout,
     adapter_parameters,
-    add_adapters,
     read_adapters,
     set_trainable_factor,
     write_adapters,
@@ -91,13 +93,12 @@ class Client:
         self.policy, self.link, self.ledger, self.job = policy, link, ledger, job
         self.patience = PATIENCE
         for part in (front, back):
-            add_adapters(
-                part, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed,
-                core=job.adapters.sharing == "core",
-            )  # fmt: skip
-        self._fresh = tuple((part, read_adapters(part, adapter_layout(part))) for part in (front, back))
+            prepare(part, job)
+        self._fresh = self.snapshot()
         # The same rows through another code are another release.
         version = model if code is None else f"{model}:{code.digest}"
+        if job.precision is not None and job.precision.front is not None:
+            version += f":{job.precision.front}"
         if ledger is not None and link.anchor:
             ledger.check_sealed(link.anchor)
         self.gate = Gate(
@@ -168,7 +169,10 @@ class Client:
         )  # fmt: skip
         if watch:
             learns = client.regime != "frozen"
-            client.remote.guardian = Guardian(load_middle(directory), every=watch, learns=learns, code=code)
+            published = load_middle(directory)
+            if link.job.adapters.method == "prefix":  # Even a fresh one changes what B computes.
+                tune(published, link.job.adapters, "middle")
+            client.remote.guardian = Guardian(published, every=watch, learns=learns, code=code)
         return client
 
     @property
@@ -199,20 +203,12 @@ class Client:
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What an optimiser on this side may change now."""
-        return [p for part in self.trained for p in adapter_parameters(part)]
+        own = [p for _, p in drift_parameters(self.front) if p.requires_grad]  # Last: it is in no layout.
+        return [*(p for part in self.trained for p in adapter_parameters(part)), *own]
 
     def layouts(self, factor: Learned | None = None) -> tuple[Layout, ...]:
         """The adapters that take part in the secure sums, part by part."""
         return tuple(adapter_layout(part, factor) for part in self.summed)
-
-    def held(self) -> tuple[npt.NDArray[np.float32], ...]:
-        """Values of every adapter that learns here, those that stay at this site among them, part by part."""
-        return tuple(read_adapters(part, adapter_layout(part)) for part in self.trained)
-
-    def put_back(self, held: Sequence[npt.NDArray[np.float32]]) -> None:
-        """Give them the values that :meth:`held` gave."""
-        for part, values in zip(self.trained, held, strict=True):
-            write_adapters(part, adapter_layout(part), values)
 
     def read(self, factor: Learned | None = None) -> npt.NDArray[np.float32]:
         """Values of those adapters, one vector."""
@@ -230,8 +226,18 @@ class Client:
 
     def reset(self) -> None:
         """Give every adapter on this side the value that the job started from."""
-        for part, values in self._fresh:
-            write_adapters(part, adapter_layout(part), values)
+        self.install(self._fresh)
+
+    def snapshot(self) -> tuple[npt.NDArray[np.float32], ...]:
+        """Every adapter's value on this side, A's and C's, and the embedding's drift, one vector each."""
+        held = (read_adapters(part, adapter_layout(part)) for part in (self.front, self.back))
+        return (*held, read_drift(self.front))
+
+    def install(self, values: tuple[npt.NDArray[np.float32], ...]) -> None:
+        """Set every adapter on this side to what :meth:`snapshot` gave."""
+        for part, held in zip((self.front, self.back), values[:2], strict=True):
+            write_adapters(part, adapter_layout(part), held)
+        write_drift(self.front, values[2])
 
     def _state(self) -> str:
         """SHA-256 of the adapters whose state shapes what is released; the gate asks at every release.
@@ -242,6 +248,7 @@ class Client:
         digest = hashlib.sha256()
         for part in (self.front,) if self.regime == "frozen" else (self.front, self.back):
             digest.update(read_adapters(part, adapter_layout(part)).tobytes())
+        digest.update(read_drift(self.front).tobytes())
         return digest.hexdigest()
 
     def frozen_digest(self, number: int, factor: Learned) -> str:
@@ -273,14 +280,20 @@ class Client:
 
     def origin_digest(self, factor: Learned) -> bytes:
         """SHA-256 of every value that an update of this factor starts from. It stays on this site."""
-        values = b"".join(values.astype("<f4").tobytes() for values in self.held())
+        values = b"".join(values.astype("<f4").tobytes() for values in self.snapshot())
         return hashlib.sha256(f"securesplit.origin.v1|{factor}|".encode() + values).digest()
 
-    def step(self, batch: Batch) -> float:
-        """Forward and backward of one batch; see securesplit/client/step.py. Gradients stay in the adapters."""
+    def step(self, batch: Batch, *, at: int = 0) -> float:
+        """Forward and backward of one batch; see securesplit/client/step.py. Gradients stay in the adapters.
+
+        Args:
+            batch: what to learn from.
+            at: this client's number of the step in the job; with it the same step, done again, drops the same numbers.
+        """
         batch, responded = answered(batch, self.gate)
         self.remote.about(batch, responded)
-        return step(batch, self.coded_front, self.gate, self.middle, self.coded_back)
+        with dropping(self.trained, step_key(self.job.adapters.seed, self.link.name, at)):
+            return step(batch, self.coded_front, self.gate, self.middle, self.coded_back)
 
     def loss(self, batch: Batch) -> float:
         """The loss of one batch in nats per token, without learning. A release like any other."""

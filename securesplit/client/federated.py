@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from securesplit.admit import weight_cap
 from securesplit.client.joined import Joined
-from securesplit.client.pooled import Fitted, Texts, one_step, optimisers_of
+from securesplit.client.pooled import Fitted, Texts, descent_of, one_step
 from securesplit.client.sharing import turn_of
 from securesplit.client.train import Progress
 from securesplit.data.batches import Batch
@@ -48,13 +48,15 @@ def train_federated(
     total = job.schedule.rounds * job.schedule.epochs * sum(len(texts.batches) for texts in data)
     losses, curve, sent = list[float](), [_mean(model, states, data)], 0
     for number in range(job.schedule.rounds):
-        turn = turn_of(job.adapters.sharing, number)
+        turn = turn_of(job.adapters.shared, number)
         start = _of(model, states[0], turn.summed)
         moved = np.zeros(len(start))
         for i, texts in enumerate(data):
             model.write(states[i])
             model.learn(turn.learned, turn.learned)
-            for loss in _passes(model, job, texts.batches):
+            for loss in _passes(
+                model, job, texts.batches, number * job.schedule.epochs * len(texts.batches) // job.optimiser.accumulate
+            ):
                 losses.append(loss)
                 progress("FedAvg of the whole model", len(losses), total, loss)
             moved += weights[i] * (model.read(turn.summed).astype(np.float64) - start)
@@ -73,10 +75,18 @@ def train_federated(
     return Fitted(tuple(losses), tuple(curve), samples, bytes_up=sent, bytes_down=sent)
 
 
-def _passes(model: Joined, job: Job, batches: Sequence[Batch]) -> list[float]:
+def _passes(model: Joined, job: Job, batches: Sequence[Batch], moves: int) -> list[float]:
     """One client's local work; the losses of its steps."""
-    optimisers = optimisers_of((model.ends(), job.optimiser.client_lr), (model.served(), job.optimiser.server_lr))
-    return [one_step(model, batch, optimisers) for _ in range(job.schedule.epochs) for batch in batches]
+    descents = (
+        descent_of(model.ends(), job, "client", moves=moves),
+        descent_of(model.served(), job, "server", moves=moves),
+    )
+    steps = (batch for _ in range(job.schedule.epochs) for batch in batches)
+    losses = [one_step(model, batch, job, number, descents) for number, batch in enumerate(steps)]
+    for descent in descents:
+        if descent is not None:
+            descent.finish()
+    return losses
 
 
 def _of(model: Joined, state: npt.NDArray[np.float32], factor: Learned) -> npt.NDArray[np.float32]:

@@ -21,6 +21,7 @@ from securesplit.admit import label_breaches, noise_breaches, sharing_breaches, 
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.privacy.plan import UNITS, At, ChannelPlan, LabelPlan, Plan, enforced_epsilon, plan_for, rows_moved
 from securesplit.protocol.job import Job
+from securesplit.suited import learning_breaches
 
 USELESS_BITS = 1.0
 """Below one bit for a whole release the server cannot help with text; docs/benchmarks/frontier.md has the measurement."""
@@ -139,7 +140,7 @@ def forecast(policy: Policy, job: Job, *, records_per_user: int = 1) -> Forecast
         epochs=_epochs(costs, schedule.epochs, privacy.regime),
         tokens=0 if plan.decode is None else plan.decode.releases // max(1, len(job.sums.roster)),
         useless=_bits(mu) < USELESS_BITS and job.task is None,
-        honest=1 if plan.update is None else plan.update.honest, refusals=(*_refusals(privacy.regime, schedule.epochs), *label_breaches(policy, job), *sum_breaches(policy, job), *sharing_breaches(policy, job), *noise_breaches(policy, job)),
+        honest=1 if plan.update is None else plan.update.honest, refusals=(*_refusals(privacy.regime, schedule.epochs), *label_breaches(policy, job), *sum_breaches(policy, job), *sharing_breaches(policy, job), *noise_breaches(policy, job), *(breach.line() for breach in learning_breaches(policy, job))),
     )  # fmt: skip
 
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from securesplit.client.noted import record_losses_of
 from securesplit.data.batches import Batch
+from securesplit.learning import prepare
+from securesplit.model.embedding import drift_parameters
 from securesplit.model.lora import (
     Learned,
     adapter_layout,
@@ -49,10 +51,11 @@ class Joined:
         self.front, self.middle, self.back, self._job = front, middle, back, job
         self.parts: tuple[Part, ...] = (front, back) if middle is None else (front, middle, back)
         for part in self.parts:
-            core = job.adapters.sharing == "core" and (alike or part is not middle)
-            add_adapters(
-                part, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed, core=core
-            )
+            if alike and part is middle and job.adapters.shared == "core":
+                own = job.adapters.of("middle")
+                add_adapters(part, own.rank, own.alpha, own.targets, seed=own.seed, core=True)
+            else:
+                prepare(part, job)
 
     @classmethod
     def load(cls, directory: Path, job: Job, *, server: bool = True, alike: bool = False) -> Joined:
@@ -71,7 +74,8 @@ class Joined:
 
     def ends(self) -> list[nn.Parameter]:
         """What learns in A and C now."""
-        return [p for part in (self.front, self.back) for p in adapter_parameters(part)]
+        drift = [p for _, p in drift_parameters(self.front) if p.requires_grad]
+        return [*(p for part in (self.front, self.back) for p in adapter_parameters(part)), *drift]
 
     def served(self) -> list[nn.Parameter]:
         """What learns in B now."""

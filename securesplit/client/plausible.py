@@ -189,7 +189,12 @@ def still(moved: npt.NDArray[np.float64], sizes: Iterable[int], least: float) ->
 
 
 def require_plausible(
-    client: Client, factor: Learned, start: npt.NDArray[np.float32], before: Sequence[npt.NDArray[np.float32]]
+    client: Client,
+    factor: Learned,
+    start: npt.NDArray[np.float32],
+    before: Sequence[npt.NDArray[np.float32]],
+    *,
+    rate: float | None = None,
 ) -> None:
     """Stay out of a round's sum when what was learnt in it cannot come from honest answers.
 
@@ -200,19 +205,21 @@ def require_plausible(
         client: after its local work.
         factor: what the sum would carry.
         start: its values before the round, (d,).
-        before: values of all adapters before the round, as :meth:`Client.held` gives them.
+        before: values of all adapters before the round, as :meth:`Client.snapshot` gives them.
+        rate: the highest learning rate that the round's steps had, the job's when absent; where it is 0, because the
+            schedule has ended or this client has stopped, standing still is no fault of the server's.
 
     Raises:
         AggregationAborted: SS-6040.
     """
     rules, witness = client.policy.aggregation, client.remote.witness
     fault = fault_of(witness.outputs, witness.gradients, rules.plausible or FLOORS)
-    if fault is None and _still(client, factor, start):
+    if fault is None and _still(client, factor, start, client.job.optimiser.client_lr if rate is None else rate):
         fault = "update"
     witness.clear()
     if fault is None:
         return
-    client.put_back(before)
+    client.install(tuple(before))
     with suppress(SecureSplitError):  # A courtesy; a server that is gone needs no word.
         client.link.tell(Failure(code=ABSTAINED))
     raise AggregationAborted(
@@ -225,13 +232,15 @@ def require_plausible(
 _WORDS = {"size": "size", "spread": "variety", "steadiness": "steadiness", "update": "effect on an update"}
 
 
-def _still(client: Client, factor: Learned, start: npt.NDArray[np.float32]) -> bool:
+def _still(client: Client, factor: Learned, start: npt.NDArray[np.float32], rate: float) -> bool:
+    if rate == 0:
+        return False
     least = client.policy.aggregation.min_update
     if least is None:
         # One step from a factor of zeros moves nothing: share-a learns A so.
         if not client.policy.unsafe or len(client.remote.witness.gradients) < 2:
             return False
-        least = LEAST_MOVE * client.job.optimiser.client_lr
+        least = LEAST_MOVE * rate
     if client.regime == "round":  # Nothing moves before the sum there, and what enters it is noised.
         return False
     sizes = [layout.size for layout in client.layouts(factor)]

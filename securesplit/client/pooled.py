@@ -13,16 +13,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Literal
 
 import torch
 
 from securesplit.client.joined import Joined
-from securesplit.client.sharing import turn_of
+from securesplit.client.sharing import turn_in
 from securesplit.client.train import Progress
 from securesplit.data.batches import Batch
+from securesplit.learning import recipe_of
+from securesplit.model.descent import Descent
+from securesplit.model.dropout import dropping, step_key
 from securesplit.protocol.job import Job
 
-__all__ = ["Fitted", "Texts", "one_step", "optimisers_of", "pooled", "train_pooled"]
+__all__ = ["Fitted", "Texts", "descent_of", "one_step", "pooled", "train_pooled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +75,20 @@ def train_pooled(model: Joined, job: Job, data: Sequence[Texts], progress: Progr
     total = rounds * epochs * sum(len(texts.batches) for texts in data)
     name = "unsplit, plain LoRA" if plain else "unsplit"
     model.learn("both", "both")
-    served = optimisers_of((model.served(), job.optimiser.server_lr))
-    ends = optimisers_of((model.ends(), job.optimiser.client_lr))
+    served, ends = descent_of(model.served(), job, "server"), descent_of(model.ends(), job, "client")
     losses, curve, samples = list[float](), [model.mean_loss(held_out)], 0
     for number in range(rounds):
-        if not plain:
-            model.learn(turn_of(job.adapters.sharing, number).learned, "both")
-            ends = optimisers_of((model.ends(), job.optimiser.client_lr))
-        for batch in pooled(data, epochs):
-            losses.append(one_step(model, batch, (*served, *ends)))
+        if not plain and job.mode.summed:
+            model.learn(turn_in(job, number).learned, "both")
+            ends = descent_of(model.ends(), job, "client", moves=0 if ends is None else ends.moves)
+        # Who learns alone in a round does so here, too.
+        inside = data if job.mode.mode != "sequential" else data[number % len(data) :][:1]
+        for batch in pooled(inside, epochs):
+            losses.append(one_step(model, batch, job, len(losses), (served, ends)))
             samples += len(batch.records)
-            progress(name, len(losses), total, losses[-1])
+            progress(name, len(losses), max(total, len(losses)), losses[-1])
+        if ends is not None:
+            ends.finish()
         curve.append(model.mean_loss(held_out))
     return Fitted(tuple(losses), tuple(curve), samples)
 
@@ -93,16 +100,19 @@ def pooled(data: Sequence[Texts], epochs: int) -> Iterator[Batch]:
             yield from (batch for batch in together if batch is not None)
 
 
-def optimisers_of(*groups: tuple[list[torch.nn.Parameter], float]) -> tuple[torch.optim.AdamW, ...]:
-    """The optimisers that clients and server use, each on its own parameters at its own rate; none where nothing learns."""
-    return tuple(torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0) for parameters, rate in groups if parameters)
+def descent_of(
+    parameters: list[torch.nn.Parameter], job: Job, side: Literal["client", "server"], *, moves: int = 0
+) -> Descent | None:
+    """The optimiser that this side uses, by the job's recipe; None where nothing learns."""
+    return Descent(parameters, recipe_of(job, side), moves=moves) if parameters else None
 
 
-def one_step(model: Joined, batch: Batch, optimisers: Sequence[torch.optim.AdamW]) -> float:
+def one_step(model: Joined, batch: Batch, job: Job, number: int, descents: Sequence[Descent | None]) -> float:
     """Forward, backward and one step of every optimiser; the loss before it, nats per token."""
-    loss = model.loss(batch)
-    loss.backward()  # type: ignore[no-untyped-call]
-    for optimiser in optimisers:
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+    with dropping(model.parts, step_key(job.adapters.seed, "unsplit", number)):
+        loss = model.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+    for descent in descents:
+        if descent is not None:
+            descent.step()
     return float(loss.detach())

@@ -26,7 +26,9 @@ from securesplit.data.batches import Batch
 from securesplit.data.corpus import Record, read_corpus
 from securesplit.data.tasks.chosen import Chosen, read_tasked
 from securesplit.errors import InputError, PolicyDenied, SecureSplitError
+from securesplit.learning import table_of
 from securesplit.model.code import read_code
+from securesplit.model.embedding import drift_parameters
 from securesplit.model.export import collect_adapters, read_part_adapters, restore_adapters, save_part_adapters
 from securesplit.model.lora import adapter_layout
 from securesplit.model.memory import resident_bytes
@@ -95,6 +97,9 @@ class RunRecord(BaseModel):
         exact: whether each sum gave the mean of the clients' updates; not under sharing ``naive``.
         residuals: there, for each round, how much of the mean product was missed by averaging A and B apart, Frobenius norms;
             ``residuals_clipped`` has the share of weight for which it may be more (securesplit/model/sketch.py).
+        measured: held-out loss inside the rounds, after so many optimiser steps of this client.
+        stopped: whether this client took no more local steps at the end.
+        best: the lowest held-out loss, with the steps before it, where the job has it kept in ``best``; else None.
         accuracy: share of held-out records whose class was named after training; None for a job without a task.
         honest: how many honest clients each sum must have held for epsilon to be true; 1 where nobody else was counted on.
         epsilon, mu: of the record that has spent most, all jobs of this site together; by the policy's unit,
@@ -117,6 +122,9 @@ class RunRecord(BaseModel):
     exact: bool = True
     residuals: tuple[float, ...] = ()
     residuals_clipped: tuple[float, ...] = ()
+    measured: tuple[tuple[int, float], ...] = ()
+    stopped: bool = False
+    best: tuple[int, float] | None = None
     accuracy: float | None = None
     epsilon: float | None
     honest: int = 1
@@ -263,14 +271,30 @@ def _anonymous(content: bytes) -> str:
 
 
 def _save(run: Run, client: Client, trained: Trained) -> None:
-    for part, name in ((client.front, "front"), (client.back, "back")):
-        if adapter_layout(part).tensors:
-            save_part_adapters(
-                collect_adapters(part, model=client.link.model, policy=client.policy.digest),
-                run.out / f"adapter-{name}.safetensors",
-            )
+    if trained.best is not None:
+        last = client.snapshot()
+        client.install(trained.best.values)
+        (run.out / "best").mkdir(mode=0o700, exist_ok=True)
+        _save_adapters(run.out / "best", client)
+        client.install(last)
+    _save_adapters(run.out, client)
     for record in trained.rounds:
         np.savez(run.out / f"round-{record.number}.npz", contribution=record.contribution, ring_sum=record.ring_sum)
+
+
+def _save_adapters(out: Path, client: Client) -> None:
+    for part, name in ((client.front, "front"), (client.back, "back")):
+        if adapter_layout(part).tensors or drift_parameters(part):
+            save_part_adapters(
+                collect_adapters(
+                    part,
+                    model=client.link.model,
+                    policy=client.policy.digest,
+                    table=table_of(client.job),
+                    lengths=client.job.adapters.any_dora,
+                ),
+                out / f"adapter-{name}.safetensors",
+            )
 
 
 def _record(
@@ -294,6 +318,8 @@ def _record(
         honest=(privacy.updates and privacy.updates.honest) or 1 if isinstance(privacy, Gaussian) else 1,
         unit=privacy.unit if isinstance(privacy, Gaussian) else "sequence", channels=channels,
         released=tuple(ChannelSent(channel=s.channel, releases=s.releases, bytes=s.size) for s in client.link.sent.channels()),
+        measured=tuple((m.moves, m.loss) for m in trained.measured), stopped=trained.stopped,
+        best=None if trained.best is None else (trained.best.moves, trained.best.loss),
         survivors=tuple(r.survivors for r in trained.rounds), bytes_up=client.link.bytes_up, bytes_down=client.link.bytes_down,
         tls=client.link.tls_version, resident_bytes=resident_bytes(), seconds=seconds,
     )  # fmt: skip

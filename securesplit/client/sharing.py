@@ -32,7 +32,8 @@ from securesplit.model.sketch import Residual, sketched, unsketched
 
 if TYPE_CHECKING:
     from securesplit.client.client import Client
-    from securesplit.protocol.job import Job, Sharing
+    from securesplit.protocol.adapters import Shared
+    from securesplit.protocol.job import Job
 
 __all__ = ["Turn", "alike_digest", "frozen_digest", "learns_in", "to_share", "turn_in", "turn_of", "what_was_shared"]
 
@@ -56,7 +57,7 @@ class Turn:
     common: Learned | None = None
 
 
-def turn_of(sharing: Sharing, number: int) -> Turn:
+def turn_of(sharing: Shared, number: int) -> Turn:
     """What is learnt and summed in this round, counted from 0."""
     match sharing:
         case "frozen-a":
@@ -67,14 +68,16 @@ def turn_of(sharing: Sharing, number: int) -> Turn:
             return Turn("core", "core", constant="both")
         case "naive":
             return Turn("both", "both")
+        case "prefix":
+            return Turn("prefix", "prefix")
     return Turn("B", "B") if number % 2 == 0 else Turn("A", "A")  # B first, for the same reason.
 
 
 def turn_in(job: Job, number: int) -> Turn:
     """The same for a job: who hands its adapters over by itself may move both factors at once, and the sum is exact."""
-    if job.mode.mode == "sequential" and job.adapters.sharing == "alternating":
+    if job.mode.mode == "sequential" and job.adapters.shared == "alternating":
         return Turn("both", "both")
-    return turn_of(job.adapters.sharing, number)
+    return turn_of(job.adapters.shared, number)
 
 
 def learns_in(job: Job, name: str, number: int) -> bool:
@@ -108,7 +111,7 @@ def frozen_digest(client: Client, number: int, factor: Learned) -> str:
     """See :meth:`securesplit.client.client.Client.frozen_digest`."""
     adapters, turn = client.job.adapters, turn_in(client.job, number)
     # The whole job: a server that gave each client its own learning rate could silence all but one.
-    start = f"{number}|{factor}|{adapters.sharing}|{adapters.seed}|{client.policy.digest}|{client.job.digest}"
+    start = f"{number}|{factor}|{adapters.shared}|{adapters.seed}|{client.policy.digest}|{client.job.digest}"
     digest = hashlib.sha256(start.encode())
     for layout in (*client.layouts(factor), *client.layouts()):
         digest.update(layout.digest.encode())
@@ -124,7 +127,7 @@ def frozen_digest(client: Client, number: int, factor: Learned) -> str:
 
 def alike_digest(client: Client, number: int, factor: Learned, heard: bytes) -> bytes:
     """See :meth:`securesplit.client.client.Client.alike_digest`."""
-    sharing = client.job.adapters.sharing
+    sharing = client.job.adapters.shared
     common = turn_in(client.job, number).common
     digest = hashlib.sha256(f"securesplit.alike.v1|{number}|{factor}|{sharing}|".encode())
     for layout in client.layouts(factor):

@@ -17,7 +17,6 @@ the mean model, exactly.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,11 +30,15 @@ from torch import Tensor
 from securesplit.aggregate.answered import AnswerLog
 from securesplit.aggregate.fixedpoint import Words
 from securesplit.client.client import Client
+from securesplit.client.pace import Best, Measured, Pace, require_affordable
 from securesplit.client.plausible import require_plausible
 from securesplit.client.rounds import Brought, close_sum, secure_sum
 from securesplit.client.sharing import learns_in, to_share, turn_in, what_was_shared
+from securesplit.client.units import Units
 from securesplit.data.batches import Batch
 from securesplit.errors import LocalProtocolError
+from securesplit.learning import recipe_of
+from securesplit.model.descent import Descent
 from securesplit.model.lora import Learned
 from securesplit.model.persample import per_sample
 from securesplit.model.sketch import Residual
@@ -79,11 +82,17 @@ class Trained:
         steps: batches that went to the server and back with gradients; local optimiser steps, except in regime ``round``.
         curve: held-out loss before the first round and after each, nats per token.
         rounds: one record each.
+        measured: held-out loss inside the rounds, where the job asks for it.
+        stopped: whether this client took no more local steps at the end, as the job's ``patience`` has it.
+        best: where the job keeps it.
     """
 
     steps: int
     curve: tuple[float, ...]
     rounds: tuple[RoundRecord, ...]
+    measured: tuple[Measured, ...] = ()
+    stopped: bool = False
+    best: Best | None = None
 
 
 class Trainer:
@@ -117,17 +126,19 @@ class Trainer:
         self._held_out = held_out
         self._answers = answers
         self._progress = progress
-        self._steps = 0
+        self._steps = self._moves = 0
+        self._rate = 0.0
+        self._pace = Pace(client, lambda: client.evaluate(held_out))
         self._heard = b""
-        self._kept: torch.optim.AdamW | None = None
+        self._kept: Descent | None = None
         self._close: Callable[[], None] = lambda: None  # Ends the last round, once what it gave is safe.
 
     def run(self) -> Trained:
         """All rounds of the job."""
         rounds = self._client.job.schedule.rounds
-        if (
-            self._client.regime == "frozen" and self._client.job.mode.summed
-        ):  # Before the first release, so that a run that cannot share sends nothing.
+        require_affordable(self._client, len(self._batches), len(self._held_out))
+        # Before the first release, so that a run that cannot share sends nothing.
+        if self._client.regime == "frozen" and self._client.job.mode.summed:
             self._client.gate.reserve_for_peers()
         curve, records = [self._evaluate(0)], []
         for number in range(rounds):
@@ -138,11 +149,15 @@ class Trainer:
                 self._by_itself(number)
             self._client.keep_anchor()
             curve.append(self._evaluate(number + 1))
-        return Trained(steps=self._steps, curve=tuple(curve), rounds=tuple(records))
+        return Trained(
+            steps=self._steps, curve=tuple(curve), rounds=tuple(records), measured=tuple(self._pace.measured),
+            stopped=self._pace.stopped, best=self._pace.best,
+        )  # fmt: skip
 
     def _evaluate(self, number: int) -> float:
         self._client.train(None)
         loss = self._client.evaluate(self._held_out)
+        self._pace.saw(self._moves, loss)
         if self._metrics is not None:
             self._metrics.held_out(number=number, step=self._steps, loss=loss)
         return loss
@@ -154,7 +169,7 @@ class Trainer:
         frozen, alike = client.frozen_digest(number, factor), client.alike_digest(number, factor, self._heard)
         origin = client.origin_digest(factor)
         client.train(turn.learned)
-        start, before = client.read(factor), client.held()
+        start, before = client.read(factor), client.snapshot()
         match client.regime:
             case _ if not learns:
                 update, losses = client.gate.release_update(np.zeros(len(start))), list[float]()
@@ -166,7 +181,7 @@ class Trainer:
                 update, losses = self._local_steps(number, factor, start)
         client.train(None)
         if learns:
-            require_plausible(client, factor, start, before)
+            require_plausible(client, factor, start, before, rate=self._rate)
         hands_over = client.job.mode.mode == "sequential"
         weight = 1 if client.regime == "round" or hands_over else sum(len(batch.records) for batch in self._batches)
         assert client.link.folder is not None
@@ -209,30 +224,32 @@ class Trainer:
         """A round's local work where nothing is summed: A and C stay this site's own, and its optimiser goes on."""
         client = self._client
         client.train("both")
-        if self._kept is None:
-            self._kept = self._optimiser()
-        if client.regime == "step":
-            self._noised_path(number, self._kept)
-        else:
-            self._plain_path(number, self._kept)
+        self._kept = self._kept or self._descent()
+        path = self._noised_path if client.regime == "step" else self._plain_path
+        path(number, self._kept)
+        self._ended(self._kept)
         client.train(None)
 
     def _local_steps(
         self, number: int, factor: Learned, start: npt.NDArray[np.float32]
     ) -> tuple[ReleasedUpdate, list[float]]:
         """Plain steps, in regimes ``open`` and ``frozen``."""
-        client = self._client
-        losses = self._plain_path(number, self._optimiser())
+        client, descent = self._client, self._descent()
+        losses = self._plain_path(number, descent)
+        self._ended(descent)
         moved = client.read(factor).astype(np.float64) - start
         return client.gate.release_update(to_share(moved, client, number)), losses
 
-    def _plain_path(self, number: int, optimiser: torch.optim.AdamW) -> list[float]:
+    def _plain_path(self, number: int, descent: Descent) -> list[float]:
         losses: list[float] = []
         for batch in self._passes():
-            losses.append(self._client.step(batch))
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            self._told(number, losses)
+            if self._pace.stopped:
+                break
+            losses.append(self._client.step(batch, at=self._steps))
+            if descent.step():
+                self._pace.moved(descent.moves)
+            self._told(number, losses, descent.rate)
+        descent.finish()
         return losses
 
     def _noised_steps(
@@ -243,22 +260,24 @@ class Trainer:
         The optimiser's moments are functions of noised sums, and so is the difference at the end: both are free. The
         divisor is the number of rows that the server sees, never the number of units in them.
         """
-        client = self._client
-        losses = self._noised_path(number, self._optimiser())
+        client, descent = self._client, self._descent()
+        losses = self._noised_path(number, descent)
+        self._ended(descent)
         return client.gate.release_update(client.read(factor).astype(np.float64) - start), losses
 
-    def _noised_path(self, number: int, optimiser: torch.optim.AdamW) -> list[float]:
+    def _noised_path(self, number: int, descent: Descent) -> list[float]:
         client = self._client
         losses: list[float] = []
         for batch in self._passes():
             total = self._empty_sum()
             gradients, loss = self._gradients(batch)
-            _Units(total, batch.records).add(gradients, batch.records)
+            Units(total, batch.records).add(gradients, batch.records)
             noised = client.gate.release_update(total)
-            self._descend(optimiser, noised.vector / len(batch.records))
+            self._descend(descent, noised.vector / len(batch.records))
             client.gate.moved(noised)
+            self._pace.moved(descent.moves)
             losses.append(loss)
-            self._told(number, losses)
+            self._told(number, losses, descent.rate)
         return losses
 
     def _record_gradients(self, number: int) -> tuple[ReleasedUpdate, list[float]]:
@@ -269,7 +288,7 @@ class Trainer:
                 "SS-4110", "regime 'round' takes each record once per round", hint="Set schedule.epochs = 1."
             )
         total = self._empty_sum()
-        units = _Units(total, (key for batch in self._batches for key in batch.records))
+        units = Units(total, (key for batch in self._batches for key in batch.records))
         losses: list[float] = []
         for batch in self._batches:
             gradients, loss = self._gradients(batch)
@@ -281,7 +300,7 @@ class Trainer:
     def _gradients(self, batch: Batch) -> tuple[Tensor, float]:
         """One step's gradient of each record, (B, d), before clip and noise, and the loss; both stay here."""
         with per_sample(self._client.trained) as kept:
-            loss = self._client.step(batch)
+            loss = self._client.step(batch, at=self._steps)
             return kept.gradients(), loss
 
     def _empty_sum(self) -> ClippedSum:
@@ -294,55 +313,32 @@ class Trainer:
     def _common_step(self, mean: npt.NDArray[np.float64], factor: Learned) -> None:
         """The same AdamW step at every client, on the same noised gradient: post-processing, free of charge."""
         self._client.train(factor)
-        self._descend(self._optimiser(), mean)
+        descent = self._descent()
+        self._descend(descent, mean)
+        self._ended(descent)
         self._client.train(None)
 
-    def _optimiser(self) -> torch.optim.AdamW:
-        return torch.optim.AdamW(self._client.parameters(), lr=self._client.job.optimiser.client_lr, weight_decay=0.0)
+    def _descent(self) -> Descent:
+        """An optimiser of this round's factor, without moments, where the schedule stands."""
+        return Descent(self._client.parameters(), recipe_of(self._client.job, "client"), moves=self._moves)
 
-    def _descend(self, optimiser: torch.optim.AdamW, gradient: npt.NDArray[np.float64]) -> None:
+    def _ended(self, descent: Descent) -> None:
+        self._moves, self._rate = descent.moves, descent.rate
+
+    def _descend(self, descent: Descent, gradient: npt.NDArray[np.float64]) -> None:
         """One step of the optimiser along this gradient, (d,), and no other."""
         parameters = self._client.parameters()
         pieces = torch.split(torch.from_numpy(gradient).float(), [parameter.numel() for parameter in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.grad = piece.reshape(parameter.shape).to(parameter.device)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        descent.step()
 
     def _passes(self) -> Iterable[Batch]:
         return (batch for _ in range(self._client.job.schedule.epochs) for batch in self._batches)
 
-    def _told(self, number: int, losses: Sequence[float]) -> None:
+    def _told(self, number: int, losses: Sequence[float], rate: float | None = None) -> None:
         self._steps += 1
         total = self._client.job.schedule.epochs * len(self._batches)
         if self._metrics is not None:
-            self._metrics.step(number=number, step=self._steps, loss=losses[-1])
+            self._metrics.step(number=number, step=self._steps, loss=losses[-1], lr=rate)
         self._progress(f"round {number + 1}", len(losses), total, losses[-1])
-
-
-class _Units:
-    """Adds up gradients by unit of privacy, and hands each unit to a sum once: when the last of its records is in.
-
-    A user's records may stand in several batches. Only users who have been met and are not complete take memory, one
-    gradient each; batches are not sorted by user, because the server would see who belongs together.
-
-    Args:
-        total: clips each unit as it is complete.
-        keys: the ledger key of every record to come.
-    """
-
-    def __init__(self, total: ClippedSum, keys: Iterable[str]) -> None:
-        self._total = total
-        self._left = Counter(keys)
-        self._met: dict[str, Tensor] = {}
-
-    def add(self, gradients: Tensor, keys: Sequence[str]) -> None:
-        """Take in one batch, (B, d)."""
-        for gradient, key in zip(gradients, keys, strict=True):
-            self._left[key] -= 1
-            known = self._met.pop(key, None)
-            summed = gradient if known is None else known + gradient
-            if self._left[key]:
-                self._met[key] = summed.clone()  # A row of its own, not a view that would keep the whole batch.
-            else:
-                self._total.add(summed, key)

@@ -5,8 +5,10 @@ Both ends use it, the clients for A and C and the server for B, so that a job's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +17,45 @@ from securesplit.errors import InputError
 
 __all__ = ["Descent", "NamedTensor", "Recipe"]
 
+_COUNTS = {"steps", "moves", "waiting", "rate"}
+_GRADIENT = "gradient"
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What a job says about an optimiser.
 
     Attributes:
-        learning_rate: of AdamW.
+        learning_rate: of AdamW, at its highest.
+        weight_decay, betas: of AdamW.
+        schedule: how the rate goes on after the warm-up.
+        warmup: moves in which the rate rises as a line from 0.
+        span: moves until the rate is 0, for ``linear`` and ``cosine``; it stays there.
+        accumulate: gradients whose mean is one move.
+        max_grad_norm: the largest norm of that mean over all parameters together; None for any.
+        seed: public; with client and step it says what dropout leaves out (securesplit/model/dropout.py).
     """
 
     learning_rate: float
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = 0
+    span: int = 0
+    accumulate: int = 1
+    max_grad_norm: float | None = None
+    seed: int = 0
+
+    def rate(self, moves: int) -> float:
+        """The rate of the move that has so many before it; as the schedules of ``transformers`` define it."""
+        if moves < self.warmup:
+            return self.learning_rate * moves / self.warmup
+        if self.schedule == "constant":
+            return self.learning_rate
+        progress = min(1.0, (moves - self.warmup) / max(1, self.span - self.warmup))
+        if self.schedule == "linear":
+            return self.learning_rate * (1.0 - progress)
+        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,28 +72,70 @@ class Descent:
     Args:
         parameters: what moves, in an order that is the same at every start of the job.
         recipe: how.
+        moves: how many moves other optimisers made before along the same schedule.
 
     Attributes:
         steps: how often :meth:`step` has been called.
+        moves: how often the parameters have moved, those before included.
+        rate: the highest rate of this optimiser's moves; 0 before the first.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], recipe: Recipe) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], recipe: Recipe, *, moves: int = 0) -> None:
         self.steps = 0
+        self.moves = moves
+        self.rate = 0.0
+        self._waiting = 0
+        self._recipe = recipe
         self._parameters = tuple(parameters)
-        self._optimiser = torch.optim.AdamW(self._parameters, lr=recipe.learning_rate, weight_decay=0.0)
+        self._optimiser = torch.optim.AdamW(
+            self._parameters, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+        )
 
-    def step(self) -> None:
-        """Move along the gradients that the parameters hold, and forget them."""
+    def step(self) -> bool:
+        """Take the gradients that the parameters hold; move along the mean of as many as the recipe says.
+
+        Returns:
+            Whether the parameters moved; gradients are forgotten then, and otherwise stay where the next ones are added.
+        """
+        self.steps += 1
+        self._waiting += 1
+        if self._waiting < self._recipe.accumulate:
+            return False
+        self._move()
+        return True
+
+    def finish(self) -> bool:
+        """Move along the mean of gradients that still wait for others, if there are any; whether there were."""
+        if not self._waiting:
+            return False
+        self._move()
+        return True
+
+    def _move(self) -> None:
+        waiting, self._waiting = self._waiting, 0
+        if waiting > 1:
+            for parameter in self._parameters:
+                if parameter.grad is not None:
+                    parameter.grad.div_(waiting)
+        if self._recipe.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self._recipe.max_grad_norm)
+        rate = self._recipe.rate(self.moves)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
-        self.steps += 1
+        self.moves += 1
+        self.rate = max(self.rate, rate)
 
     def state(self) -> tuple[NamedTensor, ...]:
-        """Everything that the next step depends on besides parameters and gradients; copies."""
-        kept = [NamedTensor("steps", torch.tensor(self.steps))]
+        """Everything that the next step depends on besides the parameters' values; copies."""
+        counts = ("steps", self.steps), ("moves", self.moves), ("waiting", self._waiting), ("rate", self.rate)
+        kept = [NamedTensor(name, torch.tensor(count, dtype=torch.float64)) for name, count in counts]
         for i, parameter in enumerate(self._parameters):
             for name, value in self._optimiser.state.get(parameter, {}).items():
                 kept.append(NamedTensor(f"{i}.{name}", torch.as_tensor(value).detach().cpu().clone()))
+            if self._waiting and parameter.grad is not None:
+                kept.append(NamedTensor(f"{i}.{_GRADIENT}", parameter.grad.detach().cpu().clone()))
         return tuple(kept)
 
     def restore(self, state: Sequence[NamedTensor]) -> None:
@@ -72,10 +145,10 @@ class Descent:
             InputError: SS-1250 when it was other parameters' state; nothing is changed.
         """
         moments: list[tuple[nn.Parameter, str, Tensor]] = []
-        steps = None
+        counts: dict[str, float] = {}
         for piece in state:
-            if piece.name == "steps":
-                steps = int(piece.value)
+            if piece.name in _COUNTS and piece.value.numel() == 1:
+                counts[piece.name] = float(piece.value)
                 continue
             number, _, name = piece.name.partition(".")
             if not number.isascii() or not number.isdigit() or int(number) >= len(self._parameters):
@@ -84,13 +157,19 @@ class Descent:
             if name != "step" and piece.value.shape != parameter.shape:
                 raise _another()
             moments.append((parameter, name, piece.value))
-        if steps is None:
+        if counts.keys() != _COUNTS:
             raise _another()
-        self.steps = steps
+        self.steps, self.moves, self._waiting = int(counts["steps"]), int(counts["moves"]), int(counts["waiting"])
+        self.rate = counts["rate"]
         self._optimiser.state.clear()
+        for parameter in self._parameters:
+            parameter.grad = None
         for parameter, name, value in moments:
             placed = value.clone() if name == "step" else value.to(parameter.device, copy=True)
-            self._optimiser.state[parameter][name] = placed
+            if name == _GRADIENT:
+                parameter.grad = placed
+            else:
+                self._optimiser.state[parameter][name] = placed
 
 
 def _another() -> InputError:

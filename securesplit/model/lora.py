@@ -27,7 +27,10 @@ from torch import nn
 from securesplit.errors import InputError
 from securesplit.model.architectures import Architecture, architecture_of
 from securesplit.model.core import CORE, OUTER, insert_cores, orthonormal
+from securesplit.model.dropout import key_adapters
+from securesplit.model.embedding import set_trainable_drift, start_drift
 from securesplit.model.parts import Part
+from securesplit.model.prefix import KEY, VALUE, insert_prefixes, start_of_prefix
 
 __all__ = [
     "AdapterTensor",
@@ -37,21 +40,27 @@ __all__ = [
     "adapter_layout",
     "adapter_parameters",
     "add_adapters",
+    "add_prefixes",
     "read_adapters",
     "set_trainable_factor",
     "write_adapters",
 ]
 
-Factor = Literal["A", "B", "core"]
+Factor = Literal["A", "B", "core", "prefix"]
 Learned = Factor | Literal["both"]
 """One factor, or A and B together."""
 
 _ADAPTER = "default"
+MAGNITUDE = "lora_magnitude_vector"
+"""DoRA's lengths of a weight's rows, as PEFT's files call them."""
 _NAMES = {
     f"lora_A.{_ADAPTER}.weight": "lora_A.weight",
     f"lora_B.{_ADAPTER}.weight": "lora_B.weight",
     f"lora_B.{_ADAPTER}.{OUTER}.weight": "lora_B.weight",
     f"lora_B.{_ADAPTER}.{CORE}.weight": "lora_core.weight",
+    f"lora_magnitude_vector.{_ADAPTER}.weight": MAGNITUDE,
+    KEY: KEY,
+    VALUE: VALUE,
 }
 _SUFFIX = re.compile(rf"\.({'|'.join(map(re.escape, _NAMES))})$")
 
@@ -63,12 +72,12 @@ class AdapterTensor:
     Attributes:
         name: as in a PEFT file, without its prefix, e.g. ``model.layers.5.self_attn.q_proj.lora_A.weight``.
         layer: global number of the decoder layer.
-        shape: (rank, in) for A, (out, rank) for B, (rank, rank) for a core.
+        shape: (rank, in) for A, (out, rank) for B, (rank, rank) for a core, (out,) for DoRA's lengths.
     """
 
     name: str
     layer: int
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +99,17 @@ class Layout:
 
 
 def add_adapters(
-    model: Part | Any, rank: int, alpha: float, targets: tuple[str, ...] = (), *, seed: int, core: bool = False
+    model: Part | Any,
+    rank: int,
+    alpha: float,
+    targets: tuple[str, ...] = (),
+    *,
+    seed: int,
+    core: bool = False,
+    dropout: float = 0.0,
+    rslora: bool = False,
+    dora: bool = False,
+    embedding: bool = False,
 ) -> Layout:
     """Put fresh LoRA adapters on a part, or on an unsplit model, and freeze everything else.
 
@@ -100,6 +119,10 @@ def add_adapters(
         targets: endings of the names of linear layers inside decoder layers; empty means the attention projections.
         seed: public; 0 to 2**63 - 1.
         core: put a square matrix R of zeros between the factors, which then are constants: ``alpha / rank * B @ R @ A``.
+        dropout: probability that a number in front of A is left out; only within ``dropout.dropping``.
+        rslora: ``alpha / sqrt(rank)`` in place of ``alpha / rank``.
+        dora: learn the lengths of the adapted weight's rows besides (arXiv:2402.09353).
+        embedding: adapt the embedding too; it is in no layout (securesplit/model/embedding.py).
 
     Returns:
         The layout of all factors. Adapters are float32, whatever the part's own data type, and trainable.
@@ -108,38 +131,52 @@ def add_adapters(
         InputError: SS-1410 for targets that name no linear layer, SS-1411 when there are adapters already.
     """
     inner, architecture = _inner(model)
-    wanted = targets or architecture.attention
     if _factors(model):
         raise InputError(
             "SS-1411", "this part has adapters already", hint="Load the part anew to start from fresh ones."
         )
     inner.requires_grad_(False)  # noqa: FBT003 - torch's own signature
-    linear = {name.split(".", 1)[1] for name in _linear_layers(model)}
-    missing = tuple(t for t in wanted if not any(name == t or name.endswith(f".{t}") for name in linear))
-    if linear and missing:
-        raise InputError(
-            "SS-1410",
-            f"no linear layer is called {', '.join(missing)}",
-            hint=f"There are: {', '.join(sorted(linear))}.",
-        )
-    if not linear:
+    wanted = [*_targets(model, targets), *((architecture.embedding,) if embedding else ())]
+    if not wanted:
         return Layout(())
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=list(wanted),
+        target_modules=wanted,
         lora_dropout=0.0,
         bias="none",
         fan_in_fan_out=architecture.transposed,
+        use_rslora=rslora,
+        use_dora=dora,
     )
     inject_adapter_in_model(config, inner, adapter_name=_ADAPTER)
     if core:
         insert_cores(inner, _ADAPTER)
+    if dropout:
+        key_adapters(inner, _ADAPTER, dropout, lambda local: _global(model, local))
+    _start(model, seed, core=core)
+    set_trainable_factor(model, "both")
+    return adapter_layout(model)
+
+
+def add_prefixes(model: Part | Any, length: int, *, seed: int) -> Layout:
+    """Put prefixes on a part's layers, or an unsplit model's, in place of LoRA, and freeze everything else.
+
+    Args:
+        model: as in :func:`add_adapters`.
+        length: positions.
+        seed: public.
+
+    Raises:
+        InputError: SS-1253 for a model in which a prefix would go out of sight.
+    """
+    inner, architecture = _inner(model)
+    inner.requires_grad_(False)  # noqa: FBT003 - torch's own signature
+    insert_prefixes(inner, architecture, length)
     for tensor, parameter in _factors(model):
-        values = _initial(tensor, seed, core=core)
-        parameter.data = torch.from_numpy(values).to(parameter.device)
+        parameter.data = torch.from_numpy(start_of_prefix(tensor.name, tensor.shape, seed)).to(parameter.device)
     set_trainable_factor(model, "both")
     return adapter_layout(model)
 
@@ -196,13 +233,16 @@ def write_adapters(model: Part | Any, layout: Layout, flat: NDArray[np.float32])
 def set_trainable_factor(model: Part | Any, factor: Learned | None) -> None:
     """Choose which factors are trained; the others are frozen and hold their values. None freezes all.
 
-    ``both`` is all that may learn: A and B, or the core of an adapter that has one.
+    ``both`` is all that may learn: A and B with DoRA's lengths, or the core of an adapter that has one.
     """
+    set_trainable_drift(model, learns=factor is not None)
     held = _factors(model)
     if factor == "both" and any(_is(tensor, "core") for tensor, _ in held):
         factor = "core"
     for tensor, parameter in held:
-        parameter.requires_grad_(factor == "both" or (factor is not None and _is(tensor, factor)))
+        whole = tensor.name.endswith((MAGNITUDE, KEY, VALUE))
+        learns = factor is not None and (_is(tensor, factor) or (factor == "both" and whole))
+        parameter.requires_grad_(learns)
         if not parameter.requires_grad:
             parameter.grad = None
 
@@ -214,6 +254,8 @@ def _inner(model: Part | Any) -> tuple[Any, Architecture]:
 
 
 def _is(tensor: AdapterTensor, factor: Learned) -> bool:
+    if factor == "prefix":
+        return tensor.name.endswith((KEY, VALUE))
     endings = ("A", "B") if factor == "both" else (factor,)
     return tensor.name.endswith(tuple(f".lora_{ending}.weight" for ending in endings))
 
@@ -234,6 +276,31 @@ def _linear_layers(model: Part | Any) -> Iterator[str]:
             yield full.removeprefix(stem)
 
 
+def _targets(model: Part | Any, targets: tuple[str, ...]) -> tuple[str, ...]:
+    """What is adapted: the targets, or the attention projections; nothing in a part without linear layers."""
+    wanted = targets or _inner(model)[1].attention
+    linear = {name.split(".", 1)[1] for name in _linear_layers(model)}
+    missing = tuple(t for t in wanted if not any(name == t or name.endswith(f".{t}") for name in linear))
+    if linear and missing:
+        raise InputError(
+            "SS-1410",
+            f"no linear layer is called {', '.join(missing)}",
+            hint=f"There are: {', '.join(sorted(linear))}.",
+        )
+    return wanted if linear else ()
+
+
+def _start(model: Part | Any, seed: int, *, core: bool) -> None:
+    """Give every factor its public start."""
+    start_drift(model, seed)
+    for tensor, parameter in _factors(model):
+        if tensor.name.endswith(MAGNITUDE):  # The lengths of the base's rows, as PEFT has measured them.
+            parameter.data = parameter.data.float()
+            continue
+        values = _initial(tensor, seed, core=core)
+        parameter.data = torch.from_numpy(values).to(parameter.device)
+
+
 def _factors(model: Part | Any) -> list[tuple[AdapterTensor, nn.Parameter]]:
     """Every factor with its parameter, in layout order."""
     inner, architecture = _inner(model)
@@ -244,8 +311,7 @@ def _factors(model: Part | Any) -> list[tuple[AdapterTensor, nn.Parameter]]:
             name = _global(model, f"{local[: ending.start()]}.{_NAMES[ending[1]]}")
             layer = pattern.match(name)
             assert layer is not None, "adapters stand in decoder layers only"
-            rows, columns = parameter.shape
-            found.append((AdapterTensor(name, int(layer[1]), (rows, columns)), parameter))
+            found.append((AdapterTensor(name, int(layer[1]), tuple(parameter.shape)), parameter))
     return sorted(found, key=lambda pair: (pair[0].layer, pair[0].name))
 
 

@@ -18,6 +18,8 @@ from torch import nn
 from securesplit.errors import InputError
 from securesplit.model.architectures import Architecture
 from securesplit.model.plan import Role
+from securesplit.model.precision import LossScale
+from securesplit.model.prefix import prefix_cache, prefix_of
 
 __all__ = ["Back", "Front", "Middle", "Part", "PartCache", "build_part"]
 
@@ -66,6 +68,7 @@ class Part(nn.Module):
         span: global numbers of the decoder layers held.
         layers_total: decoder layers of the whole model.
         width: D, the size of a hidden state.
+        scale: of gradients within this part, where it computes in float16; None elsewhere.
     """
 
     role: Role
@@ -77,6 +80,24 @@ class Part(nn.Module):
         self.span = span
         self.layers_total = layers_total
         self.width: int = module.config.hidden_size
+        self.scale: LossScale | None = None
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Compute; see the part's ``forward``. What comes first is what the gradient goes back to."""
+        call = super().__call__
+        if self.scale is None or not torch.is_grad_enabled():
+            return call(*arguments, **options)
+        if not arguments:
+            first = next(iter(options))
+            rest = {name: value for name, value in options.items() if name != first}
+            return self._through(lambda leaf: call(**{first: leaf}, **rest), options[first])
+        return self._through(lambda leaf: call(leaf, *arguments[1:], **options), arguments[0])
+
+    def _through(self, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        learnt = [p for p in self.parameters() if p.requires_grad]
+        if self.scale is None or not (learnt or x.requires_grad):
+            return run(x)
+        return self.scale.through(run, x, learnt)
 
     @property
     def base(self) -> Any:
@@ -86,9 +107,12 @@ class Part(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Data type of the weights (adapters aside)."""
-        return next(
-            (p.dtype for n, p in self.module.named_parameters() if ".lora_" not in n), torch.get_default_dtype()
+        own = (
+            p
+            for n, p in self.module.named_parameters()
+            if ".lora_" not in n and ".prefix_" not in n and p.is_floating_point()
         )
+        return next((p.dtype for p in own), torch.get_default_dtype())
 
     def global_name(self, local: str) -> str:
         """The whole model's name for a tensor or module of ``self.module``."""
@@ -109,15 +133,34 @@ class Part(nn.Module):
         return PartCache(DynamicCache(config=self.module.config))
 
     def _run(self, length: int, device: torch.device, cache: PartCache | None, **inputs: Any) -> Any:
-        """Call the module, with positions that go on from the cache."""
+        """Call the module, with positions that go on from the cache, behind a prefix where there is one."""
+        ahead = prefix_of(self.module)
         if cache is None:
-            return self.module(**inputs, use_cache=False)
-        positions = torch.arange(cache.length, cache.length + length, device=device)[None]
+            more = self._behind(ahead, length, inputs) if ahead else {}
+            return self.module(**inputs, use_cache=False, **more)
+        if ahead and cache.length == 0 and cache.past is not None:
+            rows = next(len(x) for x in inputs.values() if x is not None)
+            prefix_cache(self._layers(), rows, self.dtype, into=cache.past)
+        first = ahead + cache.length
+        positions = torch.arange(first, first + length, device=device)[None]
         out = self.module(
             **inputs, position_ids=positions, past_key_values=cache.past, use_cache=cache.past is not None
         )
         cache.length += length
         return out
+
+    def _layers(self) -> Any:
+        return getattr(self.base, self.architecture.layers)
+
+    def _behind(self, ahead: int, length: int, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the module needs to see a prefix; a mask in ``inputs`` is made longer by it."""
+        first = next(x for x in inputs.values() if x is not None)
+        mask = inputs.get("attention_mask")
+        if mask is not None:
+            inputs["attention_mask"] = torch.cat([mask.new_ones(len(mask), ahead), mask], 1)
+        positions = torch.arange(ahead, ahead + length, device=first.device)[None]
+        past = prefix_cache(self._layers(), len(first), self.dtype) if self.span else None
+        return {"position_ids": positions, "past_key_values": past}
 
 
 class Front(Part):

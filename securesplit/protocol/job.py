@@ -14,24 +14,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from securesplit.errors import InputError, RemoteProtocolError
+from securesplit.protocol.adapters import Adapters, Sharing
+from securesplit.protocol.optimiser import Memory, Optimiser, Precision
 from securesplit.protocol.training import Training
 
 __all__ = [
-    "Adapters",
-    "Code",
-    "Cut",
-    "Job",
-    "Optimiser",
-    "Schedule",
-    "Sharing",
-    "Task",
-    "Training",
-    "load_job",
+    "Adapters", "Code", "Cut", "Job", "Memory", "Optimiser", "Precision", "Schedule", "Sharing", "Task", "Training", "load_job",
     "parse_job",
-]
+]  # fmt: skip
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-Sharing = Literal["alternating", "frozen-a", "share-a", "core", "naive"]
 _LABEL_BYTES = 1 << 15  # Of the 64 KiB that a Welcome gives its job.
 
 
@@ -43,48 +35,6 @@ class Cut(BaseModel):
     back: Annotated[int, Field(ge=0, le=1000)]
 
 
-class Adapters(BaseModel):
-    """LoRA on A, B and C.
-
-    Attributes:
-        rank, alpha: as in the LoRA paper; the update is (alpha / rank) B A.
-        targets: names of the linear layers that get an adapter; empty means the architecture's attention projections.
-        seed: public; each layer's factor A is drawn from it and the layer's global number, so that any cut starts alike.
-        sharing: what the clients learn between secure sums and what the sums carry (docs/adr/0007-lora-that-sums.md):
-            ``alternating`` B and A in turns; ``frozen-a`` B alone; ``share-a`` A, while each client keeps a B of its own;
-            ``core`` a square matrix between two constant factors; ``naive`` both at once, whose mean is no model's.
-        inexact: must be true for ``naive`` and for nothing else.
-    """
-
-    model_config = _STRICT
-    rank: Annotated[int, Field(ge=1, le=1024)]
-    alpha: Annotated[float, Field(gt=0, le=4096)]
-    targets: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
-    # What is not said is not in the canonical text: jobs from before these keys keep their digests.
-    sharing: Annotated[Sharing, Field(exclude_if=lambda value: value == "alternating")] = "alternating"
-    inexact: Annotated[bool, Field(exclude_if=lambda value: value is False)] = False
-
-    @model_validator(mode="after")
-    def _inexact_on_purpose(self) -> Self:
-        if self.sharing == "naive" and not self.inexact:
-            raise ValueError(
-                "sharing 'naive' averages A and B apart, and the product of means is not the mean of products: add "
-                "inexact = true if that is wanted; every run then reports by how much it was wrong"
-            )
-        if self.inexact and self.sharing != "naive":
-            raise ValueError(f"inexact = true belongs to sharing 'naive' alone; sharing '{self.sharing}' is exact")
-        return self
-
-
-class Optimiser(BaseModel):
-    """AdamW on adapters, with separate steps for the server's and the clients' parts."""
-
-    model_config = _STRICT
-    client_lr: Annotated[float, Field(gt=0, le=1)]
-    server_lr: Annotated[float, Field(gt=0, le=1)]
-
-
 class Schedule(BaseModel):
     """How long.
 
@@ -92,12 +42,20 @@ class Schedule(BaseModel):
         rounds: number of secure-aggregation rounds.
         epochs: local passes over a client's records in each round.
         batch: sequences per message.
+        evaluate_every: optimiser steps between measurements of the held-out loss inside a round; each is a release of all
+            held-out records, and charged. Absent: before the first round and after each alone.
+        patience: so many measurements in a row without a new lowest held-out loss, and this client takes no more local
+            steps; it stays in the sums, with updates of zero. Each client decides for itself.
+        keep_best: write the adapters that had the lowest held-out loss beside the last ones.
     """
 
     model_config = _STRICT
     rounds: Annotated[int, Field(ge=1, le=100_000)]
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     batch: Annotated[int, Field(ge=1, le=4096)]
+    evaluate_every: Annotated[int | None, Field(ge=1, le=10**6)] = None
+    patience: Annotated[int | None, Field(ge=1, le=10_000)] = None
+    keep_best: Annotated[bool, Field(exclude_if=lambda value: value is False)] = False
 
 
 class Sums(BaseModel):
@@ -225,6 +183,8 @@ class Job(BaseModel):
     code: Code | None = None
     task: Task | None = None
     training: Training | None = None
+    precision: Precision | None = None
+    memory: Memory | None = None
 
     @model_validator(mode="before")
     @classmethod

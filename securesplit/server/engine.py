@@ -49,7 +49,8 @@ class Engine:
 
     Args:
         middle: B.
-        learning_rate: of AdamW on the adapters that require gradients.
+        learning_rate: of AdamW on the adapters that require gradients, where there is no recipe.
+        recipe: of that optimiser.
         caches: room for decoding caches; see securesplit/server/caches.py.
         positions: most positions in one decoding cache; by default as many as the model was made for.
         code: what the clients' rows are coded with; they then have k columns instead of D, and where the code has a
@@ -62,7 +63,8 @@ class Engine:
         self,
         middle: Middle,
         *,
-        learning_rate: float,
+        learning_rate: float | None = None,
+        recipe: Recipe | None = None,
         caches: Caches | None = None,
         positions: int | None = None,
         code: CutCode | None = None,
@@ -76,7 +78,7 @@ class Engine:
         asked = caches or Caches()
         self.caches = CacheStore(Room(asked.bytes, most, asked.idle_seconds, asked.patience_seconds), clock)
         self._rate: int | None = None
-        self.fleet = Fleet(middle, Recipe(learning_rate), copies)
+        self.fleet = Fleet(middle, recipe or Recipe(learning_rate or 0.0), copies)
 
     def forward(self, batches: Sequence[Batch], *, learn: bool) -> tuple[Tensor, ...]:
         """Run B over one client's batch, or over those of several at once.
@@ -88,8 +90,9 @@ class Engine:
         Returns:
             (sum(lengths), D) for each.
         """
-        # Codes keep the wire's precision until they are decoded.
-        rows = [b.hidden.to(self.middle.dtype) if self.code is None else b.hidden for b in batches]
+        # Codes keep the wire's precision until they are decoded, and float16 takes its gradients from a float32 leaf.
+        plain = self.code is None and getattr(self.middle, "scale", None) is None
+        rows = [b.hidden.to(self.middle.dtype) if plain else b.hidden for b in batches]
 
         def compute(leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             scaled = [leaf * b.gain if b.gain != 1 else leaf for leaf, b in zip(leaves, batches, strict=True)]

@@ -6,8 +6,8 @@ Several may share one B: the frozen base is in memory once, and each learner put
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from securesplit.errors import InputError, RemoteProtocolError
 from securesplit.model.descent import Descent, NamedTensor, Recipe
+from securesplit.model.dropout import dropping, step_key
 from securesplit.model.parts import Middle
 
 __all__ = ["Compute", "Learner", "Rows"]
@@ -72,6 +73,8 @@ class Learner:
         self.parameters = tuple(nn.Parameter(p.detach().clone()) if own else p for _, p in found)
         self._descent = Descent(self.parameters, recipe) if found else None
         self._pending: dict[str, _Pending] = {}
+        self._inside: tuple[str, ...] = ()  # Whose rows the graph was made of.
+        self._middle, self._seed = middle, recipe.seed
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -103,7 +106,8 @@ class Learner:
             B's output for each.
         """
         leaves = tuple(one.values.requires_grad_() for one in rows)
-        with self.installed(), torch.enable_grad():
+        self._inside = tuple(one.who for one in rows)
+        with self.installed(), self._dropping(), torch.enable_grad():
             outputs = compute(leaves)
         self._pending = {
             one.who: _Pending(one.step, leaf, out) for one, leaf, out in zip(rows, leaves, outputs, strict=True)
@@ -126,7 +130,7 @@ class Learner:
         found = [one for one in held if one is not None]
         pulls = [one.values.to(h.output.dtype) * one.weight if one.weight != 1 else one.values.to(h.output.dtype)
                  for one, h in zip(gradients, found, strict=True)]  # fmt: skip
-        with self.installed():
+        with self.installed(), self._dropping():  # What is computed again must be computed alike.
             torch.autograd.backward([h.output for h in found], pulls)
         if self._descent is not None:
             self._descent.step()
@@ -135,6 +139,11 @@ class Learner:
             assert h.leaf.grad is not None
             out.append(h.leaf.grad / one.weight if one.weight != 1 else h.leaf.grad)
         return tuple(out)
+
+    def _dropping(self) -> AbstractContextManager[None]:
+        """By the number of steps learnt, which is kept, and not by the clients', which count what is only measured too."""
+        steps = 0 if self._descent is None else self._descent.steps
+        return dropping([self._middle], step_key(self._seed, "+".join(self._inside), steps))
 
     def forget(self, who: str) -> None:
         """Drop what waits for this client's gradient, if anything does."""
@@ -150,7 +159,12 @@ class Learner:
         """Adapters and optimiser, copies; never the graph."""
         values = tuple(NamedTensor(f"adapter.{i}", p.detach().cpu().clone()) for i, p in enumerate(self.parameters))
         moments = () if self._descent is None else self._descent.state()
-        return (*values, *(NamedTensor(f"descent.{piece.name}", piece.value) for piece in moments))
+        scale = () if self._middle.scale is None else self._middle.scale.state()
+        return (
+            *values,
+            *(NamedTensor(f"descent.{piece.name}", piece.value) for piece in moments),
+            *(NamedTensor(f"scale.{piece.name}", piece.value) for piece in scale),
+        )
 
     def restore(self, state: Sequence[NamedTensor]) -> None:
         """Go on from what :meth:`state` gave for the same job; a graph that waits is dropped.
@@ -166,11 +180,15 @@ class Learner:
                 "SS-1250", "the kept state of the server's part belongs to other adapters", hint="Resume with the job it was kept under."
             )  # fmt: skip
         if self._descent is not None:
-            self._descent.restore(
-                [NamedTensor(n.removeprefix("descent."), v) for n, v in kept.items() if n.startswith("descent.")]
-            )
+            self._descent.restore(_under("descent.", kept))
+        if self._middle.scale is not None:
+            self._middle.scale.restore(_under("scale.", kept))
         with torch.no_grad():
             for parameter, value in zip(self.parameters, values, strict=True):
                 assert value is not None
                 parameter.copy_(value)
         self._pending = {}
+
+
+def _under(start: str, kept: Mapping[str, Tensor]) -> list[NamedTensor]:
+    return [NamedTensor(name.removeprefix(start), value) for name, value in kept.items() if name.startswith(start)]

@@ -16,6 +16,7 @@ import logging
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +26,16 @@ from torch import device
 from securesplit.aggregate.fixedpoint import Words
 from securesplit.aggregate.server import ServerRound
 from securesplit.errors import SecureSplitError
+from securesplit.learning import tune
 from securesplit.model.architectures import architecture_of
-from securesplit.model.lora import Layout, Learned, adapter_layout, add_adapters
+from securesplit.model.lora import AdapterTensor, Layout, Learned, adapter_layout
 from securesplit.model.manifest import read_manifest
 from securesplit.model.plan import CutPlan
 from securesplit.model.sketch import sketch_size
 from securesplit.model.store import load_config
 from securesplit.pki.files import write_atomically
-from securesplit.protocol.job import Job, Sharing
+from securesplit.protocol.adapters import Shared
+from securesplit.protocol.job import Job
 
 __all__ = ["SKETCH", "UNNAMED", "SumRecords", "layouts_of", "summed"]
 
@@ -45,7 +48,7 @@ UNNAMED = "unnamed"
 """The whole vector of clients that sum something else than this job's adapters."""
 
 
-def summed(sharing: Sharing, number: int) -> Learned:
+def summed(sharing: Shared, number: int) -> Learned:
     """Which factor a round's sum carries; tests hold it to what the clients do (securesplit/client/sharing.py)."""
     match sharing:
         case "frozen-a":
@@ -56,6 +59,8 @@ def summed(sharing: Sharing, number: int) -> Learned:
             return "core"
         case "naive":
             return "both"
+        case "prefix":
+            return "prefix"
     return "B" if number % 2 == 0 else "A"
 
 
@@ -73,16 +78,15 @@ def layouts_of(directory: Path, job: Job, factor: Learned) -> tuple[Layout, ...]
         InputError: SS-14xx when the configuration cannot be read or the job does not fit it.
     """
     config = load_config(directory)
-    with device("meta"):
-        model = architecture_of(config).causal_class()(config)
-    adapters = job.adapters
-    add_adapters(
-        model, adapters.rank, adapters.alpha, adapters.targets, seed=adapters.seed, core=adapters.sharing == "core"
-    )
     spans = CutPlan(front=job.cut.front, back=job.cut.back).spans(read_manifest(directory).layers)
-    tensors = adapter_layout(model, factor).tensors
-    front = tuple(tensor for tensor in tensors if tensor.layer in spans.of("front"))
-    back = tuple(tensor for tensor in tensors if tensor.layer in spans.of("back"))
+
+    def held(part: Literal["front", "back"]) -> tuple[AdapterTensor, ...]:
+        with device("meta"):
+            model = architecture_of(config).causal_class()(config)
+        tune(model, job.adapters, part)
+        return tuple(tensor for tensor in adapter_layout(model, factor).tensors if tensor.layer in spans.of(part))
+
+    front, back = held("front"), held("back")
     return Layout((*front, *back)), Layout(back)
 
 
@@ -122,7 +126,7 @@ class SumRecords:
     def _named(self, ring_sum: Words, number: int) -> dict[str, npt.NDArray[np.int32 | np.int64]]:
         """The sum cut into the adapters' tensors, without the sum of weights behind it."""
         signed = ring_sum[:-1].view(ring_sum.dtype.str.replace("u", "i"))
-        factor = summed(self.job.adapters.sharing, number)
+        factor = summed(self.job.adapters.shared, number)
         if factor not in self._known:
             self._known[factor] = layouts_of(self.directory, self.job, factor)
         behind = sketch_size if self.job.adapters.sharing == "naive" else lambda _layout: 0

@@ -20,10 +20,10 @@ from securesplit.aggregate.server import ServerRound
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.journal.checkpoint import Checkpoints
 from securesplit.journal.events import Event, Loaded, Round
+from securesplit.learning import prepare, recipe_of, table_of
 from securesplit.logged import open_journal, signer_of
 from securesplit.model.code import CutCode, read_code, refuse_other_code, save_code
 from securesplit.model.export import collect_adapters, save_part_adapters
-from securesplit.model.lora import add_adapters
 from securesplit.model.manifest import read_manifest
 from securesplit.model.parts import Middle
 from securesplit.model.plan import CutPlan
@@ -112,10 +112,10 @@ def build_core(
     """
     digest, width = (None, None) if job.code is None else (job.code.digest, job.code.width)
     refuse_other_code(code, digest=digest, width=width, model=model)
-    add_adapters(middle, job.adapters.rank, job.adapters.alpha, job.adapters.targets, seed=job.adapters.seed)
+    prepare(middle, job)
     copies = job.mode.lanes(job.sums.roster) if job.mode.replicated else ()
     caches = None if limits is None else limits.caches
-    engine = Engine(middle, learning_rate=job.optimiser.server_lr, code=code, caches=caches, copies=copies)
+    engine = Engine(middle, recipe=recipe_of(job, "server"), code=code, caches=caches, copies=copies)
 
     def config_of(run: bytes, ready: RoundReady) -> RoundConfig:
         config = round_config(
@@ -238,7 +238,9 @@ def serve(
     with files:
         asyncio.run(_until_signal(shell, lambda found: ready(host, found)))
     if out is not None:
-        save_part_adapters(collect_adapters(middle, model=digest), out / "adapter-middle.safetensors")
+        save_part_adapters(
+            collect_adapters(middle, model=digest, table=table_of(core.job)), out / "adapter-middle.safetensors"
+        )
     return Served(sums=core.sums.finished, aborted=core.sums.aborted)
 
 

@@ -485,7 +485,7 @@ def test_the_records_of_a_user_clipped_one_by_one(checks, mutate, regime):
             self._total._seen.discard(key)
             self._total.add(gradient, key)
 
-    mutate(f"a user's records clipped one by one, {regime}", (train._Units, "add", add))
+    mutate(f"a user's records clipped one by one, {regime}", (train.Units, "add", add))
     assert "units" in checks.completeness(varied(unit="user", regime=regime)).probes
 
 
@@ -498,7 +498,7 @@ def test_a_user_named_once_and_clipped_record_by_record(checks, mutate):
             if known:
                 self._total.records.remove(key)
 
-    mutate("a user named once and clipped record by record", (train._Units, "add", add))
+    mutate("a user named once and clipped record by record", (train.Units, "add", add))
     assert "units" in checks.completeness(varied(unit="user")).probes
 
 

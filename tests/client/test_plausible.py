@@ -20,6 +20,7 @@ from securesplit.client.client import Client
 from securesplit.client.plausible import FLOORS, LEAST_MOVE, Look, fault_of, look, still
 from securesplit.client.train import Trainer
 from securesplit.errors import AggregationAborted, InputError
+from securesplit.model.descent import Descent, Recipe
 from securesplit.model.plan import CutPlan
 from securesplit.model.split import split_model
 from securesplit.model.store import load_tokenizer
@@ -225,9 +226,9 @@ def alone(monkeypatch):
     looks = []
     judge = train_module.require_plausible
 
-    def kept(client, factor, start, before):
+    def kept(client, factor, start, before, **options):
         looks.append((list(client.remote.witness.outputs), list(client.remote.witness.gradients)))
-        judge(client, factor, start, before)
+        judge(client, factor, start, before, **options)
 
     def one(link, folder, policy, update, **_):
         words = np.zeros(1, dtype=np.uint32)
@@ -237,6 +238,16 @@ def alone(monkeypatch):
     monkeypatch.setattr(train_module, "secure_sum", one)
     monkeypatch.setattr(train_module, "require_plausible", kept)
     return looks
+
+
+class Standing(Descent):
+    """Says that it moves, and does not."""
+
+    def step(self):
+        self.rate = 1e-2
+        for parameter in self._parameters:
+            parameter.grad = None
+        return True
 
 
 def model_of(family: str) -> transformers.PreTrainedModel:
@@ -340,7 +351,7 @@ def test_only_an_unsafe_policy_or_one_that_says_so_looks_at_the_update(house, op
         client, _ = site(house, "llama", privacy, None if privacy == LAB else open_ledger())
         object.__setattr__(client, "policy", parse_policy(with_floors(extra, privacy)))
         trainer = Trainer(client, batches_of(client, sentences(8, seed=1)), (), answers=None, progress=lambda *_: None)
-        trainer._optimiser = lambda c=client: torch.optim.SGD(c.parameters(), lr=1e-30)
+        trainer._descent = lambda c=client: Standing(c.parameters(), Recipe(1e-2))
         if abstains:
             with pytest.raises(AggregationAborted) as caught:
                 trainer._round(0)

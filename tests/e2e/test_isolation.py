@@ -19,6 +19,7 @@ from securesplit.aggregate.client import ClientRound
 from securesplit.client.plausible import ABSTAINED
 from securesplit.client.train import Trainer
 from securesplit.errors import AggregationAborted
+from securesplit.model.descent import Descent, Recipe
 from securesplit.privacy.ledger import Ledger
 from securesplit.protocol.codec import decode
 from securesplit.protocol.job import Job
@@ -131,7 +132,7 @@ def laboratory(house, monkeypatch):
                 client, batches_of(client, sentences(16, seed=seed)), (), answers=None, progress=lambda *_: None
             )
             if optimiser is not None:
-                trainer._optimiser = lambda client=client: optimiser(client.parameters())
+                trainer._descent = lambda client=client: optimiser(client.parameters())
             start, sizes = client.read("B"), tuple(layout.size for layout in client.layouts("B"))
             client.link.close = lambda: None
             try:
@@ -154,7 +155,7 @@ class _Summed(Exception):
 @pytest.fixture
 def careless(monkeypatch):
     """The product without the floors."""
-    monkeypatch.setattr(train_module, "require_plausible", lambda *_: None)
+    monkeypatch.setattr(train_module, "require_plausible", lambda *_, **__: None)
 
 
 def shown(sites: dict[str, Site]) -> float:
@@ -163,7 +164,9 @@ def shown(sites: dict[str, Site]) -> float:
 
 
 def sgd(parameters):
-    return torch.optim.SGD(parameters, lr=0.05)
+    descent = Descent(parameters, Recipe(0.05))
+    descent._optimiser = torch.optim.SGD(parameters, lr=0.05)
+    return descent
 
 
 OPTIMISERS = pytest.mark.parametrize("optimiser", [None, sgd], ids=["adamw", "sgd"])

@@ -47,7 +47,7 @@ def factors(client):
     held: dict[str, dict[str, np.ndarray]] = {}
     for part in client.trained:
         for local, parameter in part.module.named_parameters():
-            if ".lora_" in local:
+            if ".lora_" in local and ".lora_embedding_" not in local:
                 layer, _, kind = local.partition(".lora_")
                 key = "R" if ".core." in kind else kind[0]
                 held.setdefault(f"{part.role}.{layer}", {})[key] = parameter.detach().double().numpy().copy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 from securesplit.errors import InputError
 from securesplit.model.descent import Descent, NamedTensor, Recipe
@@ -65,3 +66,79 @@ def test_another_optimisers_state_is_refused(name):
     assert caught.value.code == "SS-1250"
     with pytest.raises(InputError):
         descent.restore([piece for piece in wrong if piece.name != "steps"])
+
+
+def test_old_states_of_another_kind_are_refused():
+    descent = Descent(parameters(), Recipe(1e-2))
+    with pytest.raises(InputError):
+        descent.restore([piece for piece in descent.state() if piece.name != "moves"])
+
+
+NAMES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
+
+@pytest.mark.parametrize("schedule", list(NAMES))
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_the_rate_is_that_of_transformers(schedule, warmup):
+    held = parameters()
+    optimiser = torch.optim.AdamW(held, lr=0.5)
+    oracle = transformers.get_scheduler(NAMES[schedule], optimiser, num_warmup_steps=warmup, num_training_steps=11)
+    recipe = Recipe(0.5, schedule=schedule, warmup=warmup, span=11)
+    for number in range(12):
+        assert recipe.rate(number) == pytest.approx(oracle.get_last_lr()[0], abs=1e-15)
+        optimiser.step()
+        oracle.step()
+    assert recipe.rate(99) == (0.5 if schedule == "constant" else 0.0), "beyond its end it stays there"
+
+
+def test_a_whole_recipe_is_what_torch_and_transformers_do():
+    """Accumulation, clipping, decay, betas and warm-up together, against the pieces that everybody uses."""
+    ours, theirs = parameters(), parameters()
+    recipe = Recipe(
+        1e-2, weight_decay=0.1, betas=(0.8, 0.95), schedule="cosine", warmup=1, span=4, accumulate=3, max_grad_norm=0.7
+    )
+    descent = Descent(ours, recipe)
+    oracle = torch.optim.AdamW(theirs, lr=1e-2, weight_decay=0.1, betas=(0.8, 0.95))
+    schedule = transformers.get_scheduler("cosine", oracle, num_warmup_steps=1, num_training_steps=4)
+    moved = []
+    for number in range(11):
+        generator = torch.Generator().manual_seed(100 + number)
+        for held, share in ((ours, 1.0), (theirs, 1 / 3 if number < 9 else 1 / 2)):
+            generator.manual_seed(100 + number)
+            sum((p * torch.randn(p.shape, generator=generator)).sum() for p in held).mul(share).backward()
+        moved.append(descent.step())
+        if number % 3 == 2 or number == 10:
+            torch.nn.utils.clip_grad_norm_(theirs, 0.7)
+            oracle.step()
+            schedule.step()
+            oracle.zero_grad()
+    assert moved == [False, False, True] * 3 + [False, False]
+    assert descent.finish()
+    assert not descent.finish()
+    assert (descent.steps, descent.moves) == (11, 4)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_half_an_accumulation_is_kept_too():
+    recipe = Recipe(1e-2, schedule="linear", span=9, accumulate=3)
+    whole, first, second = parameters(), parameters(), parameters(1)
+    straight, before = Descent(whole, recipe), Descent(first, recipe)
+    after = Descent(second, recipe, moves=5)
+    for number in range(7):
+        for held in (whole, first) if number < 4 else (whole,):
+            generator = torch.Generator().manual_seed(number)
+            sum((p * torch.randn(p.shape, generator=generator)).sum() for p in held).backward()
+        straight.step()
+        if number < 4:
+            before.step()
+    after.restore(before.state())
+    with torch.no_grad():
+        for old, new in zip(first, second, strict=True):
+            new.copy_(old)
+    for number in range(4, 7):
+        generator = torch.Generator().manual_seed(number)
+        sum((p * torch.randn(p.shape, generator=generator)).sum() for p in second).backward()
+        after.step()
+    assert all(torch.equal(a, b) for a, b in zip(whole, second, strict=True))
+    assert [p.value for p in after.state() if p.name in {"moves", "rate"}] == [2, straight.rate]

@@ -1,0 +1,40 @@
+"""Per-record gradients, added up by unit of privacy before each unit is clipped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+from securesplit.privacy.clipped_sum import ClippedSum
+
+__all__ = ["Units"]
+
+
+class Units:
+    """Adds up gradients by unit of privacy, and hands each unit to a sum once: when the last of its records is in.
+
+    A user's records may stand in several batches. Only users who have been met and are not complete take memory, one
+    gradient each; batches are not sorted by user, because the server would see who belongs together.
+
+    Args:
+        total: clips each unit as it is complete.
+        keys: the ledger key of every record to come.
+    """
+
+    def __init__(self, total: ClippedSum, keys: Iterable[str]) -> None:
+        self._total = total
+        self._left = Counter(keys)
+        self._met: dict[str, Tensor] = {}
+
+    def add(self, gradients: Tensor, keys: Sequence[str]) -> None:
+        """Take in one batch, (B, d)."""
+        for gradient, key in zip(gradients, keys, strict=True):
+            self._left[key] -= 1
+            known = self._met.pop(key, None)
+            summed = gradient if known is None else known + gradient
+            if self._left[key]:
+                self._met[key] = summed.clone()  # A row of its own, not a view that would keep the whole batch.
+            else:
+                self._total.add(summed, key)

@@ -19,7 +19,7 @@ ROWS = (  # From the ground up. A module imports from rows below and from its ow
     {"policy", "codes", "measures"},
     {"aggregate", "pki", "protocol", "privacy", "model", "data", "journal"},
     {"transport"},
-    {"admit", "agree", "logged"},
+    {"admit", "agree", "logged", "kept"},
     {"client", "server", "report"},
     {"audit"},
     {"cli"},

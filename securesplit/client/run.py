@@ -16,19 +16,23 @@ from securesplit.aggregate.answered import AnswerLog
 from securesplit.client.alone import train_alone
 from securesplit.client.client import Client
 from securesplit.client.dial import dial
+from securesplit.client.memory import EVERY, Remembered
 from securesplit.client.middle import Observer
 from securesplit.client.records import job_batches
+from securesplit.client.resume import is_finished, ready
 from securesplit.client.tasked import tasked_batches
 from securesplit.client.train import Progress, Trained, Trainer
 from securesplit.data.batches import Batch
 from securesplit.data.corpus import Record, read_corpus
 from securesplit.data.tasks.chosen import Chosen, read_tasked
 from securesplit.errors import InputError, PolicyDenied, SecureSplitError
+from securesplit.kept.folder import Kept
 from securesplit.model.code import read_code
 from securesplit.model.export import collect_adapters, read_part_adapters, restore_adapters, save_part_adapters
 from securesplit.model.lora import adapter_layout
 from securesplit.model.memory import resident_bytes
 from securesplit.model.plan import CutPlan
+from securesplit.pki.files import write_atomically
 from securesplit.pki.passphrase import Passphrase
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.privacy.plan import enforced_epsilon
@@ -55,6 +59,9 @@ class Run:
     watch: int = 0
     tasked: Chosen | None = None
     passphrase: Passphrase | None = None
+    resume: bool = False
+    patience: float = 600.0
+    keep_every: int = EVERY
 
 
 class ChannelSpent(BaseModel):
@@ -189,18 +196,25 @@ def _restore(client: Client, run: Path) -> None:
 def run_training(run: Run, progress: Progress) -> RunRecord:
     """Train, write adapters and ``run.json`` into ``run.out``, and return the record.
 
+    A run that was interrupted goes on where it stood with ``run.resume``, and ends as if nothing had been.
+
     Raises:
         BudgetExhausted: SS-5001, SS-5002, before anything of the record concerned was sent.
+        InputError: SS-1290 to SS-1294 for a run that cannot go on, or must not begin here.
         Any error of the tree that the data, the model, the connection or the rounds raise.
     """
     started = time.monotonic()
+    if run.resume and is_finished(run.out):
+        progress("the run is finished: nothing is left to do", 1, 1, None)
+        return RunRecord.model_validate_json((run.out / "run.json").read_bytes())
+    state = ready(run.out, resume=run.resume)
     tasked = None if run.tasked is None else read_tasked(run.tasked, run.data, run.limit)
     records = read_corpus(run.data, run.limit) if tasked is None else tasked.records
     run.out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as files:
         writer = None
         if run.truth is not None:
-            writer = files.enter_context(closing(_TruthWriter(run.truth, records)))
+            writer = files.enter_context(closing(_TruthWriter(run.truth, records, resume=state.exists())))
         client = files.enter_context(
             open_client(
                 run.policy, run.keys, run.server, model=run.model, cache=run.cache, code=run.code, evidence=run.evidence,
@@ -221,12 +235,18 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
             )  # fmt: skip
         folder = run.keys if client.link.folder is None else client.link.folder.path
         answers = files.enter_context(closing(AnswerLog(folder / "answered.log")))
-        trained = Trainer(client, batches, held_out, answers=answers, progress=progress, records=run.out).run()
+        kept = files.enter_context(closing(Kept.open(state, Remembered.facts(client, batches, held_out))))
+        client.link.lasting, client.link.waits = run.patience, lambda what: progress(what, 0, 1, None)
+        memory = Remembered(kept, every=run.keep_every)
+        trained = Trainer(
+            client, batches, held_out, answers=answers, progress=progress, records=run.out, memory=memory
+        ).run()
         _save(run, client, trained)
         accuracy = client.accuracy(held_out)
         alone = train_alone(client, batches, held_out, progress) if run.alone else None
         record = _record(client, trained, alone, accuracy, time.monotonic() - started)
-    (run.out / "run.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
+        write_atomically(run.out / "run.json", record.model_dump_json(indent=1).encode(), mode=0o600)
+        kept.finish(record.job)
     return record
 
 
@@ -275,12 +295,15 @@ def _record(
 class _TruthWriter:
     """For experiments on this site: which text went out under which step. The server and the attacks never see it."""
 
-    def __init__(self, path: Path, records: tuple[Record, ...]) -> None:
+    def __init__(self, path: Path, records: tuple[Record, ...], *, resume: bool = False) -> None:
         self.name = ""
         self._records = records
+        self._last = -1
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("x", encoding="utf-8")
+            if resume and path.exists():
+                self._last = _cut_truth(path)
+            self._file = path.open("a" if resume else "x", encoding="utf-8")
         except OSError as error:
             raise InputError(
                 "SS-1231",
@@ -289,6 +312,8 @@ class _TruthWriter:
             ) from None
 
     def __call__(self, step: int, batch: Batch) -> None:
+        if step <= self._last:  # Done again after a crash, and written down before it.
+            return
         for row, (source, length) in enumerate(zip(batch.sources, batch.lengths, strict=True)):
             record = self._records[source]
             line = {
@@ -300,3 +325,13 @@ class _TruthWriter:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _cut_truth(path: Path) -> int:
+    """Take off the end of a truth file that a crash may have cut short: the last step. The number of the one before."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith(b"\n")]
+    steps = [int(json.loads(line)["step"]) for line in whole]
+    kept = [line for line, step in zip(whole, steps, strict=True) if step < steps[-1]]
+    write_atomically(path, b"".join(kept), mode=0o600)
+    return max((step for step in steps if step < steps[-1]), default=-1)

@@ -17,9 +17,9 @@ the mean model, exactly.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,45 +28,24 @@ import torch
 from torch import Tensor
 
 from securesplit.aggregate.answered import AnswerLog
-from securesplit.aggregate.fixedpoint import Words
 from securesplit.client.client import Client
+from securesplit.client.memory import Remembered
 from securesplit.client.plausible import require_plausible
+from securesplit.client.position import Begun, Position, RoundRecord
 from securesplit.client.rounds import secure_sum
-from securesplit.client.sharing import to_share, turn_of, what_was_shared
+from securesplit.client.sharing import Turn, to_share, turn_of, what_was_shared
+from securesplit.client.units import Units
 from securesplit.data.batches import Batch
 from securesplit.errors import LocalProtocolError
+from securesplit.model.descent import Descent, Recipe
 from securesplit.model.lora import Learned
 from securesplit.model.persample import per_sample
-from securesplit.model.sketch import Residual
 from securesplit.privacy.clipped_sum import ClippedSum
 from securesplit.privacy.gate import ReleasedUpdate
 from securesplit.privacy.lattice import step_for
 
 Progress = Callable[[str, int, int, float | None], None]
 """(what, done, total, loss or None)"""
-
-
-@dataclass(frozen=True, slots=True)
-class RoundRecord:
-    """What this site keeps of a round. All of it stays here.
-
-    Attributes:
-        number: of the round.
-        losses: of each local step, nats per token.
-        survivors: clients whose updates are in the sum.
-        total_weight: sum of their weights.
-        contribution: this client's quantised part of the ring sum.
-        ring_sum: the opened sum.
-        residual: what averaging two factors apart got wrong; None where the sum is exact.
-    """
-
-    number: int
-    losses: tuple[float, ...]
-    survivors: tuple[str, ...]
-    total_weight: int
-    contribution: Words
-    ring_sum: Words
-    residual: Residual | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +73,7 @@ class Trainer:
         answers: remembers which sums were answered.
         progress: told of every step.
         records: directory for what can be verified of each secure sum, or None.
+        memory: from which the run goes on after a crash; None for a run that then begins anew.
     """
 
     def __init__(
@@ -105,6 +85,7 @@ class Trainer:
         answers: AnswerLog,
         progress: Progress,
         records: Path | None = None,
+        memory: Remembered | None = None,
     ) -> None:
         self._records = records
         self._client = client
@@ -112,33 +93,60 @@ class Trainer:
         self._held_out = held_out
         self._answers = answers
         self._progress = progress
-        self._steps = 0
-        self._heard = b""
+        self._memory = memory
+        self._at = Position()
 
     def run(self) -> Trained:
         """All rounds of the job."""
         rounds = self._client.job.schedule.rounds
         if self._client.regime == "frozen":  # Before the first release, so that a run that cannot share sends nothing.
             self._client.gate.reserve_for_peers()
-        curve, records = [self._evaluate()], []
-        for number in range(rounds):
-            records.append(self._round(number))
-            self._client.keep_anchor()
-            curve.append(self._evaluate())
-        return Trained(steps=self._steps, curve=tuple(curve), rounds=tuple(records))
+        if self._memory is not None:
+            self._at = self._memory.begin(self._client, self._batches, self._sum_of_units)
+        at = self._at
+        if not at.curve:
+            at.curve.append(self._evaluate())
+        while True:
+            if len(at.rounds) == len(at.curve):  # The last round has its sum and was not looked at.
+                self._client.keep_anchor()
+                at.curve.append(self._evaluate())
+                self._keep(now=True)
+            if len(at.rounds) == rounds:
+                return Trained(steps=at.steps, curve=tuple(at.curve), rounds=tuple(at.rounds))
+            at.rounds.append(self._round(len(at.rounds)))
+            self._keep(now=True)
+
+    def _keep(self, *, now: bool = False) -> None:
+        """A place from which the run could go on."""
+        if self._memory is not None:
+            self._memory.pause(self._at, now=now)
 
     def _evaluate(self) -> float:
         self._client.train(None)
         return self._client.evaluate(self._held_out)
 
     def _round(self, number: int) -> RoundRecord:
+        try:
+            return self._run_round(number)
+        finally:
+            self._at.ended()
+
+    def _begun(self, number: int, turn: Turn) -> Begun:
+        """What the round began from: now, or before the crash."""
+        client, at, factor = self._client, self._at, turn.summed
+        if at.begun is None:
+            at.begun = Begun(
+                client.frozen_digest(number, factor), client.alike_digest(number, factor, at.heard),
+                client.origin_digest(factor), client.read(factor), client.read(),
+            )  # fmt: skip
+        return at.begun
+
+    def _run_round(self, number: int) -> RoundRecord:
         client = self._client
         turn = turn_of(client.job.adapters.sharing, number)
-        factor = turn.summed
-        frozen, alike = client.frozen_digest(number, factor), client.alike_digest(number, factor, self._heard)
-        origin = client.origin_digest(factor)
+        factor, begun = turn.summed, self._begun(number, turn)
+        start = begun.start
         client.train(turn.learned)
-        start, before = client.read(factor), client.read()
         match client.regime:
             case "round":
                 update, losses = self._record_gradients(number)
@@ -147,7 +155,7 @@ class Trainer:
             case _:
                 update, losses = self._local_steps(number, factor, start)
         client.train(None)
-        require_plausible(client, factor, start, before)
+        require_plausible(client, factor, start, begun.before)
         weight = 1 if client.regime == "round" else sum(len(batch.records) for batch in self._batches)
         assert client.link.folder is not None
         self._progress(f"round {number + 1}: secure sum, waits for the roster", 0, 1, None)
@@ -158,13 +166,13 @@ class Trainer:
             update,
             weight=weight,
             number=number,
-            frozen=frozen,
+            frozen=begun.frozen,
             answers=self._answers,
-            alike=alike,
-            origin=origin,
+            alike=begun.alike,
+            origin=begun.origin,
             records=self._records,
         )
-        opened, contribution, self._heard = summed.aggregate, summed.contribution, summed.heard
+        opened, contribution, self._at.heard = summed.aggregate, summed.contribution, summed.heard
         mean, residual = what_was_shared(start, opened.mean, client, number)
         if client.regime == "round":
             self._common_step(mean, factor)
@@ -182,15 +190,16 @@ class Trainer:
         self, number: int, factor: Learned, start: npt.NDArray[np.float32]
     ) -> tuple[ReleasedUpdate, list[float]]:
         """Plain steps, in regimes ``open`` and ``frozen``."""
-        client, optimiser = self._client, self._optimiser()
-        losses: list[float] = []
-        for batch in self._passes():
+        client, optimiser, losses = self._client, self._moving(), self._at.losses
+        for batch in self._left():
             losses.append(client.step(batch))
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-            self._told(number, losses)
+            self._told(number)
+        self._keep(now=True)
         moved = client.read(factor).astype(np.float64) - start
-        return client.gate.release_update(to_share(moved, client, number)), losses
+        update = to_share(moved, client, number)
+        return client.gate.release_update(update), losses
 
     def _noised_steps(
         self, number: int, factor: Learned, start: npt.NDArray[np.float32]
@@ -200,17 +209,17 @@ class Trainer:
         The optimiser's moments are functions of noised sums, and so is the difference at the end: both are free. The
         divisor is the number of rows that the server sees, never the number of units in them.
         """
-        client, optimiser = self._client, self._optimiser()
-        losses: list[float] = []
-        for batch in self._passes():
+        client, optimiser, losses = self._client, self._moving(), self._at.losses
+        for batch in self._left():
             total = self._empty_sum()
             gradients, loss = self._gradients(batch)
-            _Units(total, batch.records).add(gradients, batch.records)
+            Units(total, batch.records).add(gradients, batch.records)
             noised = client.gate.release_update(total)
             self._descend(optimiser, noised.vector / len(batch.records))
             client.gate.moved(noised)
             losses.append(loss)
-            self._told(number, losses)
+            self._told(number)
+        self._keep(now=True)
         return client.gate.release_update(client.read(factor).astype(np.float64) - start), losses
 
     def _record_gradients(self, number: int) -> tuple[ReleasedUpdate, list[float]]:
@@ -220,15 +229,19 @@ class Trainer:
             raise LocalProtocolError(
                 "SS-4110", "regime 'round' takes each record once per round", hint="Set schedule.epochs = 1."
             )
-        total = self._empty_sum()
-        units = _Units(total, (key for batch in self._batches for key in batch.records))
-        losses: list[float] = []
-        for batch in self._batches:
+        losses = self._at.losses
+        units = self._at.units = self._at.units or self._sum_of_units()
+        for batch in self._left():
             gradients, loss = self._gradients(batch)
             units.add(gradients, batch.records)
             losses.append(loss)
-            self._told(number, losses)
-        return client.gate.release_update(total), losses
+            self._told(number)
+        self._keep(now=True)
+        return client.gate.release_update(units.total), losses
+
+    def _sum_of_units(self) -> Units:
+        """Of all records, and empty."""
+        return Units(self._empty_sum(), (key for batch in self._batches for key in batch.records))
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, float]:
         """One step's gradient of each record, (B, d), before clip and noise, and the loss; both stay here."""
@@ -249,10 +262,19 @@ class Trainer:
         self._descend(self._optimiser(), mean)
         self._client.train(None)
 
-    def _optimiser(self) -> torch.optim.AdamW:
-        return torch.optim.AdamW(self._client.parameters(), lr=self._client.job.optimiser.client_lr, weight_decay=0.0)
+    def _optimiser(self) -> Descent:
+        return Descent(self._client.parameters(), Recipe(self._client.job.optimiser.client_lr))
 
-    def _descend(self, optimiser: torch.optim.AdamW, gradient: npt.NDArray[np.float64]) -> None:
+    def _moving(self) -> Descent:
+        """The round's optimiser, as it was before a crash if there was one."""
+        at = self._at
+        at.optimiser = optimiser = self._optimiser()
+        if at.moments:
+            optimiser.restore(at.moments)
+            at.moments = ()
+        return optimiser
+
+    def _descend(self, optimiser: Descent, gradient: npt.NDArray[np.float64]) -> None:
         """One step of the optimiser along this gradient, (d,), and no other."""
         parameters = self._client.parameters()
         pieces = torch.split(torch.from_numpy(gradient).float(), [parameter.numel() for parameter in parameters])
@@ -264,35 +286,13 @@ class Trainer:
     def _passes(self) -> Iterable[Batch]:
         return (batch for _ in range(self._client.job.schedule.epochs) for batch in self._batches)
 
-    def _told(self, number: int, losses: Sequence[float]) -> None:
-        self._steps += 1
+    def _left(self) -> Iterable[Batch]:
+        """The passes of this round, without what was done before a crash."""
+        return islice(self._passes(), len(self._at.losses), None)
+
+    def _told(self, number: int) -> None:
+        losses = self._at.losses
+        self._at.steps += 1
         total = self._client.job.schedule.epochs * len(self._batches)
         self._progress(f"round {number + 1}", len(losses), total, losses[-1])
-
-
-class _Units:
-    """Adds up gradients by unit of privacy, and hands each unit to a sum once: when the last of its records is in.
-
-    A user's records may stand in several batches. Only users who have been met and are not complete take memory, one
-    gradient each; batches are not sorted by user, because the server would see who belongs together.
-
-    Args:
-        total: clips each unit as it is complete.
-        keys: the ledger key of every record to come.
-    """
-
-    def __init__(self, total: ClippedSum, keys: Iterable[str]) -> None:
-        self._total = total
-        self._left = Counter(keys)
-        self._met: dict[str, Tensor] = {}
-
-    def add(self, gradients: Tensor, keys: Sequence[str]) -> None:
-        """Take in one batch, (B, d)."""
-        for gradient, key in zip(gradients, keys, strict=True):
-            self._left[key] -= 1
-            known = self._met.pop(key, None)
-            summed = gradient if known is None else known + gradient
-            if self._left[key]:
-                self._met[key] = summed.clone()  # A row of its own, not a view that would keep the whole batch.
-            else:
-                self._total.add(summed, key)
+        self._keep()

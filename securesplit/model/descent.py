@@ -57,6 +57,10 @@ class Descent:
         self._optimiser.zero_grad(set_to_none=True)
         self.steps += 1
 
+    def zero_grad(self, *, set_to_none: bool = True) -> None:
+        """Forget the gradients without a step."""
+        self._optimiser.zero_grad(set_to_none=set_to_none)
+
     def state(self) -> tuple[NamedTensor, ...]:
         """Everything that the next step depends on besides parameters and gradients; copies."""
         kept = [NamedTensor("steps", torch.tensor(self.steps))]

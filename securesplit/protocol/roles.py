@@ -22,6 +22,7 @@ from securesplit.protocol.messages import (
     KeepAnchor,
     Message,
     RoundReady,
+    Run,
     Seal,
     Secagg,
 )
@@ -32,7 +33,7 @@ Standing = Literal["trainer", "guest"]
 
 _EVERYBODY: frozenset[type[Message]] = frozenset({Hello, Confirm, Forward, DropCache, KeepAnchor, Seal, Failure, Bye})
 MAY_SEND: dict[Standing, frozenset[type[Message]]] = {
-    "trainer": _EVERYBODY | {Backward, RoundReady, Secagg},
+    "trainer": _EVERYBODY | {Backward, RoundReady, Run, Secagg},
     "guest": _EVERYBODY,
 }
 """By standing. A kind that stands in no row is nobody's; a new kind of message has to be put here before it is served."""

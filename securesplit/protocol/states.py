@@ -27,6 +27,7 @@ from securesplit.protocol.messages import (
     Message,
     RoundBegin,
     RoundReady,
+    Run,
     Seal,
     Secagg,
     Welcome,
@@ -50,8 +51,8 @@ _ENDINGS: _Row = {Failure: State.CLOSED, Bye: State.CLOSED}
 
 _OPEN = State.OPEN
 _FROM_CLIENT: _Row = {
-    Forward: _OPEN, Backward: _OPEN, DropCache: _OPEN, KeepAnchor: _OPEN, RoundReady: _OPEN, Secagg: _OPEN, Seal: _OPEN,
-    **_ENDINGS,
+    Forward: _OPEN, Backward: _OPEN, DropCache: _OPEN, KeepAnchor: _OPEN, RoundReady: _OPEN, Run: _OPEN, Secagg: _OPEN,
+    Seal: _OPEN, **_ENDINGS,
 }  # fmt: skip
 _FROM_SERVER: _Row = {Hidden: _OPEN, Gradient: _OPEN, RoundBegin: _OPEN, Secagg: _OPEN, Seal: _OPEN, **_ENDINGS}
 

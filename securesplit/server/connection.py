@@ -21,11 +21,20 @@ __all__ = ["Answer", "Connection", "Sealed", "Told", "opened", "over", "seal_bac
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a computation gives back: the request, the reply to send, and the name of the client that it learns with."""
+    """What a computation gives back.
+
+    Attributes:
+        request, reply: the reply is to be sent.
+        client: the name of the client that it learns with; empty for what does not begin a learning step.
+        run: the client's run, where it outlives the connection.
+        again: whether the request was answered before.
+    """
 
     request: Message
     reply: Message
     client: str = ""
+    run: bytes = b""
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,7 @@ class Connection:
         standing: what it may send.
         since: when it came, by the clock of :meth:`ServerCore.tick`.
         answered: the last request of each kind, and what was answered.
+        run: what the client learns in, where that outlives the connection; else empty.
     """
 
     name: str
@@ -62,6 +72,7 @@ class Connection:
     standing: Standing
     since: float
     answered: dict[type[Message], Answer] = field(default_factory=dict)
+    run: bytes = b""
 
     @property
     def id(self) -> str:

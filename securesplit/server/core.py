@@ -27,6 +27,7 @@ from securesplit.protocol.messages import (
     KeepAnchor,
     Message,
     RoundReady,
+    Run,
     Seal,
     Secagg,
 )  # fmt: skip
@@ -48,6 +49,7 @@ from securesplit.server.connection import (
 from securesplit.server.engine import Engine
 from securesplit.server.quotas import Quotas
 from securesplit.server.requests import Requests
+from securesplit.server.steps import Steps
 from securesplit.server.sums import Outbound, Sums
 from securesplit.server.turns import Turns
 from securesplit.transport.actions import Action, Close, Send, Work
@@ -70,6 +72,7 @@ class ServerCore:
         limits: what each client may use, and who besides the roster may connect.
         note: writes a row of the audit log; raises when it cannot, and then what it tells of is not done.
         checkpoints: shows clients the head of the audit log, and keeps theirs.
+        steps: does what learns, and remembers it; by default in memory alone.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class ServerCore:
         limits: Limits | None = None,
         note: Callable[[Event], None] = lambda _event: None,
         checkpoints: Checkpoints | None = None,
+        steps: Steps | None = None,
     ) -> None:
         self.job = job
         self.sums = sums
@@ -93,7 +97,8 @@ class ServerCore:
         self._engine = engine
         self._randomness = randomness
         self._kept = kept or KeptAnchors()
-        self._work = Requests(lambda: self._engine, self._kept, job.codec)
+        self.steps = steps or Steps(lambda: self._engine, job.codec)
+        self._work = Requests(lambda: self._engine, self._kept, job.codec, self.steps)
         self._limits = limits or Limits()
         self.quotas = Quotas(self._limits)
         self._note = note
@@ -106,6 +111,11 @@ class ServerCore:
         self._connections: dict[int, Connection] = {}
         self._sums_at: dict[str, int] = {}
         self._turns = Turns()
+        # Clients that hold a learning step without a connection: they lost theirs, or this server was started again.
+        self._away: dict[str, tuple[int, bytes]] = {}
+        for place, waiting in enumerate(self.steps.waiting):
+            self._away[waiting.client] = (-1 - place, waiting.run)
+            self._turns.hold(-1 - place, 0.0)
         self._count = 0
         self._now = 0.0
         self._clocked = False  # Whether the sums are looking at the clock just now.
@@ -160,8 +170,7 @@ class ServerCore:
             return self._deliver(result.outbound)
         peer = self._connections.get(connection)
         if peer is None:
-            # It went while its request was computed; what the computation kept for it is dropped.
-            return [self._work.forget(connection, result.client)] if isinstance(result, Answer) else []
+            return self._too_late(connection, result)
         if isinstance(result, SecureSplitError):
             return self._refuse(connection, peer, result)
         if isinstance(result, Sealed):
@@ -171,10 +180,12 @@ class ServerCore:
         if isinstance(result.request, Forward):
             peer.answered.clear()
         try:
-            self._served(connection, peer, result.request)
+            if not result.again:
+                self._served(connection, peer, result.request)
         except SecureSplitError as error:  # What cannot be written down is not answered.
             return self._refuse(connection, peer, error)
-        peer.answered[type(result.request)] = result
+        if not result.run:
+            peer.answered[type(result.request)] = result
         actions = self._send(connection, result.reply)
         if isinstance(result.request, Backward):
             actions += self._next_turn(self._turns.release(connection, self._now))
@@ -189,23 +200,63 @@ class ServerCore:
         if not others or self._sums_at.get(peer.name) == connection:
             self._sums_at.pop(peer.name, None)
             self.sums.leave(peer.name, self._now)
-        learns = (
-            peer.name if self._turns.holder == connection else ""
-        )  # Another session of its may be the one that learns.
+        holds = self._turns.holder == connection  # Another session of its may be the one that learns.
+        if holds and peer.run:  # It may come back within its patience, and finds its step as it left it.
+            self._away[peer.name] = (connection, peer.run)
+            return [self._work.forget(connection, "")]
+        learns = peer.name if holds else ""
         return [self._work.forget(connection, learns), *self._next_turn(self._turns.forget(connection, self._now))]
 
     def tick(self, now: float) -> list[Action]:
         """See :class:`Core`."""
+        if self._now == 0.0 and (holder := self._turns.holder) is not None:
+            self._turns.hold(holder, now)  # From before the start: its patience begins now.
         self._now = now
         actions: list[Action] = []
         if not self._clocked and self.sums.due(now):
             self._clocked = True
             actions.append(Work(0, lambda: self._clock(now)))
-        if (late := self._turns.overdue(now)) is not None and (peer := self._connections.get(late)) is not None:
-            actions += self._refuse(
-                late, peer, RemoteProtocolError("SS-4020", "a client held its learning step too long")
-            )
+        if (late := self._turns.overdue(now)) is not None:
+            actions += self._overdue(late)
         return actions + self._unfinished(now)
+
+    def _overdue(self, late: int) -> list[Action]:
+        peer = self._connections.get(late)
+        if peer is None:
+            name = next((name for name, (number, _) in self._away.items() if number == late), "")
+            return self._give_up(name) if name else []
+        peer.run = b""
+        return self._refuse(late, peer, RemoteProtocolError("SS-4020", "a client held its learning step too long"))
+
+    def _give_up(self, name: str) -> list[Action]:
+        """A client without a connection loses its learning step."""
+        number, _ = self._away.pop(name)
+        return [self._work.forget(number, name), *self._next_turn(self._turns.forget(number, self._now))]
+
+    def _too_late(self, connection: int, result: object) -> list[Action]:
+        """It went while its request was computed; what was computed is dropped, or kept for when its run goes on."""
+        if not isinstance(result, Answer):
+            return []
+        if not result.run:
+            return [self._work.forget(connection, result.client)]
+        if isinstance(result.request, Backward):
+            return self._next_turn(self._turns.release(connection, self._now))
+        return []
+
+    def _enter(self, connection: int, peer: Connection, run: bytes) -> list[Action]:
+        """A client's run begins here or comes back, perhaps before its old connection was found to be dead."""
+        for number, other in self._connections.items():
+            if number != connection and other.name == peer.name and other.run == run:
+                other.run = b""
+                self._turns.move(number, connection)
+        peer.run = run
+        if peer.name in self._away:
+            number, known = self._away[peer.name]
+            if known != run:
+                return self._give_up(peer.name)
+            del self._away[peer.name]
+            self._turns.move(number, connection)
+        return []
 
     def _served(self, connection: int, peer: Connection, request: Message) -> None:
         if (row := served(connection, peer, request)) is not None:
@@ -248,8 +299,10 @@ class ServerCore:
                 return self._forward(connection, peer, message)
             case Backward():
                 return self._replayed(connection, peer, message) or [
-                    self._work.backward(connection, peer.name, message)
+                    self._work.backward(connection, peer.name, message, peer.run)
                 ]
+            case Run():
+                return self._enter(connection, peer, message.run)
             case DropCache():
                 self._served(connection, peer, message)
                 return [self._work.drop(connection, message)]
@@ -263,6 +316,7 @@ class ServerCore:
                 self._sums_at[peer.name] = connection
                 return [Work(connection, lambda: Told(self.sums.receive(peer.name, message, self._now)))]
             case Bye() | Failure():
+                peer.run = b""  # It does not mean to come back.
                 return [Close(connection)]
             case Confirm():
                 agreed = peer.session.agreed
@@ -294,7 +348,7 @@ class ServerCore:
             raise RemoteProtocolError("SS-4029", "a sequence is longer than any bucket of the server's policy")
         if message.learn and not self._turns.take(connection, message, self._now):
             return []
-        return [self._work.forward(connection, peer.name, message)]
+        return [self._work.forward(connection, peer.name, message, peer.run)]
 
     def _replayed(self, connection: int, peer: Connection, message: Message) -> list[Action]:
         """The same request again gets the same answer; the same number with other bytes is refused."""
@@ -311,7 +365,8 @@ class ServerCore:
         if following is None:
             return []
         connection, message = following
-        return [self._work.forward(connection, self._connections[connection].name, message)]
+        peer = self._connections[connection]
+        return [self._work.forward(connection, peer.name, message, peer.run)]
 
     def _deliver(self, outbound: list[Outbound]) -> list[Action]:
         actions: list[Action] = []

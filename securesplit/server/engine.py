@@ -7,13 +7,14 @@ changes the weights that the pending graph was built with; securesplit/server/tu
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from securesplit.errors import RemoteProtocolError
 from securesplit.model.code import CutCode
-from securesplit.model.descent import Recipe
+from securesplit.model.descent import NamedTensor, Recipe
 from securesplit.model.parts import Middle, PartCache
 from securesplit.server.learner import Learner
 
@@ -88,6 +89,18 @@ class Engine:
         """
         return self.learner.backward(client, step, gradient)
 
+    def state(self) -> tuple[NamedTensor, ...]:
+        """What learns, and its optimiser; neither graphs nor decoding caches."""
+        return self.learner.state()
+
+    def restore(self, state: Sequence[NamedTensor]) -> None:
+        """Go on from what :meth:`state` gave for the same job.
+
+        Raises:
+            InputError: SS-1250 when it is of other adapters.
+        """
+        self.learner.restore(state)
+
     def decode(self, connection: int, cache: int, lengths: tuple[int, ...], hidden: Tensor) -> Tensor:
         """Extend a decoding cache by equally long rows of each sequence, (sum(lengths), D or k) -> (sum(lengths), D).
 
@@ -153,9 +166,8 @@ class Engine:
         self._caches.pop((connection, cache), None)
         self._evicted.discard((connection, cache))
 
-    def forget(self, connection: int, client: str) -> None:
-        """Forget everything of a connection, and the graph that waits for its client."""
-        self.learner.forget(client)
+    def forget(self, connection: int) -> None:
+        """Forget everything of a connection."""
         self._evicted = {key for key in self._evicted if key[0] != connection}
         for key in [k for k in self._caches if k[0] == connection]:
             del self._caches[key]

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from securesplit.privacy.released import Codec
-from securesplit.protocol.messages import Backward, DropCache, Forward, Gradient, Hidden, KeepAnchor
+from securesplit.protocol.messages import Backward, DropCache, Forward, Hidden, KeepAnchor
 from securesplit.server.anchors import KeptAnchors
 from securesplit.server.connection import Answer
 from securesplit.server.engine import Engine
+from securesplit.server.steps import Steps
 from securesplit.transport.actions import Work
 from securesplit.transport.tensors import blob_of, tensor_of
 
@@ -27,17 +28,23 @@ class Requests:
         engine: gives B.
         kept: what clients asked to keep.
         codec: the job's.
+        steps: does what learns.
     """
 
-    def __init__(self, engine: Callable[[], Engine], kept: KeptAnchors, codec: Codec) -> None:
+    def __init__(self, engine: Callable[[], Engine], kept: KeptAnchors, codec: Codec, steps: Steps) -> None:
         self._engine = engine
+        self._steps = steps
         self._kept = kept
         self._codec = codec
 
-    def forward(self, connection: int, client: str, message: Forward) -> Work:
+    def forward(self, connection: int, client: str, message: Forward, run: bytes = b"") -> Work:
         """B over a batch, or a decoding step."""
 
-        def run() -> Answer:
+        def learn() -> Answer:
+            done = self._steps.apply(client, run, message)
+            return Answer(message, done.reply, client, run, done.again)
+
+        def compute() -> Answer:
             hidden = tensor_of(message.hidden)
             if message.cache and message.gain != 1:
                 hidden *= message.gain
@@ -46,21 +53,20 @@ class Requests:
                 output = self._engine().decode(connection, message.cache, message.lengths, hidden)
             else:
                 output = self._engine().forward(
-                    client, message.step, message.lengths, hidden, gain=message.gain, learn=message.learn
+                    client, message.step, message.lengths, hidden, gain=message.gain, learn=False
                 )
-            reply = Hidden(step=message.step, hidden=blob_of(output, self._codec))
-            return Answer(message, reply, client if message.learn else "")
+            return Answer(message, Hidden(step=message.step, hidden=blob_of(output, self._codec)))
 
-        return Work(connection, run)
+        return Work(connection, learn if message.learn else compute)
 
-    def backward(self, connection: int, client: str, message: Backward) -> Work:
+    def backward(self, connection: int, client: str, message: Backward, run: bytes = b"") -> Work:
         """B's own gradient step, and the gradient at its input."""
 
-        def run() -> Answer:
-            gradient = self._engine().backward(client, message.step, tensor_of(message.gradient))
-            return Answer(message, Gradient(step=message.step, gradient=blob_of(gradient, self._codec)))
+        def compute() -> Answer:
+            done = self._steps.apply(client, run, message)
+            return Answer(message, done.reply, "", run, done.again)
 
-        return Work(connection, run)
+        return Work(connection, compute)
 
     def keep(self, connection: int, certificate: bytes, message: KeepAnchor) -> Work:
         """Write down a client's sealed anchor."""
@@ -78,5 +84,11 @@ class Requests:
         return Work(connection, lambda: self._engine().drop_cache(connection, message.cache))
 
     def forget(self, connection: int, client: str) -> Work:
-        """Forget everything of a connection."""
-        return Work(connection, lambda: self._engine().forget(connection, client))
+        """Forget everything of a connection, and the graph that waits for this client, if one is named."""
+
+        def run() -> None:
+            self._engine().forget(connection)
+            if client:
+                self._steps.forget(client)
+
+        return Work(connection, run)

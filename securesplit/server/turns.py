@@ -63,6 +63,16 @@ class Turns:
         self._waiting = deque((c, m) for c, m in self._waiting if c != connection)
         return self.release(connection, now)
 
+    def move(self, old: int, new: int) -> None:
+        """A client has come back over another connection: what it held it holds; what it had queued it will say again."""
+        self._waiting = deque((c, m) for c, m in self._waiting if c != old)
+        if self._holder == old:
+            self._holder = new
+
+    def hold(self, connection: int, now: float) -> None:
+        """Give the turn to a client that had it before the server was started again, or begin its patience anew."""
+        self._holder, self._since = connection, now
+
     def overdue(self, now: float) -> int | None:
         """The connection that has held its turn too long, or None."""
         return self._holder if self._holder is not None and now - self._since > self._patience else None

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgpack
@@ -28,7 +28,7 @@ from torch import Tensor
 from securesplit.client.client import Client
 from securesplit.client.plausible import Look
 from securesplit.client.position import Begun, Position, RoundRecord
-from securesplit.client.units import Units
+from securesplit.client.units import Added
 from securesplit.data.batches import Batch
 from securesplit.errors import InputError
 from securesplit.kept.folder import Facts, Kept, Snapshot
@@ -139,13 +139,11 @@ class Remembered:
         frame = msgpack.packb([hashlib.sha256(encode(request)).digest(), encode(answer)], use_bin_type=True)
         self._kept.append(frame, durable=isinstance(answer, Gradient))
 
-    def begin(self, client: Client, batches: Sequence[Batch], empty: Callable[[], Units]) -> Position:
+    def begin(self, client: Client) -> Position:
         """Start the run, or put the client where the last snapshot was.
 
         Args:
             client: with fresh adapters.
-            batches: of the run.
-            empty: makes the sum of a round's gradients, in the regime that has one.
 
         Raises:
             ConnectionFailed: when the server is gone. CheckFailed: SS-1589. InputError: SS-1292.
@@ -159,7 +157,7 @@ class Remembered:
             torch.manual_seed(int.from_bytes(seed[:8], "little") >> 1)
             self._snap(at)
         else:
-            at = self._restored(client, self._kept.snapshot, batches, empty)
+            at = self._restored(client, self._kept.snapshot)
         client.link.enter(at.run)
         client.gate.remember(lambda: at.moment)
         # A frozen B answers the same bytes with the same bytes, and keeps no state: there is nothing to remember.
@@ -199,9 +197,7 @@ class Remembered:
         self._kept.commit(_note_of(client, at).model_dump_json(), tensors)
         self._since = 0
 
-    def _restored(
-        self, client: Client, snapshot: Snapshot, batches: Sequence[Batch], empty: Callable[[], Units]
-    ) -> Position:
+    def _restored(self, client: Client, snapshot: Snapshot) -> Position:
         note = _Note.model_validate_json(snapshot.note)
         found = {piece.name: piece.value for piece in snapshot.tensors}
         for part in (client.front, client.back):
@@ -226,10 +222,8 @@ class Remembered:
                 frozen, bytes.fromhex(alike), bytes.fromhex(origin), found["start"].numpy(), found["before"].numpy()
             )
         if note.records is not None:
-            at.units = empty()
-            at.units.total.restore(found["sum"].numpy(), note.records)
-            done = (key for batch in batches[: len(note.losses)] for key in batch.records)
-            at.units.resume(done, {key: found[f"{_MET}{i}"] for i, key in enumerate(note.met)})
+            met = {key: found[f"{_MET}{i}"] for i, key in enumerate(note.met)}
+            at.added = Added(found["sum"].numpy(), tuple(note.records), met)
         return at
 
     def _write_round(self, record: RoundRecord) -> None:

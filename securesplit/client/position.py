@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from securesplit.aggregate.fixedpoint import Words
-from securesplit.client.units import Units
+from securesplit.client.units import Added, Units
 from securesplit.model.descent import Descent, NamedTensor
 from securesplit.model.sketch import Residual
 
@@ -73,6 +73,7 @@ class Position:
         optimiser: of that round, where steps move something.
         moments: its state, when it comes from a snapshot and has not been taken over yet.
         units: gradients that are being added up, in regime ``round``.
+        added: what they were, when it comes from a snapshot and has not been taken over yet.
     """
 
     run: bytes = b""
@@ -85,6 +86,7 @@ class Position:
     optimiser: Descent | None = None
     moments: Sequence[NamedTensor] = ()
     units: Units | None = None
+    added: Added | None = None
 
     @property
     def moment(self) -> str:
@@ -93,4 +95,5 @@ class Position:
 
     def ended(self) -> None:
         """The round is over."""
-        self.begun, self.losses, self.optimiser, self.moments, self.units = None, [], None, (), None
+        self.begun, self.losses, self.optimiser, self.moments = None, [], None, ()
+        self.units, self.added = None, None

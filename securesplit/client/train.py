@@ -102,7 +102,7 @@ class Trainer:
         if self._client.regime == "frozen":  # Before the first release, so that a run that cannot share sends nothing.
             self._client.gate.reserve_for_peers()
         if self._memory is not None:
-            self._at = self._memory.begin(self._client, self._batches, self._sum_of_units)
+            self._at = self._memory.begin(self._client)
         at = self._at
         if not at.curve:
             at.curve.append(self._evaluate())
@@ -230,7 +230,7 @@ class Trainer:
                 "SS-4110", "regime 'round' takes each record once per round", hint="Set schedule.epochs = 1."
             )
         losses = self._at.losses
-        units = self._at.units = self._at.units or self._sum_of_units()
+        units = self._adding()
         for batch in self._left():
             gradients, loss = self._gradients(batch)
             units.add(gradients, batch.records)
@@ -239,9 +239,14 @@ class Trainer:
         self._keep(now=True)
         return client.gate.release_update(units.total), losses
 
-    def _sum_of_units(self) -> Units:
-        """Of all records, and empty."""
-        return Units(self._empty_sum(), (key for batch in self._batches for key in batch.records))
+    def _adding(self) -> Units:
+        """The round's gradients by unit: none yet, or those from before a crash."""
+        at = self._at
+        at.units = units = Units(self._empty_sum(), (key for batch in self._batches for key in batch.records))
+        if at.added is not None:
+            units.resume((key for batch in self._batches[: len(at.losses)] for key in batch.records), at.added)
+            at.added = None
+        return units
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, float]:
         """One step's gradient of each record, (B, d), before clip and noise, and the loss; both stay here."""

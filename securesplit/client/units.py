@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from securesplit.privacy.clipped_sum import ClippedSum
 
-__all__ = ["Units"]
+__all__ = ["Added", "Units"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Added:
+    """What was added up before a crash.
+
+    Attributes:
+        steps, records: of the sum.
+        met: as in :class:`Units`.
+    """
+
+    steps: npt.NDArray[np.int64] = field(repr=False)
+    records: tuple[str, ...]
+    met: Mapping[str, Tensor] = field(repr=False)
 
 
 class Units:
@@ -42,7 +59,12 @@ class Units:
             else:
                 self.total.add(summed, key)
 
-    def resume(self, done: Iterable[str], met: Mapping[str, Tensor]) -> None:
-        """Go on behind the batches whose records are ``done``; the sum has been restored already."""
+    def resume(self, done: Iterable[str], added: Added) -> None:
+        """Go on behind the batches whose records are ``done``, with what they gave.
+
+        Raises:
+            ValueError: when the sum is not empty, or has another size.
+        """
+        self.total.restore(added.steps, added.records)
         self._left.subtract(done)
-        self.met = dict(met)
+        self.met = dict(added.met)

@@ -59,7 +59,6 @@ class Wreck:
         self.every = every
         self.crashes = crashes
         self.moments = self.deaths = self.server_deaths = 0
-        self.serving = 0
         self.arrived: list[bytes] = []  # Every message that reached the server whole.
         self.core: ServerCore
         self.given: list[object] = []
@@ -73,13 +72,17 @@ class Wreck:
             raise Dies
 
     def _start(self) -> None:
-        if self._kept is not None:
-            self._kept.close()
-        inside, self.serving = self.serving, 0
-        self._kept = Kept.open(self.folder / "server", state_facts(self.job, self.policy, self.house.digest))
-        self.core = self.house.core(self.job, self.policy, state=self._kept, every=self.every)
-        self.server = MemoryServer(self.core)
-        self.serving = inside
+        while True:
+            if self._kept is not None:
+                self._kept.close()
+            self._kept = Kept.open(self.folder / "server", state_facts(self.job, self.policy, self.house.digest))
+            try:
+                self.core = self.house.core(self.job, self.policy, state=self._kept, every=self.every)
+            except Dies:  # While it reads its journal.
+                self.server_deaths += 1
+                continue
+            self.server = MemoryServer(self.core)
+            return
 
     def link(self):
         mine, theirs = self.house.parties("alice")
@@ -123,6 +126,21 @@ class Wreck:
         parts = {"a": self.client.front, "b": self.core._engine.middle, "c": self.client.back}
         return {name: read_adapters(part, adapter_layout(part)).tobytes() for name, part in parts.items()}
 
+    def blocks(self) -> list[bytes]:
+        """Every record's rows that reached the server, each time that they did."""
+        out: list[bytes] = []
+        for data in self.arrived:
+            message = decode(data, ANY)
+            if isinstance(message, Forward):
+                lengths = message.lengths
+            if isinstance(message, Forward | Backward):
+                rows = message.hidden if isinstance(message, Forward) else message.gradient
+                width, at = len(rows.data) // rows.shape[0], 0
+                for length in lengths:
+                    out.append(rows.data[at : at + length * width])
+                    at += length * width
+        return out
+
     def releases(self) -> dict[tuple[int, str], set[bytes]]:
         """The payloads that reached the server in learning steps, by step and channel."""
         seen: dict[tuple[int, str], set[bytes]] = {}
@@ -149,7 +167,6 @@ class _Pipe:
         self._alive()
         self.wreck.moment()
         self._alive()
-        self.wreck.serving += 1
         try:
             self.wreck.moment()
             self.wreck.arrived.append(data)
@@ -158,8 +175,6 @@ class _Pipe:
         except Dies:
             self.wreck.server_deaths += 1
             self.wreck._start()
-        finally:
-            self.wreck.serving -= 1
         self._alive()
         self.wreck.moment()
 

@@ -19,6 +19,7 @@ from securesplit.protocol.messages import (
     Hello,
     Hidden,
     RoundBegin,
+    Run,
     RoundReady,
     Seal,
     Secagg,
@@ -80,6 +81,7 @@ MESSAGES_OF = {
     Gradient: st.builds(Gradient, step=STEP, gradient=blobs()),
     DropCache: st.builds(DropCache, cache=st.integers(1, (1 << 31) - 1)),
     RoundReady: st.builds(RoundReady, round=SMALL, dim=st.integers(1, (1 << 28) - 1), frozen=DIGEST),
+    Run: st.builds(Run, run=NAME),
     RoundBegin: st.builds(RoundBegin, round=SMALL, run=NAME),
     Secagg: st.builds(
         Secagg, round=SMALL, stage=st.integers(0, 15), body=st.binary(max_size=40),

@@ -19,6 +19,7 @@ from securesplit.protocol.messages import (
     Hidden,
     KeepAnchor,
     RoundBegin,
+    Run,
     RoundReady,
     Seal,
     Secagg,
@@ -38,7 +39,7 @@ ALLOWED = {
     ("new", "client"): {Hello, *ENDS}, ("new", "server"): ENDS,
     ("greeting", "client"): ENDS, ("greeting", "server"): {Welcome, *ENDS},
     ("offered", "client"): {Confirm, *ENDS}, ("offered", "server"): ENDS,
-    ("open", "client"): {Forward, Backward, DropCache, KeepAnchor, RoundReady, Secagg, Seal, *ENDS},
+    ("open", "client"): {Forward, Backward, DropCache, KeepAnchor, RoundReady, Run, Secagg, Seal, *ENDS},
     ("open", "server"): {Hidden, Gradient, RoundBegin, Secagg, Seal, *ENDS},
     ("closed", "client"): set(), ("closed", "server"): set(),
 }  # fmt: skip

@@ -53,7 +53,8 @@ def train(
         Path | None, typer.Option(help="With --task: folder where tokenised data is kept, as private as the data.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run of --out that was interrupted; begin where there is none.")
+        bool,
+        typer.Option("--resume", help="Go on with the run of --out that was interrupted; begin where there is none."),
     ] = False,
     patience: Annotated[
         float, typer.Option(min=0, help="Seconds for which a lost server is tried again before the run ends.")

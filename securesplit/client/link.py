@@ -55,7 +55,7 @@ OPENING = 20.0
 _SHORTEST = 1.0
 _FAREWELL = 5.0
 _CHECKPOINT = 256
-_FINAL = frozenset({"SS-3101", "SS-3102", "SS-3203", "SS-3205", "SS-3210", "SS-3211", "SS-3214"})
+FINAL = frozenset({"SS-3101", "SS-3102", "SS-3203", "SS-3205", "SS-3210", "SS-3211", "SS-3214"})
 """Refusals that no second try can change: what is wrong is a certificate, a key, or who may take part."""
 
 
@@ -114,7 +114,9 @@ class Link:
         self.waits: Callable[[str], None] = lambda _what: None
         self.memory: Memory | None = None
         self._run = b""
-        self._learning: Forward | None = None  # The last one; its gradient may have to follow it over another connection.
+        self._learning: Forward | None = (
+            None  # The last one; its gradient may have to follow it over another connection.
+        )
         self._asked = -1  # The last step that was sent over this connection.
         self._early: deque[Message] = deque()
         self._noted: SecureSplitError | None = None
@@ -158,7 +160,7 @@ class Link:
             ConnectionFailed: ``lost``; or why the server refuses this client for good, at once.
             RemoteProtocolError: SS-4023 when the server came back with another job, model or policy.
         """
-        if self.redial is None or lost.code in _FINAL:
+        if self.redial is None or lost.code in FINAL:
             raise lost
         self._pipe.close()
         deadline, pause = time.monotonic() + within, 0.1
@@ -167,7 +169,7 @@ class Link:
                 fresh = self.redial(max(deadline - time.monotonic(), _SHORTEST))
                 break
             except ConnectionFailed as error:
-                if error.code in _FINAL:
+                if error.code in FINAL:
                     raise
                 if time.monotonic() + pause > deadline:
                     raise lost from None
@@ -201,7 +203,7 @@ class Link:
             try:
                 request()
             except ConnectionFailed as lost:
-                if not self.lasting or self.redial is None or lost.code in _FINAL:
+                if not self.lasting or self.redial is None or lost.code in FINAL:
                     raise
                 if deadline:  # A server that lets a client in and drops it at once is not asked without a break.
                     time.sleep(pause)
@@ -220,7 +222,7 @@ class Link:
             try:
                 return self.reconnect(lost, within=left)
             except ConnectionFailed as error:
-                if error.code in _FINAL:
+                if error.code in FINAL:
                     raise
                 if time.monotonic() + 3 < deadline:
                     return None  # There, and gone again at once: the next try finds out.

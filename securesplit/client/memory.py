@@ -186,7 +186,10 @@ class Remembered:
         ]
         tensors.append(NamedTensor("rng", torch.get_rng_state()))
         witness = client.remote.witness
-        tensors += [NamedTensor("outputs", _looks(witness.outputs)), NamedTensor("gradients", _looks(witness.gradients))]
+        tensors += [
+            NamedTensor("outputs", _looks(witness.outputs)),
+            NamedTensor("gradients", _looks(witness.gradients)),
+        ]
         if at.begun is not None:
             tensors += [NamedTensor("start", torch.from_numpy(at.begun.start)), NamedTensor("before", torch.from_numpy(at.begun.before))]  # fmt: skip
         if at.optimiser is not None:
@@ -208,7 +211,11 @@ class Remembered:
         client.remote.witness.gradients[:] = _seen(found["gradients"])
         if client.remote.guardian is not None and note.guardian is not None:
             guardian = client.remote.guardian
-            guardian.missing, guardian.allowed, guardian.steps = note.guardian[0], note.guardian[1], int(note.guardian[2])
+            guardian.missing, guardian.allowed, guardian.steps = (
+                note.guardian[0],
+                note.guardian[1],
+                int(note.guardian[2]),
+            )
         link = client.link
         link.step, link.bytes_up, link.bytes_down = note.link_step, link.bytes_up + note.up, link.bytes_down + note.down
         at = Position(
@@ -265,7 +272,9 @@ def _note_of(client: Client, at: Position) -> _Note:
 
 
 def _looks(looks: Sequence[Look]) -> Tensor:
-    return torch.tensor([[seen.ratio, seen.spread, float(seen.blank)] for seen in looks], dtype=torch.float64).reshape(-1, 3)
+    return torch.tensor([[seen.ratio, seen.spread, float(seen.blank)] for seen in looks], dtype=torch.float64).reshape(
+        -1, 3
+    )
 
 
 def _seen(looks: Tensor) -> list[Look]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from securesplit.aggregate.answered import AnswerLog
 from securesplit.client.alone import train_alone
 from securesplit.client.client import Client
-from securesplit.client.dial import dial
+from securesplit.client.dial import dial, waiting
+from securesplit.client.link import Link
 from securesplit.client.memory import EVERY, Remembered
 from securesplit.client.middle import Observer
 from securesplit.client.records import job_batches
@@ -136,11 +137,14 @@ def open_client(
     observe: Observer | None = None,
     watch: int = 0,
     passphrase: Passphrase | None = None,
+    within: float = 0.0,
+    tell: Callable[[str], None] = lambda _what: None,
 ) -> Iterator[Client]:
     """Dial a server and load this site's parts; ``adapters`` restores a run's, ``code`` is a file of ``model fit``.
 
     ``evidence`` is the folder of reports that a policy with ``[leakage]`` limits needs. ``watch`` is as in
     :meth:`securesplit.client.client.Client.from_pretrained`. ``passphrase`` is asked when the client's key is encrypted.
+    For ``within`` seconds a server that is not there is tried again, which ``tell`` is told of.
 
     Raises:
         InputError: before anything is dialled: SS-1414 when ``adapters`` holds none of a client's, SS-1416 for a code
@@ -153,7 +157,11 @@ def open_client(
             hint="Name the --out directory of `securesplit train`.",
         )
     known = None if code is None else read_code(code)
-    with dial(server, keys=keys, policy=policy, evidence=evidence, passphrase=passphrase) as link:
+
+    def connect() -> Link:
+        return dial(server, keys=keys, policy=policy, evidence=evidence, passphrase=passphrase)
+
+    with waiting(connect, within, tell) as link:
         cut = CutPlan(front=link.job.cut.front, back=link.job.cut.back)
         client = Client.from_pretrained(
             model or link.job.model, cut, policy, link, cache=cache, code=known, observe=observe, watch=watch
@@ -218,7 +226,8 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
         client = files.enter_context(
             open_client(
                 run.policy, run.keys, run.server, model=run.model, cache=run.cache, code=run.code, evidence=run.evidence,
-                observe=writer, watch=run.watch, passphrase=run.passphrase,
+                observe=writer, watch=run.watch, passphrase=run.passphrase, within=run.patience if run.resume else 0.0,
+                tell=lambda what: progress(what, 0, 1, None),
             )
         )  # fmt: skip
         if writer is not None:

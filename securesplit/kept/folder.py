@@ -3,7 +3,7 @@
     lock  manifest.json  snapshot-N.safetensors  journal-N
 
 ``manifest.json`` is replaced in one step and decides which N counts: a crash meets the old snapshot with its whole journal, or
-the new one with an empty journal, and nothing between. It names the snapshot by SHA-256, and the job, model and policy by
+the new one with an empty journal, and nothing between. It holds the SHA-256 of its note and the snapshot, and the job, model and policy by
 their digests, so that a run never goes on from another one's state.
 
 What lies here is as private as the run itself (adapters, and at a client what B answered), and never a key or a ledger.
@@ -136,9 +136,7 @@ class Kept:
         """
         number = self._manifest.number + 1
         data = save({piece.name: piece.value.contiguous() for piece in tensors}, None)
-        manifest = self._manifest.model_copy(
-            update={"number": number, "sha256": hashlib.sha256(data).hexdigest(), "note": note}
-        )
+        manifest = self._manifest.model_copy(update={"number": number, "sha256": _digest(note, data), "note": note})
         self._turn(manifest, lambda: write_atomically(self._snapshot_path(number), data, mode=0o600))
 
     def finish(self, note: str) -> None:
@@ -148,9 +146,7 @@ class Kept:
             CheckFailed: SS-1589.
         """
         number = self._manifest.number + 1
-        manifest = self._manifest.model_copy(
-            update={"number": number, "sha256": "", "note": note, "finished": True}
-        )
+        manifest = self._manifest.model_copy(update={"number": number, "sha256": "", "note": note, "finished": True})
         self._turn(manifest, lambda: None)
         self.finished = True
         for entry in self.path.iterdir():
@@ -199,7 +195,9 @@ def _locked(path: Path) -> int:
     except OSError:
         os.close(lock)
         raise InputError(
-            "SS-1293", f"another process uses {path}", hint="One run has one folder; wait for the other or name another."
+            "SS-1293",
+            f"another process uses {path}",
+            hint="One run has one folder; wait for the other or name another.",
         ) from None
     return lock
 
@@ -239,13 +237,19 @@ def _loaded(path: Path, manifest: _Manifest) -> Snapshot | None:
         data = place.read_bytes()
     except OSError:
         raise damaged(place) from None
-    if hashlib.sha256(data).hexdigest() != manifest.sha256:
+    if _digest(manifest.note, data) != manifest.sha256:
         raise damaged(place)
     try:
         found = load(data)
     except SafetensorError:
         raise damaged(place) from None
     return Snapshot(manifest.note, tuple(NamedTensor(name, value) for name, value in found.items()))
+
+
+def _digest(note: str, data: bytes) -> str:
+    """Of both, so that a bit that turned in either is found."""
+    said = note.encode()
+    return hashlib.sha256(len(said).to_bytes(8, "little") + said + data).hexdigest()
 
 
 def _sweep(path: Path, number: int) -> None:

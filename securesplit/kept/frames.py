@@ -1,6 +1,6 @@
 """An append-only file of frames that a crash cannot spoil: whole frames stay, a half-written last one is dropped.
 
-    "SSKEPT1\\n" | frame | frame | ...
+    "SSKEPT1" LF | frame | frame | ...
     frame: length u32 | CRC-32 of (place u64 | length u32), u32 | first 16 bytes of SHA-256 of (place u64 | data) | data
 
 All little-endian; ``place`` counts frames from 0, so that none can be left out or moved. The head has a sum of its own: only

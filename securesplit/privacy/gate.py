@@ -208,7 +208,9 @@ class Gate:
             raise ValueError("one record and one content per sequence")
         known = memoise and records is not None
         if (once := self._once()) and not known:
-            of = [self._name(once, f"{i}", row.numpy().tobytes()) for i, row in enumerate(bounded.detach().float().cpu())]
+            of = [
+                self._name(once, f"{i}", row.numpy().tobytes()) for i, row in enumerate(bounded.detach().float().cpu())
+            ]
         payloads = self._payloads(bounded, at, channel, keys, of, memoise=known or bool(once))
         coordinates = (bounded[0, 0] if channel.per_row else bounded[0]).numel() if keys else 0
         return self._mint(payloads, bounded, gain=channel.gain(coordinates) if keys else 1.0)
@@ -376,7 +378,6 @@ class Gate:
         shared = step if channel.honest > 1 else 0.0
         vector = np.frombuffer(payload, dtype=np.float64).copy()
         return ReleasedUpdate(vector=vector, noised=True, honest=channel.honest, step=shared, mint=_MINT)
-
 
     def _name(self, once: str, about: str, content: bytes) -> str:
         """A name for one release of one run, under the site's key: the ledger must not tell what was in it."""

@@ -175,8 +175,9 @@ class ServerCore:
             return self._refuse(connection, peer, result)
         if isinstance(result, Sealed):
             return self._seal(connection, peer, result)
-        if not isinstance(result, Answer):
-            return []
+        return self._reply(connection, peer, result) if isinstance(result, Answer) else []
+
+    def _reply(self, connection: int, peer: Connection, result: Answer) -> list[Action]:
         if isinstance(result.request, Forward):
             peer.answered.clear()
         try:
@@ -309,12 +310,8 @@ class ServerCore:
             case KeepAnchor():
                 self._served(connection, peer, message)
                 return [self._work.keep(connection, peer.certificate, message)]
-            case RoundReady():
-                self._sums_at[peer.name] = connection
-                return [Work(connection, lambda: Told(self.sums.ready(peer.name, message, self._now)))]
-            case Secagg():
-                self._sums_at[peer.name] = connection
-                return [Work(connection, lambda: Told(self.sums.receive(peer.name, message, self._now)))]
+            case RoundReady() | Secagg():
+                return [self._sum(connection, peer, message)]
             case Bye() | Failure():
                 peer.run = b""  # It does not mean to come back.
                 return [Close(connection)]
@@ -326,6 +323,12 @@ class ServerCore:
                 return []
             case _:
                 raise RemoteProtocolError("SS-4010", "a client may not send this")
+
+    def _sum(self, connection: int, peer: Connection, message: RoundReady | Secagg) -> Work:
+        self._sums_at[peer.name] = connection
+        if isinstance(message, RoundReady):
+            return Work(connection, lambda: Told(self.sums.ready(peer.name, message, self._now)))
+        return Work(connection, lambda: Told(self.sums.receive(peer.name, message, self._now)))
 
     def _offer(self, connection: int, peer: Connection) -> list[Action]:
         if found := breaches(self._policy, self.job):

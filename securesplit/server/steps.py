@@ -33,6 +33,7 @@ __all__ = ["Done", "Steps", "Waiting"]
 
 _ANY = Caps(message_bytes=1 << 40)
 _ENGINE, _SAID = "engine.", "said."
+_WHAT = ("forward", "hidden", "backward", "gradient")
 EVERY = 32
 """Learning steps between snapshots."""
 
@@ -152,8 +153,7 @@ class Steps:
         clients = sorted(self._said)
         for i, name in enumerate(clients):
             said = self._said[name]
-            for what in ("forward", "hidden", "backward", "gradient"):
-                tensors.append(NamedTensor(f"{_SAID}{i}.{what}", _as_tensor(getattr(said, what))))
+            tensors += [NamedTensor(f"{_SAID}{i}.{what}", _as_tensor(getattr(said, what))) for what in _WHAT]
         runs = [{"client": name, "run": self._said[name].run.hex(), "step": self._said[name].step} for name in clients]
         self._kept.commit(json.dumps({"taken": self.taken, "clients": runs}), tensors)
         self._snapped = self.taken
@@ -233,7 +233,7 @@ class Steps:
         )
         self.taken = int(note["taken"])
         for i, known in enumerate(note["clients"]):
-            parts = [_as_bytes(found[f"{_SAID}{i}.{what}"]) for what in ("forward", "hidden", "backward", "gradient")]
+            parts = [_as_bytes(found[f"{_SAID}{i}.{what}"]) for what in _WHAT]
             self._said[str(known["client"])] = _Said(bytes.fromhex(known["run"]), int(known["step"]), *parts)
 
 

@@ -105,7 +105,9 @@ def test_a_private_run_that_dies_pays_for_each_release_once(wrecks, regime):
     assert sent <= paid
     if regime == "round":
         assert updates <= paid
-    assert paid == sent | {entry.payload for entry in ledgers[1].entries() if entry.channel in {"update", "peers", "bare"}}
+    assert paid == sent | {
+        entry.payload for entry in ledgers[1].entries() if entry.channel in {"update", "peers", "bare"}
+    }
     for ledger in ledgers:
         ledger.verify()
         ledger.close()

@@ -21,7 +21,11 @@ from tests.e2e.house import CLIENTS, LAB, ROUND, House, Program, build_house, jo
 
 KILLS_IN_SUMS = False
 """Whether somebody may be killed between a client's last local step and the end of the sum, too."""
-STEP = ROUND.replace('"round"', '"step"').replace("releases = 3", "releases = 400").replace("releases = 2", "releases = 400")
+STEP = (
+    ROUND.replace('"round"', '"step"')
+    .replace("releases = 3", "releases = 400")
+    .replace("releases = 2", "releases = 400")
+)
 
 
 def free_port() -> int:

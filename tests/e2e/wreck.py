@@ -108,14 +108,13 @@ class Wreck:
                 kept = Kept.open(self.folder / "client", Remembered.facts(client, batches, held))
                 memory = Remembered(kept, every=self.every)
                 self.client = client
-                trained = Trainer(
-                    client, batches, held, answers=None, progress=lambda *_: None, memory=memory
-                ).run()
-                return trained, client
+                trained = Trainer(client, batches, held, answers=None, progress=lambda *_: None, memory=memory).run()
             except Dies:
                 self.deaths += 1
             except ConnectionFailed:  # The server died during the greeting; whoever started the client starts it again.
                 assert link is None
+            else:
+                return trained, client
             finally:
                 for opened in (kept, ledger):
                     if opened is not None:
@@ -213,7 +212,7 @@ def dangerous(patch: pytest.MonkeyPatch, wreck: Callable[[], Wreck]) -> Iterator
         around(kind, name)
 
     def one(link, folder, policy, update, **_):
-        wreck().given.append((update.vector.tobytes()))
+        wreck().given.append(update.vector.tobytes())
         scale = 1 << 40
         words, _ = quantise(update.vector, 1, scale=scale, clip=64.0, w_max=1, bits=64)
         return Opened(Aggregate(words, ("alice",), scale, 64.0), bytes(32), words)

@@ -105,6 +105,11 @@ class Stage:
                     self.running[victim].kill()
                     self.start(victim)
                 time.sleep(0.01)
+        for victim in ("carol", "gpu", "alice") if KILLS_IN_SUMS else ():
+            time.sleep(random.random() / 5)
+            if self.running[victim].process.poll() is None:
+                self.running[victim].kill()
+                self.start(victim)
         for name in CLIENTS:
             assert self.running[name].wait(200) == 0, self.complaints()
         assert self.running["gpu"].stop() == 0, self.complaints()

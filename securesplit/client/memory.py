@@ -14,6 +14,7 @@ other versions; that is noticed (SS-1294).
 from __future__ import annotations
 
 import hashlib
+import io
 import secrets
 from collections import deque
 from collections.abc import Sequence
@@ -32,9 +33,11 @@ from securesplit.client.units import Added
 from securesplit.data.batches import Batch
 from securesplit.errors import InputError
 from securesplit.kept.folder import Facts, Kept, Snapshot
+from securesplit.kept.frames import damaged
 from securesplit.model.descent import NamedTensor
 from securesplit.model.lora import adapter_layout, read_adapters, write_adapters
 from securesplit.model.sketch import Residual
+from securesplit.pki.files import write_atomically
 from securesplit.protocol.codec import Caps, decode, encode
 from securesplit.protocol.messages import Backward, Forward, Gradient, Message
 
@@ -235,14 +238,18 @@ class Remembered:
 
     def _write_round(self, record: RoundRecord) -> None:
         path = self._round_path(record.number)
-        if not path.exists():  # A half-written one would be named so only if it were whole.
-            aside = path.with_suffix(".tmp.npz")
-            np.savez(aside, contribution=record.contribution, ring_sum=record.ring_sum)
-            aside.replace(path)
+        if not path.exists():
+            packed = io.BytesIO()
+            np.savez(packed, contribution=record.contribution, ring_sum=record.ring_sum)
+            write_atomically(path, packed.getvalue(), mode=0o600)
 
     def _read_round(self, said: _Round) -> RoundRecord:
-        with np.load(self._round_path(said.number), allow_pickle=False) as kept:
-            contribution, ring_sum = kept["contribution"], kept["ring_sum"]
+        path = self._round_path(said.number)
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                contribution, ring_sum = kept["contribution"], kept["ring_sum"]
+        except (OSError, ValueError, KeyError):
+            raise damaged(path) from None
         return RoundRecord(
             number=said.number, losses=tuple(said.losses), survivors=tuple(said.survivors), total_weight=said.total_weight,
             contribution=contribution, ring_sum=ring_sum,

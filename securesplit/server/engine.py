@@ -89,6 +89,15 @@ class Engine:
         """
         return self.learner.backward(client, step, gradient)
 
+    @property
+    def waiting(self) -> frozenset[str]:
+        """Clients whose gradients are due."""
+        return frozenset(() if self.learner.waits_for is None else (self.learner.waits_for,))
+
+    def give_up(self, client: str) -> None:
+        """Drop the graph that waits for this client, if one does."""
+        self.learner.forget(client)
+
     def state(self) -> tuple[NamedTensor, ...]:
         """What learns, and its optimiser; neither graphs nor decoding caches."""
         return self.learner.state()

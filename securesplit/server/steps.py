@@ -36,6 +36,8 @@ _ENGINE, _SAID = "engine.", "said."
 _WHAT = ("forward", "hidden", "backward", "gradient")
 EVERY = 32
 """Learning steps between snapshots."""
+_MOST = 8
+"""Frames in a journal, in units of those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ class Steps:
     ) -> None:
         self._engine, self._codec, self._kept, self._every = engine, codec, kept, every
         self._said: dict[str, _Said] = {}
+        self._open: dict[str, bytes] = {}  # The frame of each client's forward that waits for its backward.
+        self._frames = 0  # In the journal.
         self.taken = 0
         self._snapped = 0
         if kept is not None:
@@ -104,7 +108,10 @@ class Steps:
     @property
     def waiting(self) -> tuple[Waiting, ...]:
         """Whose gradients are due, of the runs that outlive a connection."""
-        return tuple(Waiting(client, said.run) for client, said in self._said.items() if not said.backward)
+        due = self._engine().waiting
+        return tuple(
+            Waiting(client, said.run) for client, said in self._said.items() if not said.backward and client in due
+        )
 
     def apply(self, client: str, run: bytes, message: Forward | Backward) -> Done:
         """Do a learning step's half, or find that it was done.
@@ -136,27 +143,30 @@ class Steps:
     def forget(self, client: str) -> None:
         """The client will not come back for its step: nothing waits for its gradient any more."""
         said = self._said.get(client)
-        if self._engine().learner.waits_for != client and (said is None or said.backward):
+        if client not in self._engine().waiting and (said is None or said.backward):
             return
         self._log(client, b"", b"", b"")
         self._drop(client)
 
     def commit(self) -> None:
-        """Keep a snapshot now, unless a gradient is due.
+        """Keep a snapshot now. A forward that waits for its backward begins the new journal.
 
         Raises:
             CheckFailed: SS-1589.
         """
-        if self._kept is None or self._engine().learner.waits_for is not None:
+        if self._kept is None:
             return
         tensors = [NamedTensor(_ENGINE + piece.name, piece.value) for piece in self._engine().state()]
-        clients = sorted(self._said)
+        clients = sorted(name for name, said in self._said.items() if said.backward)
         for i, name in enumerate(clients):
             said = self._said[name]
             tensors += [NamedTensor(f"{_SAID}{i}.{what}", _as_tensor(getattr(said, what))) for what in _WHAT]
         runs = [{"client": name, "run": self._said[name].run.hex(), "step": self._said[name].step} for name in clients]
         self._kept.commit(json.dumps({"taken": self.taken, "clients": runs}), tensors)
-        self._snapped = self.taken
+        self._snapped, self._frames = self.taken, 0
+        # After a crash just here the client says its forward again, and it is computed again from the same adapters.
+        for client in sorted(self._engine().waiting & self._open.keys()):
+            self._append(self._open[client])
 
     def _known(self, client: str, run: bytes, step: int, data: bytes) -> bytes | None:
         said = self._said.get(client)
@@ -192,26 +202,45 @@ class Steps:
             self._said[client] = replace(self._said[client], backward=data, gradient=answer)
 
     def _drop(self, client: str) -> None:
-        self._engine().learner.forget(client)
+        self._engine().give_up(client)
+        self._open.pop(client, None)
         if client in self._said and not self._said[client].backward:
             del self._said[client]
 
     def _log(self, client: str, run: bytes, data: bytes, answer: bytes) -> None:
         if self._kept is not None:
             digest = hashlib.sha256(answer).digest() if answer else b""
-            self._kept.append(msgpack.packb([client, run, data, digest], use_bin_type=True))
+            frame = msgpack.packb([client, run, data, digest], use_bin_type=True)
+            self._append(frame)
+            self._remember(client, data, frame)
+
+    def _append(self, frame: bytes) -> None:
+        assert self._kept is not None
+        self._kept.append(frame)
+        self._frames += 1
+
+    def _remember(self, client: str, data: bytes, frame: bytes) -> None:
+        """Whose forward is under way, as a frame; a backward ends it, whether or not it was good."""
+        if data and data[3] == Forward.KIND:
+            self._open[client] = frame
+        else:
+            self._open.pop(client, None)
 
     def _snap(self) -> None:
-        if self._kept is not None and self.taken - self._snapped >= self._every:
+        """Between two steps; or, where forwards come without backwards, before they fill the disk."""
+        idle = not self._engine().waiting
+        if (idle and self.taken - self._snapped >= self._every) or self._frames >= _MOST * self._every:
             self.commit()
 
     def _replay(self, frame: bytes) -> None:
+        self._frames += 1
         client, run, data, digest = msgpack.unpackb(frame, raw=False, max_bin_len=1 << 31)
         if not data:
             self._drop(client)
             return
         message = decode(data, _ANY)
         assert isinstance(message, Forward | Backward)
+        self._remember(client, data, frame)
         if not digest:
             with suppress(Exception):  # As it did then.
                 self._compute(client, message)

@@ -227,6 +227,20 @@ def test_a_full_disk_stops_all_learning_and_a_start_goes_on(site, monkeypatch):
     learn(site.link(), 1)
 
 
+def test_forwards_without_backwards_do_not_fill_the_disk_and_the_last_one_still_waits(site):
+    link = site.link()
+    for number in range(40):
+        said(link, forward(number, seed=number), Hidden)
+    assert len(Frames(next(site.folder.glob("journal-*"))).found) < 20
+    hidden = said(link, forward(40, seed=2), Hidden)
+    site.core.steps.commit()
+    site.start()
+    again = site.link()
+    assert said(again, forward(40, seed=2), Hidden) == hidden
+    said(again, backward(40), Gradient)
+    assert site.core.steps.taken == 1
+
+
 def test_requests_survive_the_wire_as_they_are_compared():
     message = forward(3)
     assert encode(decode(encode(message), ANY)) == encode(message)

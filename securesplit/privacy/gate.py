@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -366,12 +367,13 @@ class Gate:
         vector = noised.astype(np.float64) * update.step
         payload = vector.tobytes()  # Once: a sum over a thousand records must not take a thousand times its size.
         # Without a version: a sum is drawn anew, and paid anew, every time that it is not asked for by a name.
-        charges = [
-            self._priced(record, "update", channel, payload=payload, version=name if i == 0 else "")
-            for i, record in enumerate(update.records)
-        ]
-        self._ledger.charge(charges, budget=self.plan.budget, caps=[self._cap("update", channel)] * len(charges))
-        return self._summed(payload, channel, update.step, [charge.units for charge in charges])
+        charges = [self._priced(record, "update", channel, payload=payload) for record in update.records]
+        if name and charges:
+            charges[0] = replace(charges[0], version=name)
+        stored = self._ledger.charge(
+            charges, budget=self.plan.budget, caps=[self._cap("update", channel)] * len(charges)
+        )
+        return self._summed(stored[0] if stored else payload, channel, update.step, [c.units for c in charges])
 
     def _summed(self, payload: bytes, channel: ChannelPlan, step: float, units: list[int]) -> ReleasedUpdate:
         self._witness(told("update", [payload], 1, units))

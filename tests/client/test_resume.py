@@ -13,8 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from securesplit.client.memory import Remembered
+from securesplit.client.resume import is_finished, ready
+from securesplit.errors import InputError
+from securesplit.kept.folder import Facts, Kept
 from securesplit.privacy import mechanism
 from securesplit.privacy.ledger import Ledger
+from securesplit.protocol.messages import Blob, Bye, Forward
 from tests.client.test_regimes import STEP, with_releases
 from tests.e2e.house import FROZEN, LAB, ROUND, policy_of, sentences
 from tests.e2e.wreck import Wreck, dangerous
@@ -121,3 +126,31 @@ def test_a_private_run_that_dies_has_the_same_adapters_under_the_same_noise(wrec
     wreck = wrecks(policy, now_and_then(3 * len(regime), 25))
     assert outcome(wreck) == expected
     assert wreck.deaths + wreck.server_deaths > 4
+
+
+def test_a_new_run_does_not_take_an_unfinished_ones_place(tmp_path):
+    out, facts = tmp_path / "out", Facts(party="alice", job="j", model="m", policy="p")
+    assert not is_finished(out)
+    assert ready(out, resume=False) == ready(out, resume=True) == out / "state"
+    kept = Kept.open(out / "state", facts)
+    with pytest.raises(InputError, match="interrupted") as caught:
+        ready(out, resume=False)
+    assert caught.value.code == "SS-1290"
+    assert ready(out, resume=True).is_dir()
+    kept.finish("done")
+    kept.close()
+    assert is_finished(out)
+    assert not ready(out, resume=False).exists(), "a finished run makes room"
+
+
+def test_a_run_whose_requests_are_others_than_before_stops(wrecks):
+    wreck = wrecks(policy_of(LAB), lambda n: n == 60)
+    request = Forward(step=0, lengths=(1,), learn=True, hidden=Blob(dtype="f32", shape=(1, 1), data=bytes(4)))
+    kept = Kept.open(wreck.folder / "other", Facts(party="a", job="j", model="m", policy="p"))
+    Remembered(kept).keep(request, Bye())
+    kept.close()
+    kept = Kept.open(wreck.folder / "other", Facts(party="a", job="j", model="m", policy="p"))
+    with pytest.raises(InputError) as caught:
+        Remembered(kept).recall(request.model_copy(update={"step": 1}))
+    assert caught.value.code == "SS-1294"
+    kept.close()

@@ -19,7 +19,7 @@ ROWS = (  # From the ground up. A module imports from rows below and from its ow
     {"policy", "codes", "measures"},
     {"aggregate", "pki", "protocol", "privacy", "model", "data", "journal"},
     {"suited", "transport"},
-    {"admit", "agree", "learning", "logged", "runs"},
+    {"admit", "agree", "kept", "learning", "logged", "runs"},
     {"client", "server", "report"},
     {"audit"},
     {"cli"},

@@ -130,6 +130,7 @@ class _Probe(Trainer):
     def local_work(self) -> None:
         """One round's local work, as :meth:`run` does it."""
         self._client.train("B")
+        self._at.ended()  # What an earlier round left.
         try:
             if self._client.regime == "round":
                 self._record_gradients(0)

@@ -32,6 +32,11 @@ def serve(
     limits: Annotated[
         Path | None, typer.Option("--limits", help="What the server takes from whom; see docs/limits.md.")
     ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="Keep the state of learning here; after a crash the same command goes on where it stood."),
+    ] = None,
+    keep_every: Annotated[int, typer.Option(min=1, help="With --state: learning steps between snapshots.")] = 32,
     threads: Annotated[int, typer.Option(help="Threads of computation; 0 leaves torch's choice.")] = 0,
     output: Output = "text",
 ) -> None:
@@ -76,6 +81,8 @@ def serve(
             evidence=evidence,
             limits=bounds,
             passphrase=secret,
+            state=state,
+            every=keep_every,
             ready=ready,
             progress=progress,
         )

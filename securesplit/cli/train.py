@@ -56,6 +56,14 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write event files, too; needs securesplit[tensorboard].")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run of --out that was interrupted; begin where there is none."),
+    ] = False,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds for which a lost server is tried again before the run ends.")
+    ] = 600.0,
+    keep_every: Annotated[int, typer.Option(min=1, help="Local steps between snapshots of the run.")] = 16,
     threads: Annotated[int, typer.Option(help="Threads of computation; 0 leaves torch's choice.")] = 0,
     progress: ProgressStyle = "auto",
     output: Output = "text",
@@ -78,7 +86,8 @@ def train(
             truth=truth, alone=alone, model=model, cache=cache_or_default(cache), code=code,
             evidence=evidence, watch=watch_server,
             tasked=None if task is None else Chosen(task, template, ids, split, keep_tokens),
-            passphrase=secret, overwrite=overwrite, tensorboard=tensorboard,
+            passphrase=secret, overwrite=overwrite, tensorboard=tensorboard, resume=resume, patience=patience,
+            keep_every=keep_every,
         )  # fmt: skip
         record = run_training(run, report)
     epsilon = (

@@ -6,7 +6,8 @@ Nothing but the handshake is sent before the client's own policy has admitted th
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -14,8 +15,8 @@ from pathlib import Path
 from securesplit.admit import admit, require_proof
 from securesplit.agree import agree
 from securesplit.client.diary import Diary
-from securesplit.client.link import OPENING, Link
-from securesplit.errors import LeakageExceeded, PolicyDenied, SecureSplitError
+from securesplit.client.link import FINAL, OPENING, Link
+from securesplit.errors import ConnectionFailed, LeakageExceeded, PolicyDenied, SecureSplitError
 from securesplit.pki.certificate import verify_signature
 from securesplit.pki.passphrase import Passphrase
 from securesplit.pki.store import KeyFolder
@@ -27,7 +28,7 @@ from securesplit.protocol.session import Party, Session
 from securesplit.transport.client import host_of, open_pipe
 from securesplit.transport.pipe import Pipe
 
-__all__ = ["dial", "greet", "refuse_remote"]
+__all__ = ["dial", "greet", "refuse_remote", "waiting"]
 
 
 def greet(
@@ -152,6 +153,25 @@ def dial(
         passphrase=passphrase,
     )
     return link
+
+
+def waiting(connect: Callable[[], Link], within: float, tell: Callable[[str], None]) -> Link:
+    """Connect, and where the server is not there yet try again for so many seconds.
+
+    Raises:
+        ConnectionFailed: the last failure; at once for a refusal that no second try can change.
+    """
+    deadline, pause = time.monotonic() + within, 0.2
+    while True:
+        try:
+            return connect()
+        except ConnectionFailed as error:
+            left = deadline - time.monotonic()
+            if error.code in FINAL or left <= pause:
+                raise
+            tell(f"the server is not there ({error.code}), trying for another {left:.0f} s")
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
 
 
 def _dialled(

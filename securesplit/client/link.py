@@ -7,12 +7,13 @@ Opening one is :func:`securesplit.client.dial.dial`, which verifies the server a
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ from securesplit.protocol.messages import (
     RoundKept,
     RoundReady,
     RoundStatus,
+    Run,
     Seal,
     Secagg,
 )  # fmt: skip
@@ -59,6 +61,18 @@ _FAREWELL = 5.0
 _CHECKPOINT = 256
 FINAL = frozenset({"SS-3101", "SS-3102", "SS-3203", "SS-3205", "SS-3210", "SS-3211", "SS-3214"})
 """Refusals that no second try can change: what is wrong is a certificate, a key, or who may take part."""
+
+
+class Memory(Protocol):
+    """What was asked and answered before a crash; see securesplit/client/memory.py."""
+
+    def recall(self, request: Forward | Backward) -> Message | None:
+        """The answer that this request got, or None when it is to be sent."""
+        ...
+
+    def keep(self, request: Forward | Backward, answer: Message) -> None:
+        """Write down an answer before anything follows from it."""
+        ...
 
 
 class Link:
@@ -84,6 +98,9 @@ class Link:
         waits_for: told of them whenever they change.
         redial: opens a session like this one anew, within so many seconds; None where there is no way to.
         sessions: how many there have been; what the server kept for an earlier one is lost.
+        lasting: for how many seconds a request whose connection broke is tried again, over new ones; 0 for not at all.
+        waits: told when the connection is gone and a new one is tried for, and again when it is there.
+        memory: of a run that may be interrupted; None where there is none.
     """
 
     def __init__(self, pipe: Pipe, session: Session, policy: Policy, *, name: str, patience: float = 600.0) -> None:
@@ -105,6 +122,14 @@ class Link:
         self.sessions = 1
         self.missing: tuple[str, ...] = ()
         self.waits_for: Callable[[tuple[str, ...]], None] = lambda _missing: None
+        self.lasting = 0.0
+        self.waits: Callable[[str], None] = lambda _what: None
+        self.memory: Memory | None = None
+        self._run = b""
+        self._learning: Forward | None = (
+            None  # The last one; its gradient may have to follow it over another connection.
+        )
+        self._asked = -1  # The last step that was sent over this connection.
         self._early: deque[Message] = deque()
         self._noted: SecureSplitError | None = None
         self._begin: RoundBegin | None = None
@@ -166,7 +191,8 @@ class Link:
                     raise
                 if time.monotonic() + pause > deadline:
                     raise lost from None
-                time.sleep(pause)
+                # Clients whose server went all at once do not come back all at once.
+                time.sleep(pause * (0.5 + secrets.randbelow(1000) / 1000))
                 pause = min(2 * pause, 2.0)
         if (fresh.job.digest, fresh.model, fresh.policy.digest) != (self.job.digest, self.model, self.policy.digest):
             fresh.close()
@@ -177,20 +203,92 @@ class Link:
         self.sessions += 1
         if self._widths is not None:
             self._session.narrow(*self._widths)
+        self._asked = -1
+        if self._run:
+            self.tell(Run(run=self._run))
+
+    def enter(self, run: bytes) -> None:
+        """From here on learn in a run that outlives the connection.
+
+        Args:
+            run: 16 bytes, drawn when the run began.
+        """
+        self._run = run
+        self._lasting(lambda: self.tell(Run(run=run)))
+
+    def _lasting(self, request: Callable[[], object]) -> None:
+        """Do something over this connection, or over another one if it breaks, for as long as the link lasts."""
+        deadline, pause = 0.0, 0.05
+        while True:
+            try:
+                request()
+            except ConnectionFailed as lost:
+                if not self.lasting or self.redial is None or lost.code in FINAL:
+                    raise
+                if deadline:  # A server that lets a client in and drops it at once is not asked without a break.
+                    time.sleep(pause)
+                    pause = min(2 * pause, 2.0)
+                deadline = deadline or time.monotonic() + self.lasting
+                self._come_back(lost, deadline)
+            else:
+                if deadline:
+                    self.waits("connected again")
+                return
+
+    def _come_back(self, lost: ConnectionFailed, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        self.waits(f"the connection is gone ({lost.code}), trying for another {max(left, 0):.0f} s")
+        if left > 0:
+            try:
+                return self.reconnect(lost, within=left)
+            except ConnectionFailed as error:
+                if error.code in FINAL:
+                    raise
+                if time.monotonic() + 3 < deadline:
+                    return None  # There, and gone again at once: the next try finds out.
+        raise ConnectionFailed(
+            lost.code,
+            f"the server was lost and did not come back within {self.lasting:.0f} s",
+            hint="What was done is kept: run the same command with --resume when the server is there again.",
+        )
+
+    def _answered(self, request: Forward | Backward, kind: type[M]) -> M:
+        """Ask once, over as many connections as it takes, unless it was answered before a crash."""
+        if self.memory is not None and (known := self.memory.recall(request)) is not None:
+            return self._of(kind, known)
+        found: list[M] = []
+
+        def ask() -> None:
+            if isinstance(request, Backward) and self._asked != request.step and self._run:
+                assert self._learning is not None
+                self.tell(self._learning)  # To another connection than it was said on; B answers from its journal.
+                self.expect(Hidden)
+                self._asked = request.step
+            self.tell(request)
+            self._asked = request.step
+            found.append(self.expect(kind))
+
+        if isinstance(request, Forward) and request.cache:
+            ask()  # B's cache went with its connection.
+        else:
+            self._lasting(ask)
+        if self.memory is not None:
+            self.memory.keep(request, found[0])
+        return found[0]
 
     def forward(self, released: Released, *, learn: bool, cache: int = 0) -> Tensor:
         """Send released rows (B,T,D), or (B,T,k) under a code, get B's output (B,T,D), float32."""
         batch, length, width = released.shape
         self.step += 1
         if self.step % _CHECKPOINT == _CHECKPOINT - 1:
-            self.checkpoint()
+            self._lasting(self.checkpoint)
         rows = Blob(dtype=released.codec, shape=(batch * length, width), data=released.payload)
-        self.tell(
-            Forward(
-                step=self.step, lengths=(length,) * batch, cache=cache, learn=learn, gain=released.gain, hidden=rows
-            )
+        request = Forward(
+            step=self.step, lengths=(length,) * batch, cache=cache, learn=learn, gain=released.gain, hidden=rows
         )
-        answer = self.expect(Hidden)
+        if learn:
+            self._learning = request
+        answer = self._answered(request, Hidden)
         return _finite(tensor_of(answer.hidden)).reshape(batch, length, -1)
 
     def decode(self, steps: Sequence[tuple[Released, ...]], *, cache: int) -> tuple[Tensor, ...]:
@@ -230,8 +328,8 @@ class Link:
         """Send a released gradient (B,T,D) of the last step, get dL/d(what was sent), (B,T,D) or (B,T,k), float32."""
         batch, length, width = released.shape
         rows = Blob(dtype=released.codec, shape=(batch * length, width), data=released.payload)
-        self.tell(Backward(step=self.step, gradient=rows))
-        return _finite(tensor_of(self.expect(Gradient).gradient)).reshape(batch, length, -1)
+        answer = self._answered(Backward(step=self.step, gradient=rows), Gradient)
+        return _finite(tensor_of(answer.gradient)).reshape(batch, length, -1)
 
     @property
     def anchor(self) -> bytes:
@@ -241,7 +339,7 @@ class Link:
 
     def keep_anchor(self, blob: bytes) -> None:
         """Ask the server to keep the ledger's sealed head."""
-        self.tell(KeepAnchor(blob=blob))
+        self._lasting(lambda: self.tell(KeepAnchor(blob=blob)))
 
     def open_cache(self) -> int:
         """A fresh number for a decoding cache at the server."""

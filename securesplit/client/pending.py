@@ -15,9 +15,12 @@ import msgpack
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from securesplit.aggregate.answered import AnswerLog
 from securesplit.client.rounds import Brought, Kept
 from securesplit.errors import AggregationAborted
 from securesplit.pki.files import write_atomically
+from securesplit.pki.store import KeyFolder
+from securesplit.policy.schema import Policy
 from securesplit.privacy.gate import Gate
 
 __all__ = ["Pending", "read_pending", "write_pending"]
@@ -72,13 +75,15 @@ def write_pending(path: Path, gate: Gate, brought: Brought, kept: Kept | None = 
     write_atomically(path, msgpack.packb(fields.model_dump(), use_bin_type=True), mode=0o600)
 
 
-def read_pending(path: Path, gate: Gate, like: Brought) -> Pending | None:
+def read_pending(
+    path: Path, gate: Gate, *, folder: KeyFolder, policy: Policy, answers: AnswerLog, records: Path | None
+) -> Pending | None:
     """What was kept; None when nothing was.
 
     Args:
         path: the file.
         gate: of the same site and policy.
-        like: folder, policy, answers and records of this process; its other fields are not looked at.
+        folder, policy, answers, records: of this process.
 
     Raises:
         AggregationAborted: SS-6035 when the file is damaged.
@@ -99,7 +104,6 @@ def read_pending(path: Path, gate: Gate, like: Brought) -> Pending | None:
         vector, noised=found.noised, honest=found.honest, step=found.step, receipt=found.receipt
     )
     brought = Brought(
-        like.folder, like.policy, update, found.weight, found.number, found.frozen, like.answers, found.origin, found.alike,
-        like.records,
+        folder, policy, update, found.weight, found.number, found.frozen, answers, found.origin, found.alike, records,
     )  # fmt: skip
     return Pending(brought, Kept(found.run, found.clients, found.words) if found.run else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,16 +16,20 @@ from pydantic import BaseModel, ConfigDict
 from securesplit.aggregate.answered import AnswerLog
 from securesplit.client.alone import train_alone
 from securesplit.client.client import Client
-from securesplit.client.dial import dial
+from securesplit.client.dial import dial, waiting
+from securesplit.client.link import Link
+from securesplit.client.memory import EVERY, Remembered
 from securesplit.client.middle import Observer
 from securesplit.client.noted import begin_notes, held_out_losses
 from securesplit.client.records import job_batches
+from securesplit.client.resume import is_finished, ready
 from securesplit.client.tasked import tasked_batches
 from securesplit.client.train import Progress, Trained, Trainer
 from securesplit.data.batches import Batch
 from securesplit.data.corpus import Record, read_corpus
 from securesplit.data.tasks.chosen import Chosen, read_tasked
 from securesplit.errors import InputError, PolicyDenied, SecureSplitError
+from securesplit.kept.folder import Kept
 from securesplit.learning import table_of
 from securesplit.model.code import read_code
 from securesplit.model.embedding import drift_parameters
@@ -65,6 +69,9 @@ class Run:
     passphrase: Passphrase | None = None
     overwrite: bool = False
     tensorboard: bool = False
+    resume: bool = False
+    patience: float = 600.0
+    keep_every: int = EVERY
 
 
 class ChannelSent(BaseModel):
@@ -156,11 +163,14 @@ def open_client(
     observe: Observer | None = None,
     watch: int = 0,
     passphrase: Passphrase | None = None,
+    within: float = 0.0,
+    tell: Callable[[str], None] = lambda _what: None,
 ) -> Iterator[Client]:
     """Dial a server and load this site's parts; ``adapters`` restores a run's, ``code`` is a file of ``model fit``.
 
     ``evidence`` is the folder of reports that a policy with ``[leakage]`` limits needs. ``watch`` is as in
     :meth:`securesplit.client.client.Client.from_pretrained`. ``passphrase`` is asked when the client's key is encrypted.
+    For ``within`` seconds a server that is not there is tried again, which ``tell`` is told of.
 
     Raises:
         InputError: before anything is dialled: SS-1414 when ``adapters`` holds none of a client's, SS-1416 for a code
@@ -173,7 +183,11 @@ def open_client(
             hint="Name the --out directory of `securesplit train`.",
         )
     known = None if code is None else read_code(code)
-    with dial(server, keys=keys, policy=policy, evidence=evidence, passphrase=passphrase) as link:
+
+    def connect() -> Link:
+        return dial(server, keys=keys, policy=policy, evidence=evidence, passphrase=passphrase)
+
+    with waiting(connect, within, tell) as link:
         cut = CutPlan(front=link.job.cut.front, back=link.job.cut.back)
         client = Client.from_pretrained(
             model or link.job.model, cut, policy, link, cache=cache, code=known, observe=observe, watch=watch
@@ -216,11 +230,18 @@ def _restore(client: Client, run: Path) -> None:
 def run_training(run: Run, progress: Progress) -> RunRecord:
     """Train, write adapters and ``run.json`` into ``run.out``, and return the record.
 
+    A run that was interrupted goes on where it stood with ``run.resume``, and ends as if nothing had been.
+
     Raises:
         BudgetExhausted: SS-5001, SS-5002, before anything of the record concerned was sent.
+        InputError: SS-1290 to SS-1294 for a run that cannot go on, or must not begin here.
         Any error of the tree that the data, the model, the connection or the rounds raise.
     """
     started = time.monotonic()
+    if run.resume and is_finished(run.out):
+        progress("the run is finished: nothing is left to do", 1, 1, None)
+        return RunRecord.model_validate_json((run.out / "run.json").read_bytes())
+    state = ready(run.out, resume=run.resume)
     tasked = None if run.tasked is None else read_tasked(run.tasked, run.data, run.limit)
     records = read_corpus(run.data, run.limit) if tasked is None else tasked.records
     if run.tensorboard:
@@ -229,11 +250,12 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
     with ExitStack() as files:
         writer = None
         if run.truth is not None:
-            writer = files.enter_context(closing(_TruthWriter(run.truth, records)))
+            writer = files.enter_context(closing(_TruthWriter(run.truth, records, resume=state.exists())))
         client = files.enter_context(
             open_client(
                 run.policy, run.keys, run.server, model=run.model, cache=run.cache, code=run.code, evidence=run.evidence,
-                observe=writer, watch=run.watch, passphrase=run.passphrase,
+                observe=writer, watch=run.watch, passphrase=run.passphrase, within=run.patience if run.resume else 0.0,
+                tell=lambda what: progress(what, 0, 1, None),
             )
         )  # fmt: skip
         if writer is not None:
@@ -250,17 +272,24 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
             )  # fmt: skip
         folder = run.keys if client.link.folder is None else client.link.folder.path
         answers = files.enter_context(closing(AnswerLog(folder / "answered.log")))
-        metrics = begin_notes(run, client, records, batches, held_out, folder=folder, now=datetime.now(UTC))
+        kept = files.enter_context(closing(Kept.open(state, Remembered.facts(client, batches, held_out))))
+        client.link.lasting, client.link.waits = run.patience, lambda what: progress(what, 0, 1, None)
+        memory = Remembered(kept, every=run.keep_every)
+        metrics = begin_notes(
+            run, client, records, batches, held_out, folder=folder, now=datetime.now(UTC), after=memory.resumes_at
+        )
         with closing(metrics):
             trained = Trainer(
-                client, batches, held_out, answers=answers, progress=progress, records=run.out, metrics=metrics
-            ).run()
+                client, batches, held_out, answers=answers, progress=progress, records=run.out, metrics=metrics,
+                memory=memory,
+            ).run()  # fmt: skip
         _save(run, client, trained)
         write_losses(run.out, held_out_losses(client, held_out))
         accuracy = client.accuracy(held_out)
         alone = train_alone(client, batches, held_out, progress) if run.alone else None
         record = _record(client, trained, alone, accuracy, time.monotonic() - started)
-    write_atomically(run.out / RUN, record.model_dump_json(indent=1).encode(), mode=0o600)
+        write_atomically(run.out / RUN, record.model_dump_json(indent=1).encode(), mode=0o600)
+        kept.finish(record.job)
     return record
 
 
@@ -328,12 +357,15 @@ def _record(
 class _TruthWriter:
     """For experiments on this site: which text went out under which step. The server and the attacks never see it."""
 
-    def __init__(self, path: Path, records: tuple[Record, ...]) -> None:
+    def __init__(self, path: Path, records: tuple[Record, ...], *, resume: bool = False) -> None:
         self.name = ""
         self._records = records
+        self._last = -1
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("x", encoding="utf-8")
+            if resume and path.exists():
+                self._last = _cut_truth(path)
+            self._file = path.open("a" if resume else "x", encoding="utf-8")
         except OSError as error:
             raise InputError(
                 "SS-1231",
@@ -342,6 +374,8 @@ class _TruthWriter:
             ) from None
 
     def __call__(self, step: int, batch: Batch) -> None:
+        if step <= self._last:  # Done again after a crash, and written down before it.
+            return
         for row, (source, length) in enumerate(zip(batch.sources, batch.lengths, strict=True)):
             record = self._records[source]
             line = {
@@ -353,3 +387,13 @@ class _TruthWriter:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _cut_truth(path: Path) -> int:
+    """Take off the end of a truth file that a crash may have cut short: the last step. The number of the one before."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith(b"\n")]
+    steps = [int(json.loads(line)["step"]) for line in whole]
+    kept = [line for line, step in zip(whole, steps, strict=True) if step < steps[-1]]
+    write_atomically(path, b"".join(kept), mode=0o600)
+    return max((step for step in steps if step < steps[-1]), default=-1)

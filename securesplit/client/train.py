@@ -12,14 +12,15 @@ Four regimes, chosen by the policy and by nobody else (the study behind them: do
 
 What of the adapters learns in a round, and what of it is summed, is the job's choice: securesplit/client/sharing.py. By
 default one LoRA factor learns per round and the other stands still, in turns, so that the mean of updates is the update of
-the mean model, exactly.
+the mean model, exactly. Where a run stands, so that it goes on after a crash, is securesplit/client/position.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,14 @@ import torch
 from torch import Tensor
 
 from securesplit.aggregate.answered import AnswerLog
-from securesplit.aggregate.fixedpoint import Words
 from securesplit.client.client import Client
+from securesplit.client.memory import Remembered
 from securesplit.client.pace import Best, Measured, Pace, require_affordable
+from securesplit.client.pending import read_pending, write_pending
 from securesplit.client.plausible import require_plausible
-from securesplit.client.rounds import Brought, close_sum, secure_sum
-from securesplit.client.sharing import learns_in, to_share, turn_in, what_was_shared
+from securesplit.client.position import Begun, Position, RoundRecord
+from securesplit.client.rounds import Brought, Opened, close_sum, secure_sum
+from securesplit.client.sharing import Turn, learns_in, to_share, turn_in, what_was_shared
 from securesplit.client.units import Units
 from securesplit.data.batches import Batch
 from securesplit.errors import LocalProtocolError
@@ -41,7 +44,6 @@ from securesplit.learning import recipe_of
 from securesplit.model.descent import Descent
 from securesplit.model.lora import Learned
 from securesplit.model.persample import per_sample
-from securesplit.model.sketch import Residual
 from securesplit.privacy.clipped_sum import ClippedSum
 from securesplit.privacy.gate import ReleasedUpdate
 from securesplit.privacy.lattice import step_for
@@ -52,38 +54,15 @@ Progress = Callable[[str, int, int, float | None], None]
 
 
 @dataclass(frozen=True, slots=True)
-class RoundRecord:
-    """What this site keeps of a round. All of it stays here.
-
-    Attributes:
-        number: of the round.
-        losses: of each local step, nats per token.
-        survivors: clients whose updates are in the sum.
-        total_weight: sum of their weights.
-        contribution: this client's quantised part of the ring sum.
-        ring_sum: the opened sum.
-        residual: what averaging two factors apart got wrong; None where the sum is exact.
-    """
-
-    number: int
-    losses: tuple[float, ...]
-    survivors: tuple[str, ...]
-    total_weight: int
-    contribution: Words
-    ring_sum: Words
-    residual: Residual | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Trained:
     """The result of a run on this site.
 
     Attributes:
         steps: batches that went to the server and back with gradients; local optimiser steps, except in regime ``round``.
         curve: held-out loss before the first round and after each, nats per token.
-        rounds: one record each.
-        measured: held-out loss inside the rounds, where the job asks for it.
-        stopped: whether this client took no more local steps at the end, as the job's ``patience`` has it.
+        rounds: one record for each secure sum.
+        measured: held-out losses inside the rounds, where the job asks for them.
+        stopped: whether this client took no more local steps before the end.
         best: where the job keeps it.
     """
 
@@ -106,6 +85,7 @@ class Trainer:
         progress: told of every step.
         records: directory for what can be verified of each secure sum, or None.
         metrics: writes down every step's loss on this site, or None.
+        memory: from which the run goes on after a crash; None for a run that then begins anew.
     """
 
     def __init__(
@@ -118,6 +98,7 @@ class Trainer:
         progress: Progress,
         records: Path | None = None,
         metrics: Metrics | None = None,
+        memory: Remembered | None = None,
     ) -> None:
         self._records = records
         self._metrics = metrics
@@ -126,11 +107,9 @@ class Trainer:
         self._held_out = held_out
         self._answers = answers
         self._progress = progress
-        self._steps = self._moves = 0
-        self._rate = 0.0
+        self._memory = memory
         self._pace = Pace(client, lambda: client.evaluate(held_out))
-        self._heard = b""
-        self._kept: Descent | None = None
+        self._at = Position(pace=self._pace)
         self._close: Callable[[], None] = lambda: None  # Ends the last round, once what it gave is safe.
 
     def run(self) -> Trained:
@@ -140,71 +119,84 @@ class Trainer:
         # Before the first release, so that a run that cannot share sends nothing.
         if self._client.regime == "frozen" and self._client.job.mode.summed:
             self._client.gate.reserve_for_peers()
-        curve, records = [self._evaluate(0)], []
-        for number in range(rounds):
-            if self._client.job.mode.summed:
-                records.append(self._round(number))
+        if self._memory is not None:
+            self._at = self._memory.begin(self._client, self._pace)
+            self._close = self._unclosed()
+        at = self._at
+        if not at.curve:
+            at.curve.append(self._evaluate())
+        while True:
+            if at.done == len(at.curve):  # The last round has its sum and was not looked at.
                 self._close()
+                self._close = lambda: None
+                self._client.keep_anchor()
+                at.curve.append(self._evaluate())
+                self._keep(now=True)
+            if at.done == rounds:
+                return Trained(
+                    steps=at.steps, curve=tuple(at.curve), rounds=tuple(at.rounds), measured=tuple(self._pace.measured),
+                    stopped=self._pace.stopped, best=self._pace.best,
+                )  # fmt: skip
+            if self._client.job.mode.summed:
+                at.rounds.append(self._round(at.done))
             else:
-                self._by_itself(number)
-            self._client.keep_anchor()
-            curve.append(self._evaluate(number + 1))
-        return Trained(
-            steps=self._steps, curve=tuple(curve), rounds=tuple(records), measured=tuple(self._pace.measured),
-            stopped=self._pace.stopped, best=self._pace.best,
-        )  # fmt: skip
+                self._by_itself(at.done)
+            at.done += 1
+            self._keep(now=True)
 
-    def _evaluate(self, number: int) -> float:
+    def _keep(self, *, now: bool = False) -> None:
+        """A place from which the run could go on."""
+        if self._memory is not None:
+            self._memory.pause(self._at, now=now)
+
+    def _evaluate(self) -> float:
+        at = self._at
         self._client.train(None)
         loss = self._client.evaluate(self._held_out)
-        self._pace.saw(self._moves, loss)
+        self._pace.saw(at.moves, loss)
         if self._metrics is not None:
-            self._metrics.held_out(number=number, step=self._steps, loss=loss)
+            self._metrics.held_out(number=len(at.curve), step=at.steps, loss=loss)
         return loss
 
     def _round(self, number: int) -> RoundRecord:
-        client = self._client
+        try:
+            return self._run_round(number)
+        finally:
+            self._at.ended()
+
+    def _begun(self, number: int, turn: Turn) -> Begun:
+        """What the round began from: now, or before the crash."""
+        client, at, factor = self._client, self._at, turn.summed
+        if at.begun is None:
+            at.begun = Begun(
+                client.frozen_digest(number, factor), client.alike_digest(number, factor, at.heard),
+                client.origin_digest(factor), client.read(factor), client.snapshot(),
+            )  # fmt: skip
+        return at.begun
+
+    def _run_round(self, number: int) -> RoundRecord:
+        client, at = self._client, self._at
         turn, learns = turn_in(client.job, number), learns_in(client.job, client.link.name, number)
-        factor = turn.summed
-        frozen, alike = client.frozen_digest(number, factor), client.alike_digest(number, factor, self._heard)
-        origin = client.origin_digest(factor)
+        factor, begun = turn.summed, self._begun(number, turn)
+        start = begun.start
         client.train(turn.learned)
-        start, before = client.read(factor), client.snapshot()
         match client.regime:
             case _ if not learns:
-                update, losses = client.gate.release_update(np.zeros(len(start))), list[float]()
+                update = client.gate.release_update(np.zeros(len(start)))
             case "round":
-                update, losses = self._record_gradients(number)
+                update = self._record_gradients(number)
             case "step":
-                update, losses = self._noised_steps(number, factor, start)
+                update = self._noised_steps(number, factor, start)
             case _:
-                update, losses = self._local_steps(number, factor, start)
+                update = self._local_steps(number, factor, start)
+        losses = tuple(at.losses)
         client.train(None)
         if learns:
-            require_plausible(client, factor, start, before, rate=self._rate)
+            require_plausible(client, factor, start, begun.before, rate=at.rate)
         hands_over = client.job.mode.mode == "sequential"
         weight = 1 if client.regime == "round" or hands_over else sum(len(batch.records) for batch in self._batches)
-        assert client.link.folder is not None
-        what = f"round {number + 1}: secure sum, waits for"
-        self._progress(f"{what} the roster", 0, 1, None)
-        client.link.waits_for = lambda missing: self._progress(f"{what} {', '.join(missing)}", 0, 1, None)
-        summed = secure_sum(
-            client.link,
-            client.link.folder,
-            client.policy,
-            update,
-            weight=weight,
-            number=number,
-            frozen=frozen,
-            answers=self._answers,
-            alike=alike,
-            origin=origin,
-            records=self._records,
-        )
-        if client.job.sums.attempts is not None:
-            folder, held = client.link.folder, (weight, number, frozen, self._answers, origin, alike, self._records)
-            self._close = partial(close_sum, client.link, Brought(folder, client.policy, update, *held), summed.kept)
-        opened, contribution, self._heard = summed.aggregate, summed.contribution, summed.heard
+        summed = self._summed(number, update, weight, begun)
+        opened, at.heard = summed.aggregate, summed.heard
         # Where one hands over and the others add zeros, the update is the whole sum.
         shared = opened.mean * opened.total_weight if hands_over else opened.mean
         mean, residual = what_was_shared(start, shared, client, number)
@@ -216,59 +208,96 @@ class Trainer:
         if residual is not None:
             self._progress(f"round {number + 1}: {residual.told}", 1, 1, None)
         return RoundRecord(
-            number=number, losses=tuple(losses), survivors=opened.survivors, total_weight=opened.total_weight,
-            contribution=contribution, ring_sum=opened.ring_sum, residual=residual,
+            number=number, losses=losses, survivors=opened.survivors, total_weight=opened.total_weight,
+            contribution=summed.contribution, ring_sum=opened.ring_sum, residual=residual,
         )  # fmt: skip
+
+    def _summed(self, number: int, update: ReleasedUpdate, weight: int, begun: Begun) -> Opened:
+        """The round's secure sum; where rounds are tried again, what entered it lies on disk until the round is closed."""
+        client = self._client
+        assert client.link.folder is not None
+        what = f"round {number + 1}: secure sum, waits for"
+        self._progress(f"{what} the roster", 0, 1, None)
+        client.link.waits_for = lambda missing: self._progress(f"{what} {', '.join(missing)}", 0, 1, None)
+        brought = Brought(
+            client.link.folder, client.policy, update, weight, number, begun.frozen, self._answers, begun.origin, begun.alike,
+            self._records,
+        )  # fmt: skip
+        again = client.job.sums.attempts is not None
+        if again and self._memory is not None:
+            write_pending(self._memory.pending, client.gate, brought)
+        summed = secure_sum(
+            client.link,
+            client.link.folder,
+            client.policy,
+            update,
+            weight=weight,
+            number=number,
+            frozen=begun.frozen,
+            answers=self._answers,
+            alike=begun.alike,
+            origin=begun.origin,
+            records=self._records,
+        )
+        if again:
+            if self._memory is not None:
+                write_pending(self._memory.pending, client.gate, brought, summed.kept)
+            self._close = partial(close_sum, client.link, brought, summed.kept)
+        return summed
+
+    def _unclosed(self) -> Callable[[], None]:
+        """The end of the last round, when a crash came between its sum and its end."""
+        client, memory, at = self._client, self._memory, self._at
+        if memory is None or client.job.sums.attempts is None or client.link.folder is None or not at.done:
+            return lambda: None
+        found = read_pending(
+            memory.pending, client.gate, folder=client.link.folder, policy=client.policy, answers=self._answers,
+            records=self._records,
+        )  # fmt: skip
+        if found is None or found.kept is None or found.brought.number != at.done - 1:
+            return lambda: None
+        return partial(close_sum, client.link, found.brought, found.kept)
 
     def _by_itself(self, number: int) -> None:
         """A round's local work where nothing is summed: A and C stay this site's own, and its optimiser goes on."""
-        client = self._client
+        client, at = self._client, self._at
         client.train("both")
-        self._kept = self._kept or self._descent()
         path = self._noised_path if client.regime == "step" else self._plain_path
-        path(number, self._kept)
-        self._ended(self._kept)
+        path(number, self._moving())
         client.train(None)
+        at.losses = []
 
-    def _local_steps(
-        self, number: int, factor: Learned, start: npt.NDArray[np.float32]
-    ) -> tuple[ReleasedUpdate, list[float]]:
+    def _local_steps(self, number: int, factor: Learned, start: npt.NDArray[np.float32]) -> ReleasedUpdate:
         """Plain steps, in regimes ``open`` and ``frozen``."""
-        client, descent = self._client, self._descent()
-        losses = self._plain_path(number, descent)
-        self._ended(descent)
-        moved = client.read(factor).astype(np.float64) - start
-        return client.gate.release_update(to_share(moved, client, number)), losses
+        self._plain_path(number, self._moving())
+        self._keep(now=True)
+        moved = self._client.read(factor).astype(np.float64) - start
+        return self._client.gate.release_update(to_share(moved, self._client, number))
 
-    def _plain_path(self, number: int, descent: Descent) -> list[float]:
-        losses: list[float] = []
-        for batch in self._passes():
+    def _plain_path(self, number: int, descent: Descent) -> None:
+        for batch in self._left():
             if self._pace.stopped:
                 break
-            losses.append(self._client.step(batch, at=self._steps))
+            self._at.losses.append(self._client.step(batch, at=self._at.steps))
             if descent.step():
                 self._pace.moved(descent.moves)
-            self._told(number, losses, descent.rate)
+            self._told(number, descent.rate)
         descent.finish()
-        return losses
+        self._ended(descent)
 
-    def _noised_steps(
-        self, number: int, factor: Learned, start: npt.NDArray[np.float32]
-    ) -> tuple[ReleasedUpdate, list[float]]:
+    def _noised_steps(self, number: int, factor: Learned, start: npt.NDArray[np.float32]) -> ReleasedUpdate:
         """DP-SGD: A and C meet a batch's gradients only as a sum that was clipped by unit, noised and charged.
 
         The optimiser's moments are functions of noised sums, and so is the difference at the end: both are free. The
         divisor is the number of rows that the server sees, never the number of units in them.
         """
-        client, descent = self._client, self._descent()
-        losses = self._noised_path(number, descent)
-        self._ended(descent)
-        return client.gate.release_update(client.read(factor).astype(np.float64) - start), losses
+        self._noised_path(number, self._moving())
+        self._keep(now=True)
+        return self._client.gate.release_update(self._client.read(factor).astype(np.float64) - start)
 
-    def _noised_path(self, number: int, descent: Descent) -> list[float]:
+    def _noised_path(self, number: int, descent: Descent) -> None:
         client = self._client
-        losses: list[float] = []
-        for batch in self._passes():
+        for batch in self._left():
             total = self._empty_sum()
             gradients, loss = self._gradients(batch)
             Units(total, batch.records).add(gradients, batch.records)
@@ -276,31 +305,39 @@ class Trainer:
             self._descend(descent, noised.vector / len(batch.records))
             client.gate.moved(noised)
             self._pace.moved(descent.moves)
-            losses.append(loss)
-            self._told(number, losses, descent.rate)
-        return losses
+            self._at.losses.append(loss)
+            self._told(number, descent.rate)
+        self._ended(descent)
 
-    def _record_gradients(self, number: int) -> tuple[ReleasedUpdate, list[float]]:
+    def _record_gradients(self, number: int) -> ReleasedUpdate:
         """One pass over all records, whose gradients are clipped unit by unit into one sum."""
         client = self._client
         if client.job.schedule.epochs != 1:
             raise LocalProtocolError(
                 "SS-4110", "regime 'round' takes each record once per round", hint="Set schedule.epochs = 1."
             )
-        total = self._empty_sum()
-        units = Units(total, (key for batch in self._batches for key in batch.records))
-        losses: list[float] = []
-        for batch in self._batches:
+        units = self._adding()
+        for batch in self._left():
             gradients, loss = self._gradients(batch)
             units.add(gradients, batch.records)
-            losses.append(loss)
-            self._told(number, losses)
-        return client.gate.release_update(total), losses
+            self._at.losses.append(loss)
+            self._told(number)
+        self._keep(now=True)
+        return client.gate.release_update(units.total)
+
+    def _adding(self) -> Units:
+        """The round's gradients by unit: none yet, or those from before a crash."""
+        at = self._at
+        at.units = units = Units(self._empty_sum(), (key for batch in self._batches for key in batch.records))
+        if at.added is not None:
+            units.resume((key for batch in self._batches[: len(at.losses)] for key in batch.records), at.added)
+            at.added = None
+        return units
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, float]:
         """One step's gradient of each record, (B, d), before clip and noise, and the loss; both stay here."""
         with per_sample(self._client.trained) as kept:
-            loss = self._client.step(batch, at=self._steps)
+            loss = self._client.step(batch, at=self._at.steps)
             return kept.gradients(), loss
 
     def _empty_sum(self) -> ClippedSum:
@@ -320,10 +357,20 @@ class Trainer:
 
     def _descent(self) -> Descent:
         """An optimiser of this round's factor, without moments, where the schedule stands."""
-        return Descent(self._client.parameters(), recipe_of(self._client.job, "client"), moves=self._moves)
+        return Descent(self._client.parameters(), recipe_of(self._client.job, "client"), moves=self._at.moves)
+
+    def _moving(self) -> Descent:
+        """The round's optimiser, as it was before a crash if there was one; where nothing is summed, the run's."""
+        at = self._at
+        if at.optimiser is None:
+            at.optimiser = self._descent()
+            if at.moments:
+                at.optimiser.restore(at.moments)
+                at.moments = ()
+        return at.optimiser
 
     def _ended(self, descent: Descent) -> None:
-        self._moves, self._rate = descent.moves, descent.rate
+        self._at.moves, self._at.rate = descent.moves, descent.rate
 
     def _descend(self, descent: Descent, gradient: npt.NDArray[np.float64]) -> None:
         """One step of the optimiser along this gradient, (d,), and no other."""
@@ -336,9 +383,15 @@ class Trainer:
     def _passes(self) -> Iterable[Batch]:
         return (batch for _ in range(self._client.job.schedule.epochs) for batch in self._batches)
 
-    def _told(self, number: int, losses: Sequence[float], rate: float | None = None) -> None:
-        self._steps += 1
+    def _left(self) -> Iterable[Batch]:
+        """The passes of this round, without what was done before a crash."""
+        return islice(self._passes(), len(self._at.losses), None)
+
+    def _told(self, number: int, rate: float | None = None) -> None:
+        losses = self._at.losses
+        self._at.steps += 1
         total = self._client.job.schedule.epochs * len(self._batches)
         if self._metrics is not None:
-            self._metrics.step(number=number, step=self._steps, loss=losses[-1], lr=rate)
+            self._metrics.step(number=number, step=self._at.steps, loss=losses[-1], lr=rate)
         self._progress(f"round {number + 1}", len(losses), total, losses[-1])
+        self._keep()

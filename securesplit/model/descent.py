@@ -127,6 +127,10 @@ class Descent:
         self.moves += 1
         self.rate = max(self.rate, rate)
 
+    def zero_grad(self, *, set_to_none: bool = True) -> None:
+        """Forget the gradients without a step."""
+        self._optimiser.zero_grad(set_to_none=set_to_none)
+
     def state(self) -> tuple[NamedTensor, ...]:
         """Everything that the next step depends on besides the parameters' values; copies."""
         counts = ("steps", self.steps), ("moves", self.moves), ("waiting", self._waiting), ("rate", self.rate)

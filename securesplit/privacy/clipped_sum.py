@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -33,6 +35,18 @@ class ClippedSum:
         self.step = step
         self.records: list[str] = []
         self._seen: set[str] = set()
+
+    def restore(self, steps: npt.NDArray[np.int64], records: Sequence[str]) -> None:
+        """Go on from another sum's ``steps`` and ``records``, of the same kind, as a run does that was interrupted.
+
+        Raises:
+            ValueError: when this one is not empty, or has another size.
+        """
+        if self.records or steps.shape != self.steps.shape or steps.dtype != np.int64:
+            raise ValueError("only an empty sum of the same size can go on from another one")
+        self.steps = steps.copy()
+        self.records = list(records)
+        self._seen = set(records)
 
     def add(self, gradient: Tensor, record: str) -> None:
         """Clip one unit's gradient (d,) and add it.

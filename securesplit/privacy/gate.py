@@ -19,6 +19,7 @@ import hmac
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +92,7 @@ class Gate:
         self._roster = tuple(sorted(roster))
         self._ring = ring
         self._witness = witness
+        self._once: Callable[[], str] = str
         rows = rows_moved(front, policy.limits.buckets)
         self._unit = policy.privacy.unit if isinstance(policy.privacy, Gaussian) else ""
         self.plan: Plan | None = plan_for(policy.privacy, rows=rows) if isinstance(policy.privacy, Gaussian) else None
@@ -107,6 +109,17 @@ class Gate:
                 f"this ledger counts by {ledger.unit}, and policy '{policy.name}' protects by {self._unit}",
                 hint="One site keeps to one unit. Use a policy of the same unit.",
             )
+
+    def remember(self, name: Callable[[], str]) -> None:
+        """Keep what is otherwise drawn anew each time, gradients and noised sums, under names of one run's moments.
+
+        A run that goes on after a crash asks for the very same releases again, and gets the bytes that were paid for, free of
+        charge; they are in the commit that paid. Another content, state or record under the same name is another release.
+
+        Args:
+            name: gives the present moment's name, unique within the site for ever; empty where there is none.
+        """
+        self._once = name
 
     def moved(self, by: ReleasedUpdate) -> None:
         """Tell the gate that a released update, and public values besides, moved A and C to their present state.
@@ -196,7 +209,12 @@ class Gate:
         of = list(contents) if contents else [""] * len(keys)
         if not len(keys) == len(tensor) == len(of):
             raise ValueError("one record and one content per sequence")
-        payloads = self._payloads(bounded, at, channel, keys, of, memoise=memoise and records is not None)
+        known = memoise and records is not None
+        if (once := self._once()) and not known:
+            of = [
+                self._name(once, f"{i}", row.numpy().tobytes()) for i, row in enumerate(bounded.detach().float().cpu())
+            ]
+        payloads = self._payloads(bounded, at, channel, keys, of, memoise=known or bool(once))
         coordinates = (bounded[0, 0] if channel.per_row else bounded[0]).numel() if keys else 0
         return self._mint(payloads, bounded, gain=channel.gain(coordinates) if keys else 1.0)
 
@@ -370,16 +388,36 @@ class Gate:
                 hint="This is a bug; report it.",
             )
         shared = channel.honest > 1
+        name = (once := self._once()) and self._name(
+            once, f"{channel!r}:{self.version}:{self._state()}:{update.records}", update.steps.tobytes()
+        )
+        # The first record's charge keeps the bytes for all of them; one commit took them together.
+        first = update.records[0] if update.records else ""
+        if name and (before := self._ledger.recall(first, "update", name)) is not None:
+            return self._summed(before, channel, update.step, [])
         steps = self._within_ring(update.steps) if shared else update.steps
         noised = steps + discrete_gaussian(steps.shape)
         vector = noised.astype(np.float64) * update.step
         payload = vector.tobytes()  # Once: a sum over a thousand records must not take a thousand times its size.
-        # Without a version: a sum is drawn anew, and paid anew, every time.
+        # Without a version: a sum is drawn anew, and paid anew, every time that it is not asked for by a name.
         charges = [self._priced(record, "update", channel, payload=payload) for record in update.records]
-        self._ledger.charge(charges, budget=self.plan.budget, caps=[self._cap("update", channel)] * len(charges))
-        self._witness(told("update", [payload], 1, [charge.units for charge in charges]))
-        step = update.step if shared else 0.0
-        return ReleasedUpdate(vector=vector, noised=True, honest=channel.honest, step=step, mint=_MINT)
+        if name and charges:
+            charges[0] = replace(charges[0], version=name)
+        stored = self._ledger.charge(
+            charges, budget=self.plan.budget, caps=[self._cap("update", channel)] * len(charges)
+        )
+        return self._summed(stored[0] if stored else payload, channel, update.step, [c.units for c in charges])
+
+    def _summed(self, payload: bytes, channel: ChannelPlan, step: float, units: list[int]) -> ReleasedUpdate:
+        self._witness(told("update", [payload], 1, units))
+        shared = step if channel.honest > 1 else 0.0
+        vector = np.frombuffer(payload, dtype=np.float64).copy()
+        return ReleasedUpdate(vector=vector, noised=True, honest=channel.honest, step=shared, mint=_MINT)
+
+    def _name(self, once: str, about: str, content: bytes) -> str:
+        """A name for one release of one run, under the site's key: the ledger must not tell what was in it."""
+        assert self._ledger is not None
+        return "once:" + self._ledger.key(f"securesplit.once.v1|{once}|{about}|".encode() + content)
 
     def _within_ring(self, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Bring each coordinate of a sum so far into the ring that noise never reaches its end.

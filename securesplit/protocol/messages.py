@@ -32,6 +32,7 @@ __all__ = [
     "RoundKept",
     "RoundReady",
     "RoundStatus",
+    "Run",
     "Seal",
     "Secagg",
     "Welcome",
@@ -260,6 +261,20 @@ class KeepAnchor(Message):
     blob: Annotated[bytes, Field(min_length=1, max_length=256, repr=False)]
 
 
+class Run(Message):
+    """C->S: the learning steps that follow on this connection are of this run. It has no answer.
+
+    A run outlives its connections. Its step numbers rise from the first connection to the last; the last learning step may be
+    sent again on any of them, byte for byte, and gets the answer that it got. A client learns in one run at a time.
+
+    Attributes:
+        run: drawn by the client when it began.
+    """
+
+    KIND = 19
+    run: SessionId
+
+
 class RoundBegin(Message):
     """S->C: enough clients are ready; ``run`` names this sum and has never been used before."""
 
@@ -367,5 +382,6 @@ MESSAGES: dict[int, type[Message]] = {
         Declined,
         RoundKept,
         RoundStatus,
+        Run,
     )
 }

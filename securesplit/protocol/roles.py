@@ -23,6 +23,7 @@ from securesplit.protocol.messages import (
     Message,
     RoundKept,
     RoundReady,
+    Run,
     Seal,
     Secagg,
 )
@@ -33,7 +34,7 @@ Standing = Literal["trainer", "guest"]
 
 _EVERYBODY: frozenset[type[Message]] = frozenset({Hello, Confirm, Forward, DropCache, KeepAnchor, Seal, Failure, Bye})
 MAY_SEND: dict[Standing, frozenset[type[Message]]] = {
-    "trainer": _EVERYBODY | {Backward, RoundReady, RoundKept, Secagg},
+    "trainer": _EVERYBODY | {Backward, RoundReady, RoundKept, Run, Secagg},
     "guest": _EVERYBODY,
 }
 """By standing. A kind that stands in no row is nobody's; a new kind of message has to be put here before it is served."""

@@ -30,6 +30,7 @@ from securesplit.protocol.messages import (
     RoundKept,
     RoundReady,
     RoundStatus,
+    Run,
     Seal,
     Secagg,
     Welcome,
@@ -53,8 +54,8 @@ _ENDINGS: _Row = {Failure: State.CLOSED, Bye: State.CLOSED}
 
 _OPEN = State.OPEN
 _FROM_CLIENT: _Row = {
-    Forward: _OPEN, Backward: _OPEN, DropCache: _OPEN, KeepAnchor: _OPEN, RoundReady: _OPEN, RoundKept: _OPEN, Secagg: _OPEN,
-    Seal: _OPEN, **_ENDINGS,
+    Forward: _OPEN, Backward: _OPEN, DropCache: _OPEN, KeepAnchor: _OPEN, RoundReady: _OPEN, RoundKept: _OPEN, Run: _OPEN,
+    Secagg: _OPEN, Seal: _OPEN, **_ENDINGS,
 }  # fmt: skip
 _FROM_SERVER: _Row = {
     Hidden: _OPEN, Declined: _OPEN, Gradient: _OPEN, RoundBegin: _OPEN, RoundStatus: _OPEN, Secagg: _OPEN, Seal: _OPEN,

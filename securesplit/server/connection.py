@@ -22,12 +22,21 @@ __all__ = ["Answer", "Connection", "Sealed", "Together", "Told", "opened", "over
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a computation gives back: whose request it was, the request, and the reply to send."""
+    """What a computation gives back.
+
+    Attributes:
+        connection, client: whose request it was.
+        request, reply: the reply is to be sent.
+        run: the client's run, where it outlives the connection.
+        again: whether the request was answered before.
+    """
 
     connection: int
     client: str
     request: Message
     reply: Message
+    run: bytes = b""
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,7 @@ class Connection:
         standing: what it may send.
         since: when it came, by the clock of :meth:`ServerCore.tick`.
         answered: the last request of each kind, and what was answered.
+        run: what the client learns in, where that outlives the connection; else empty.
     """
 
     name: str
@@ -73,6 +83,7 @@ class Connection:
     standing: Standing
     since: float
     answered: dict[type[Message], Answer] = field(default_factory=dict)
+    run: bytes = b""
 
     @property
     def id(self) -> str:

@@ -29,6 +29,7 @@ from securesplit.protocol.messages import (
     Message,
     RoundKept,
     RoundReady,
+    Run,
     Seal,
     Secagg,
 )  # fmt: skip
@@ -48,11 +49,12 @@ from securesplit.server.connection import (
     served,
     witnessed,
 )
-from securesplit.server.course import Ask, Due, Run
+from securesplit.server.course import Ask, Due, Pass
 from securesplit.server.courses import course_of
 from securesplit.server.engine import Engine
 from securesplit.server.quotas import Quotas
 from securesplit.server.requests import Requests
+from securesplit.server.steps import Part, Steps
 from securesplit.server.sums import Outbound, Sums
 from securesplit.transport.actions import Action, Close, Send, Work
 from securesplit.transport.limits import Limits
@@ -74,6 +76,7 @@ class ServerCore:
         limits: what each client may use, and who besides the roster may connect.
         note: writes a row of the audit log; raises when it cannot, and then what it tells of is not done.
         checkpoints: shows clients the head of the audit log, and keeps theirs.
+        steps: does what learns, and remembers it; by default in memory alone.
     """
 
     def __init__(
@@ -89,16 +92,18 @@ class ServerCore:
         limits: Limits | None = None,
         note: Callable[[Event], None] = lambda _event: None,
         checkpoints: Checkpoints | None = None,
+        steps: Steps | None = None,
     ) -> None:
         self.job = job
         self.sums = sums
         self._policy = policy
-        self._uniform = job.mode.weighting == "uniform"
         self._model = model
         self._engine = engine
         self._randomness = randomness
         self._kept = kept or KeptAnchors()
-        self._work = Requests(lambda: self._engine, self._kept, job.codec, uniform=job.mode.weighting == "uniform")
+        uniform = job.mode.weighting == "uniform"
+        self.steps = steps or Steps(lambda: self._engine, job.codec, uniform=uniform)
+        self._work = Requests(lambda: self._engine, self._kept, job.codec, self.steps)
         self._limits = limits or Limits()
         self.quotas = Quotas(self._limits)
         self._note = note
@@ -111,6 +116,15 @@ class ServerCore:
         self._connections: dict[int, Connection] = {}
         self._sums_at: dict[str, int] = {}
         self._course = course_of(job)
+        self._course.recall(self.steps.since, self.steps.order)
+        # Clients that hold a learning step without a connection: they lost theirs, or this server was started again.
+        self._away: dict[str, tuple[int, bytes]] = {}
+        self._held = tuple(
+            Ask(-1 - place, w.client, w.message, w.run) for place, w in enumerate(self.steps.waiting)
+        )  # From before the start.
+        for ask in self._held:
+            self._away[ask.name] = (ask.connection, ask.run)
+            self._course.hold(ask, 0.0)
         self._finished = 0  # Sums, as far as the course knows.
         self._count = 0
         self._now = 0.0
@@ -184,22 +198,22 @@ class ServerCore:
         connection, request = answer.connection, answer.request
         peer = self._connections.get(connection)
         if peer is None:
-            # It went while its request was computed; what the computation kept for it is dropped.
-            learns = isinstance(request, Forward) and request.learn
-            return [self._work.forget(connection, answer.client)] if learns else []
+            return self._too_late(answer)
         if isinstance(answer.reply, Declined):  # Not an answer: the same request again is computed.
             _log.info("connection %d (%s) is declined a decoding step: %s", connection, peer.name, answer.reply.code)
             return self._send(connection, answer.reply)
         if isinstance(request, Forward):
             peer.answered.clear()
         try:
-            self._served(connection, peer, request)
+            if not answer.again:
+                self._served(connection, peer, request)
         except SecureSplitError as error:  # What cannot be written down is not answered.
             return self._refuse(connection, peer, error)
-        peer.answered[type(request)] = answer
+        if not answer.run:
+            peer.answered[type(request)] = answer
         actions = self._send(connection, answer.reply)
         if isinstance(request, Forward | Backward):
-            actions += self._due(self._course.done(Ask(connection, answer.client, request), self._now))
+            actions += self._due(self._course.done(Ask(connection, answer.client, request, answer.run), self._now))
         return actions
 
     def _failed(self, ask: Ask, result: Together) -> list[Action]:
@@ -208,10 +222,7 @@ class ServerCore:
         return [] if peer is None else self._refuse(ask.connection, peer, result.error)
 
     def _due(self, due: list[Due]) -> list[Action]:
-        return [
-            self._work.run(one.asks) if isinstance(one, Run) else self._work.average(uniform=self._uniform)
-            for one in due
-        ]
+        return [self._work.run(one.asks) if isinstance(one, Pass) else self._work.average() for one in due]
 
     def disconnect(self, connection: int) -> list[Action]:
         """See :class:`Core`."""
@@ -222,8 +233,11 @@ class ServerCore:
         if not others or self._sums_at.get(peer.name) == connection:
             self._sums_at.pop(peer.name, None)
             self.sums.leave(peer.name, self._now)
-        # Another session of its may be the one that learns.
-        learns = peer.name if self._course.learns(connection) else ""
+        holds = self._course.learns(connection)  # Another session of its may be the one that learns.
+        if holds and peer.run:  # It may come back within its patience, and finds its step as it left it.
+            self._away[peer.name] = (connection, peer.run)
+            return [self._work.forget(connection, "")]
+        learns = peer.name if holds else ""
         return [self._work.forget(connection, learns), *self._due(self._course.lost(connection, self._now))]
 
     def tick(self, now: float) -> list[Action]:
@@ -233,13 +247,51 @@ class ServerCore:
         if not self._clocked and self.sums.due(now):
             self._clocked = True
             actions.append(Work(0, lambda: self._clock(now)))
+        held, self._held = self._held, ()
+        for ask in held:  # Their patience begins with the first look at the clock.
+            if self._away.get(ask.name) == (ask.connection, ask.run):
+                self._course.hold(ask, now)
         late, due = self._course.tick(now)
         for connection in late:
-            if (peer := self._connections.get(connection)) is not None:
-                slow = RemoteProtocolError("SS-4020", "a client held its learning step too long")
-                actions += self._refuse(connection, peer, slow)
+            actions += self._overdue(connection)
         actions += self._due(due)
         return actions + self._unfinished(now)
+
+    def _overdue(self, late: int) -> list[Action]:
+        peer = self._connections.get(late)
+        if peer is None:
+            name = next((name for name, (number, _) in self._away.items() if number == late), "")
+            return self._give_up(name) if name else []
+        peer.run = b""
+        return self._refuse(late, peer, RemoteProtocolError("SS-4020", "a client held its learning step too long"))
+
+    def _give_up(self, name: str) -> list[Action]:
+        """A client without a connection loses its learning step."""
+        number, _ = self._away.pop(name)
+        return [self._work.forget(number, name), *self._due(self._course.lost(number, self._now))]
+
+    def _too_late(self, answer: Answer) -> list[Action]:
+        """It went while its request was computed; what was computed is dropped, or kept for when its run goes on."""
+        request = answer.request
+        if isinstance(request, Backward):
+            return self._due(self._course.done(Ask(answer.connection, answer.client, request, answer.run), self._now))
+        learns = isinstance(request, Forward) and request.learn and not answer.run
+        return [self._work.forget(answer.connection, answer.client)] if learns else []
+
+    def _enter(self, connection: int, peer: Connection, run: bytes) -> list[Action]:
+        """A client's run begins here or comes back, perhaps before its old connection was found to be dead."""
+        for number, other in self._connections.items():
+            if number != connection and other.name == peer.name and other.run == run:
+                other.run = b""
+                self._course.move(number, connection)
+        peer.run = run
+        if peer.name in self._away:
+            number, known = self._away[peer.name]
+            if known != run:
+                return self._give_up(peer.name)
+            del self._away[peer.name]
+            self._course.move(number, connection)
+        return []
 
     def _served(self, connection: int, peer: Connection, request: Message) -> None:
         if (row := served(connection, peer, request)) is not None:
@@ -282,6 +334,8 @@ class ServerCore:
                 return self._forward(connection, peer, message)
             case Backward():
                 return self._replayed(connection, peer, message) or self._asked(connection, peer, message)
+            case Run():
+                return self._enter(connection, peer, message.run)
             case DropCache():
                 self._served(connection, peer, message)
                 return [self._work.drop(connection, message)]
@@ -295,6 +349,7 @@ class ServerCore:
                 due = self._due(self._course.rests(peer.name, self._now)) if rests else []
                 return [*due, Work(connection, lambda: Told(self._summed(peer.name, message)))]
             case Bye() | Failure():
+                peer.run = b""  # It does not mean to come back.
                 others = any(c.name == peer.name for number, c in self._connections.items() if number != connection)
                 left = [] if others else self._due(self._course.leaves(peer.name, self._now))
                 return [Close(connection), *left]
@@ -340,7 +395,11 @@ class ServerCore:
         return self._asked(connection, peer, message)
 
     def _asked(self, connection: int, peer: Connection, message: Forward | Backward) -> list[Action]:
-        return self._due(self._course.ask(Ask(connection, peer.name, message), self._now))
+        ask = Ask(connection, peer.name, message, peer.run)
+        learns = isinstance(message, Backward) or message.learn
+        if learns and self.steps.knows(Part(ask.name, ask.run, message)):
+            return [self._work.run((ask,))]  # It was answered before, and has no turn to wait for.
+        return self._due(self._course.ask(ask, self._now))
 
     def _replayed(self, connection: int, peer: Connection, message: Message) -> list[Action]:
         """The same request again gets the same answer; the same number with other bytes is refused."""

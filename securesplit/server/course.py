@@ -6,25 +6,27 @@ and :class:`securesplit.server.together.Together` are the two kinds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from securesplit.protocol.messages import Backward, Forward
 
-__all__ = ["Ask", "Average", "Course", "Due", "Run"]
+__all__ = ["Ask", "Average", "Course", "Due", "Pass"]
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request, and whose it is."""
+    """A request, whose it is, and the run that it belongs to where that outlives the connection."""
 
     connection: int
     name: str
     message: Forward | Backward
+    run: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Pass:
     """Compute this now: one request, or those of several clients as one batch, all forward or all backward."""
 
     asks: tuple[Ask, ...]
@@ -35,7 +37,7 @@ class Average:
     """Give every copy of B's adapters their mean, by how many sequences each has learnt from since the last mean."""
 
 
-Due = Run | Average
+Due = Pass | Average
 
 
 class Course(Protocol):
@@ -65,6 +67,20 @@ class Course(Protocol):
 
     def tick(self, now: float) -> tuple[tuple[int, ...], list[Due]]:
         """Connections that hold up others beyond the patience, and what is due without those who are missing."""
+
+    def move(self, old: int, new: int) -> None:
+        """A client has come back over another connection: what it held it holds; what it had asked it will ask again."""
+
+    def hold(self, ask: Ask, now: float) -> None:
+        """A client's step is under way since before this server was started: it has its turn, or its patience begins anew."""
+
+    def recall(self, steps: Mapping[str, int], order: Sequence[str]) -> None:
+        """What was so before this server was started.
+
+        Args:
+            steps: of each client since the last mean.
+            order: clients by when they last learnt, the latest last.
+        """
 
     def learns(self, connection: int) -> bool:
         """Whether a graph waits for this connection's gradient."""

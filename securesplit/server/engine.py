@@ -15,7 +15,7 @@ from torch import Tensor
 
 from securesplit.errors import RemoteProtocolError
 from securesplit.model.code import CutCode
-from securesplit.model.descent import Recipe
+from securesplit.model.descent import NamedTensor, Recipe
 from securesplit.model.parts import Middle, PartCache
 from securesplit.server.caches import Cached, CacheStore, Lane, Room
 from securesplit.server.fleet import Fleet
@@ -115,6 +115,27 @@ class Engine:
         """
         return self.fleet.of(gradients[0].who).backward(gradients)
 
+    @property
+    def waiting(self) -> frozenset[str]:
+        """Clients whose gradients are due."""
+        return self.fleet.waiting
+
+    def give_up(self, client: str) -> None:
+        """Drop what waits for this client's gradient, if anything does."""
+        self.fleet.of(client).forget(client)
+
+    def state(self) -> tuple[NamedTensor, ...]:
+        """What learns, and its optimisers; neither graphs nor decoding caches."""
+        return self.fleet.state()
+
+    def restore(self, state: Sequence[NamedTensor]) -> None:
+        """Go on from what :meth:`state` gave for the same job.
+
+        Raises:
+            InputError: SS-1250 when it is of other adapters.
+        """
+        self.fleet.restore(state)
+
     def decode(self, connection: int, cache: int, lengths: tuple[int, ...], hidden: Tensor, client: str = "") -> Tensor:
         """Extend a decoding cache by rows of each of its sequences, (sum(lengths), D or k) -> (sum(lengths), D).
 
@@ -170,9 +191,8 @@ class Engine:
         """Forget one decoding cache."""
         self.caches.drop((connection, cache))
 
-    def forget(self, connection: int, client: str = "") -> None:
-        """Forget everything of a connection, and the graph that waits for its client."""
-        self.fleet.of(client).forget(client)
+    def forget(self, connection: int) -> None:
+        """Forget everything of a connection."""
         self.caches.forget(connection)
 
     def _decoded(self, rows: Tensor) -> Tensor:

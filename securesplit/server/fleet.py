@@ -36,6 +36,11 @@ class Fleet:
         """The copy that this client learns with; guests use the last mean."""
         return self._of.get(client, self.common)
 
+    @property
+    def waiting(self) -> frozenset[str]:
+        """Clients whose gradients are due."""
+        return frozenset(client for learner in (self.common, *self._copies) for client in learner.waits_for)
+
     def learnt(self, client: str, sequences: int) -> None:
         """A copy has learnt from so many sequences of a client."""
         if (learner := self._of.get(client)) is not None:

@@ -6,13 +6,14 @@ hierarchical mode, whose copies are averaged when everybody who is expected has 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from securesplit.errors import RemoteProtocolError
 from securesplit.protocol.messages import Backward, Forward
 from securesplit.protocol.training import Order
 from securesplit.server.attendance import Attendance
-from securesplit.server.course import Ask, Average, Due, Run
+from securesplit.server.course import Ask, Average, Due, Pass
 
 __all__ = ["Lanes"]
 
@@ -61,20 +62,20 @@ class Lanes:
     def ask(self, ask: Ask, now: float) -> list[Due]:
         """See :class:`Course`. Evaluation waits for nothing but a mean that is due."""
         if isinstance(ask.message, Backward):
-            return [Run((ask,))]
+            return [Pass((ask,))]
         if self._complete(ask.name):
             self._refuse_second(ask)
             self._held.append(ask)
             self._attendance.waits(now)
             return self._settled(now)
-        return self._learn(ask, now) if ask.message.learn else [Run((ask,))]
+        return self._learn(ask, now) if ask.message.learn else [Pass((ask,))]
 
     def _learn(self, ask: Ask, now: float) -> list[Due]:
         lane = self._of[ask.name]
         self._attendance.comes(ask.name)
         if lane.holder is not None and lane.holder.connection == ask.connection:
             # Another step of the holder's own gives it no more time: its turn lasts until its backward.
-            return [Run((ask,))]
+            return [Pass((ask,))]
         self._refuse_second(ask)
         lane.waiting.append(ask)
         return self._next(lane, now)
@@ -129,6 +130,26 @@ class Lanes:
         owing = tuple(name for name in self._attendance.expected if not self._present(name))
         return late, self._all_next(now) if self._attendance.give_up(owing, now) else []
 
+    def move(self, old: int, new: int) -> None:
+        """See :class:`Course`."""
+        self._held = [ask for ask in self._held if ask.connection != old]
+        for lane in self._lanes:
+            lane.waiting = [ask for ask in lane.waiting if ask.connection != old]
+            if lane.holder is not None and lane.holder.connection == old:
+                lane.holder = replace(lane.holder, connection=new)
+
+    def hold(self, ask: Ask, now: float) -> None:
+        """See :class:`Course`."""
+        lane = self._of[ask.name]
+        lane.holder, lane.since, lane.last = ask, now, ask.name
+
+    def recall(self, steps: Mapping[str, int], order: Sequence[str]) -> None:
+        """See :class:`Course`."""
+        self._steps |= {name: count for name, count in steps.items() if name in self._steps}
+        for name in order:
+            if name in self._of:
+                self._of[name].last = name
+
     def learns(self, connection: int) -> bool:
         """See :class:`Course`."""
         return any(lane.holder is not None and lane.holder.connection == connection for lane in self._lanes)
@@ -156,7 +177,7 @@ class Lanes:
         lane.waiting.remove(ask)
         lane.holder, lane.since, lane.last = ask, now, ask.name
         self._attendance.served()
-        return [Run((ask,))]
+        return [Pass((ask,))]
 
     def _by_roster(self, lane: _Lane) -> Ask | None:
         """The step of the next one behind the last; None while that one has not asked."""
@@ -181,5 +202,5 @@ class Lanes:
         due: list[Due] = [Average()]
         for ask in sorted(held, key=lambda ask: ask.name):
             assert isinstance(ask.message, Forward)
-            due += self._learn(ask, now) if ask.message.learn else [Run((ask,))]
+            due += self._learn(ask, now) if ask.message.learn else [Pass((ask,))]
         return due

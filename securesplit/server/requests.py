@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from securesplit.errors import RemoteProtocolError, SecureSplitError
 from securesplit.privacy.released import Codec
-from securesplit.protocol.messages import Backward, Declined, DropCache, Forward, Gradient, Hidden, KeepAnchor, Message
+from securesplit.protocol.messages import Declined, DropCache, Forward, Hidden, KeepAnchor
 from securesplit.server.anchors import KeptAnchors
 from securesplit.server.caches import POLITE
 from securesplit.server.connection import Answer, Together
 from securesplit.server.course import Ask
 from securesplit.server.engine import Batch, Engine
-from securesplit.server.learner import Rows
+from securesplit.server.steps import Part, Steps
 from securesplit.transport.actions import Work
 from securesplit.transport.tensors import blob_of, tensor_of
 
@@ -29,15 +29,14 @@ class Requests:
         engine: gives B.
         kept: what clients asked to keep.
         codec: the job's.
-        uniform: whether clients whose steps are one count the same, instead of by their sequences.
+        steps: does what learns.
     """
 
-    def __init__(self, engine: Callable[[], Engine], kept: KeptAnchors, codec: Codec, *, uniform: bool = False) -> None:
+    def __init__(self, engine: Callable[[], Engine], kept: KeptAnchors, codec: Codec, steps: Steps) -> None:
         self._engine = engine
         self._kept = kept
         self._codec = codec
-        self._uniform = uniform
-        self._sequences: dict[str, int] = {}  # Of each client's pending step.
+        self._steps = steps
 
     def run(self, asks: tuple[Ask, ...]) -> Work:
         """One request, or the batches or gradients of several clients as one."""
@@ -62,9 +61,9 @@ class Requests:
 
         return Work(connection, run)
 
-    def average(self, *, uniform: bool) -> Work:
+    def average(self) -> Work:
         """Average the copies of B."""
-        return Work(0, lambda: self._engine().fleet.average(uniform=uniform))
+        return Work(0, self._steps.average)
 
     def _together(self, asks: tuple[Ask, ...]) -> Together:
         try:
@@ -73,33 +72,19 @@ class Requests:
             return Together((), asks, error)
 
     def _answers(self, asks: tuple[Ask, ...]) -> tuple[Answer, ...]:
-        forward = [(ask, ask.message) for ask in asks if isinstance(ask.message, Forward)]
-        replies: list[Message]
-        if forward:
-            batches = [Batch(a.name, m.step, m.lengths, tensor_of(m.hidden), m.gain) for a, m in forward]
-            outputs = self._engine().forward(batches, learn=forward[0][1].learn)
-            replies = [
-                Hidden(step=b.step, hidden=blob_of(output, self._codec))
-                for b, output in zip(batches, outputs, strict=True)
-            ]
-            if forward[0][1].learn:
-                self._sequences |= {b.client: len(b.lengths) for b in batches}
-        else:
-            pulls = self._weighted([(a, a.message) for a in asks if isinstance(a.message, Backward)])
-            got = self._engine().backward(pulls)
-            for pull in pulls:
-                self._engine().fleet.learnt(pull.who, self._sequences.get(pull.who, 0))
-            replies = [Gradient(step=p.step, gradient=blob_of(g, self._codec)) for p, g in zip(pulls, got, strict=True)]
-        return tuple(Answer(a.connection, a.name, a.message, reply) for a, reply in zip(asks, replies, strict=True))
+        (first, *_) = asks
+        if isinstance(first.message, Forward) and not first.message.learn:
+            return (self._evaluated(first, first.message),)
+        found = self._steps.apply([Part(ask.name, ask.run, ask.message) for ask in asks])
+        return tuple(
+            Answer(ask.connection, ask.name, ask.message, done.reply, ask.run, done.again)
+            for ask, done in zip(asks, found, strict=True)
+        )
 
-    def _weighted(self, asks: Sequence[tuple[Ask, Backward]]) -> list[Rows]:
-        """Each client's loss is a mean over its own batch; B's is a mean over the clients in the step."""
-        counts = [1 if self._uniform else self._sequences.get(a.name, 1) for a, _ in asks]
-        total = sum(counts)
-        return [
-            Rows(a.name, m.step, tensor_of(m.gradient), count / total)
-            for (a, m), count in zip(asks, counts, strict=True)
-        ]
+    def _evaluated(self, ask: Ask, message: Forward) -> Answer:
+        batch = Batch(ask.name, message.step, message.lengths, tensor_of(message.hidden), message.gain)
+        (output,) = self._engine().forward([batch], learn=False)
+        return Answer(ask.connection, ask.name, message, Hidden(step=message.step, hidden=blob_of(output, self._codec)))
 
     def keep(self, connection: int, certificate: bytes, message: KeepAnchor) -> Work:
         """Write down a client's sealed anchor."""
@@ -117,5 +102,11 @@ class Requests:
         return Work(connection, lambda: self._engine().drop_cache(connection, message.cache))
 
     def forget(self, connection: int, client: str) -> Work:
-        """Forget everything of a connection."""
-        return Work(connection, lambda: self._engine().forget(connection, client))
+        """Forget everything of a connection, and the graph that waits for this client, if one is named."""
+
+        def run() -> None:
+            self._engine().forget(connection)
+            if client:
+                self._steps.forget(client)
+
+        return Work(connection, run)

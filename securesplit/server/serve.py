@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,6 +20,7 @@ from securesplit.aggregate.server import ServerRound
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.journal.checkpoint import Checkpoints
 from securesplit.journal.events import Event, Loaded, Round
+from securesplit.kept.folder import Facts, Kept
 from securesplit.learning import prepare, recipe_of, table_of
 from securesplit.logged import open_journal, signer_of
 from securesplit.model.code import CutCode, read_code, refuse_other_code, save_code
@@ -42,6 +43,7 @@ from securesplit.server.endings import ClosedRuns
 from securesplit.server.engine import Engine
 from securesplit.server.recording import SumRecords
 from securesplit.server.rounds import RoundRecords
+from securesplit.server.steps import EVERY, Steps
 from securesplit.server.sums import Patience, Sums
 from securesplit.transport.limits import Limits
 from securesplit.transport.record import Record
@@ -90,6 +92,8 @@ def build_core(
     note: Callable[[Event], None] = lambda _event: None,
     checkpoints: Checkpoints | None = None,
     closed: ClosedRuns | None = None,
+    state: Kept | None = None,
+    every: int = EVERY,
 ) -> ServerCore:
     """The server's core, without a network.
 
@@ -106,9 +110,12 @@ def build_core(
         limits: what each client may use, and how much memory generation may.
         note: writes a row of the audit log.
         closed: the rounds that are over, for jobs with ``sums.attempts``; in memory alone when absent.
+        state: folder from which the learning goes on, and where it is kept.
+        every: learning steps between snapshots there.
 
     Raises:
-        InputError: SS-1431 when the job names another code, or none.
+        InputError: SS-1431 when the job names another code, or none; SS-1295 and as :class:`Steps` for a state that does not
+            fit.
     """
     digest, width = (None, None) if job.code is None else (job.code.digest, job.code.width)
     refuse_other_code(code, digest=digest, width=width, model=model)
@@ -152,7 +159,13 @@ def build_core(
         limits=limits,
         note=note,
         checkpoints=checkpoints,
+        steps=Steps(lambda: engine, job.codec, state, every=every, uniform=job.mode.weighting == "uniform"),
     )
+
+
+def state_facts(job: Job, policy: Policy, model: str) -> Facts:
+    """What a server's state belongs to."""
+    return Facts(party="server", job=job.digest, model=model, policy=policy.digest)
 
 
 def serve(
@@ -169,6 +182,8 @@ def serve(
     evidence: Path | None = None,
     limits: Limits | None = None,
     passphrase: Passphrase | None = None,
+    state: Path | None = None,
+    every: int = EVERY,
     ready: Callable[[str, int], None] = lambda _host, _port: None,
     progress: Callable[[str, float], None] = lambda _phase, _fraction: None,
 ) -> Served:
@@ -186,6 +201,9 @@ def serve(
         evidence: folder with the server's reports of the attack suite, for a policy with ``[leakage]`` limits.
         limits: what the server takes from whom; the defaults when absent.
         passphrase: asked once, when the server's key is encrypted.
+        state: folder of the learning's state: after a crash the same call goes on where it stood. None: a server that is
+            started again has forgotten what B learnt.
+        every: learning steps between snapshots there.
         ready: called with host and port once the server listens.
         progress: told of each phase when the model has to be made first.
 
@@ -193,7 +211,7 @@ def serve(
         PolicyDenied: SS-2003 when the policy is for loopback only and the address is not, SS-2001 with every breach when the
             job breaks the server's own policy, or its sums cannot be made.
             SS-2027 when the policy limits what attacks may get, and no fresh report proves it. LeakageExceeded: SS-7002.
-        InputError, ConnectionFailed: when files cannot be used.
+        InputError, ConnectionFailed: when files cannot be used. SS-1291, SS-1292, SS-1293, SS-1295 for the state folder.
     """
     host, port = split_listen(listen)
     _require_loopback(policy, host)
@@ -226,9 +244,11 @@ def serve(
     anchors = KeptAnchors(tls.folder.path / "anchors")
     closed = ClosedRuns(tls.folder.path / "closed-rounds.json")
     seen = None if record is None else SumRecords(record, directory, job)
+    kept = None if state is None else files.enter_context(closing(Kept.open(state, state_facts(job, policy, digest))))
     core = build_core(
         job, policy, middle, digest, known, anchors, worker=worker, records=records, seen=seen, limits=limits,
         note=record_of.require, checkpoints=Checkpoints(journal, verify_signature), closed=closed,
+        state=kept, every=every,
     )  # fmt: skip
     if record is not None:
         _write_public(record, job, policy, digest)
@@ -237,6 +257,7 @@ def serve(
     shell = Shell(core, tls, listen_for(job, policy, host, port, record, limits), record_of)
     with files:
         asyncio.run(_until_signal(shell, lambda found: ready(host, found)))
+        core.steps.commit()
     if out is not None:
         save_part_adapters(
             collect_adapters(middle, model=digest, table=table_of(core.job)), out / "adapter-middle.safetensors"

@@ -6,10 +6,13 @@ their gradients. Whoever keeps the others waiting beyond the patience is left ou
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
 from securesplit.errors import RemoteProtocolError
 from securesplit.protocol.messages import Backward
 from securesplit.server.attendance import Attendance
-from securesplit.server.course import Ask, Due, Run
+from securesplit.server.course import Ask, Due, Pass
 
 __all__ = ["Together"]
 
@@ -28,6 +31,7 @@ class Together:
         self._asked: dict[str, Ask] = {}
         self._inside: dict[str, Ask] = {}  # Whose rows the pending graph holds.
         self._brought: dict[str, Ask] = {}
+        self._computed: set[str] = set()  # Whose gradients are being computed.
         self._since = 0.0
 
     def ask(self, ask: Ask, now: float) -> list[Due]:
@@ -36,10 +40,14 @@ class Together:
             inside = self._inside.get(ask.name)
             if inside is None or (inside.connection, inside.message.step) != (ask.connection, ask.message.step):
                 raise RemoteProtocolError("SS-4014", "a gradient arrived for a step that is not pending")
+            if ask.name in self._computed:  # Said again while it is computed: the answer follows from that.
+                return [Pass((ask,))]
             self._brought[ask.name] = ask
             return self._backward()
         if not ask.message.learn:
-            return [Run((ask,))]
+            return [Pass((ask,))]
+        if (inside := self._inside.get(ask.name)) is not None and inside.message == ask.message:
+            return [Pass((ask,))]  # The same.
         if ask.name in self._asked:
             raise RemoteProtocolError("SS-4025", "a client sent a learning step while another of its own waits")
         self._attendance.comes(ask.name)
@@ -51,6 +59,7 @@ class Together:
         if not isinstance(ask.message, Backward) or ask.name not in self._inside:
             return []
         del self._inside[ask.name]
+        self._computed.discard(ask.name)
         return self._forward(now)
 
     def rests(self, name: str, now: float) -> list[Due]:
@@ -68,6 +77,7 @@ class Together:
         for asks in (self._asked, self._inside, self._brought):
             for name in [name for name, ask in asks.items() if ask.connection == connection]:
                 del asks[name]
+                self._computed.discard(name)
         return [*self._backward(), *self._forward(now)]
 
     def rise(self) -> None:
@@ -83,6 +93,22 @@ class Together:
         gone = not self._inside and self._attendance.give_up(owing, now)
         return slow, self._forward(now) if gone else []
 
+    def move(self, old: int, new: int) -> None:
+        """See :class:`Course`."""
+        self._asked = {name: ask for name, ask in self._asked.items() if ask.connection != old}
+        for asks in (self._inside, self._brought):
+            for name, ask in asks.items():
+                if ask.connection == old:
+                    asks[name] = replace(ask, connection=new)
+
+    def hold(self, ask: Ask, now: float) -> None:
+        """See :class:`Course`."""
+        self._inside[ask.name] = ask
+        self._since = now
+
+    def recall(self, steps: Mapping[str, int], order: Sequence[str]) -> None:
+        """See :class:`Course`. Nothing here hangs on it."""
+
     def learns(self, connection: int) -> bool:
         """See :class:`Course`."""
         return any(ask.connection == connection for ask in self._inside.values())
@@ -96,10 +122,11 @@ class Together:
         self._inside, self._asked = dict(sorted(self._asked.items())), {}
         self._attendance.served()
         self._since = now
-        return [Run(tuple(self._inside.values()))]
+        return [Pass(tuple(self._inside.values()))]
 
     def _backward(self) -> list[Due]:
-        if not self._inside or any(name not in self._brought for name in self._inside):
+        if not self._inside or self._computed or any(name not in self._brought for name in self._inside):
             return []
         brought, self._brought = dict(sorted(self._brought.items())), {}
-        return [Run(tuple(brought.values()))]
+        self._computed = set(brought)
+        return [Pass(tuple(brought.values()))]

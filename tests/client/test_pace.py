@@ -105,9 +105,9 @@ def test_the_rate_goes_on_over_the_rounds(house, alone):
     job = job_of(house, optimiser={"schedule": "linear", "client_steps": 8, "server_steps": 9})
     trainer, *_ = trainer_of(house, job)
     trainer._round(0)
-    assert trainer._rate == 1e-2
+    assert trainer._at.rate == 1e-2
     trainer._round(1)
-    assert trainer._rate == pytest.approx(1e-2 * (1 - trainer._moves / 2 / 8))
+    assert trainer._at.rate == pytest.approx(1e-2 * (1 - trainer._at.moves / 2 / 8))
     trainer._round(0)  # The rate is 0 by now: nothing moves, and that is no fault of the server's.
     assert np.abs(alone[-1]).max() == 0
 

@@ -28,6 +28,10 @@ def brought(update, number=3):
     return Brought(None, LAB, update, 17, number, "f" * 64, None, b"origin", b"alike" * 4)
 
 
+def again(path, gate):
+    return read_pending(path, gate, folder=None, policy=LAB, answers=None, records=None)
+
+
 def plain():
     return Gate(LAB, None).release_update(np.array([0.5, -0.25, 1e-300, -0.0]))
 
@@ -35,9 +39,9 @@ def plain():
 @pytest.mark.parametrize("kept", [None, KEPT])
 def test_what_is_read_is_what_was_written(tmp_path, kept):
     gate, path = Gate(LAB, None), tmp_path / "round"
-    assert read_pending(path, gate, brought(plain())) is None
+    assert again(path, gate) is None
     write_pending(path, gate, brought(plain()), kept)
-    found = read_pending(path, gate, brought(plain(), number=9))
+    found = again(path, gate)
     assert found.kept == kept
     assert found.brought.update.vector.tobytes() == plain().vector.tobytes()
     for name in ("weight", "number", "frozen", "origin", "alike"):
@@ -57,17 +61,17 @@ def test_a_noised_update_comes_back_without_a_second_draw_or_charge(tmp_path):
     ledger.close()
 
     ledger = Ledger(tmp_path / "ledger")
-    found = read_pending(path, Gate(policy, ledger), brought(plain()))
+    found = again(path, Gate(policy, ledger))
     assert np.array_equal(found.brought.update.vector, update.vector)
     assert (found.brought.update.noised, found.brought.update.honest) == (True, 1)
     assert list(ledger.entries()) == entries
     other = policy_of(ROUND, max_sequences=7)
     with pytest.raises(PolicyDenied, match="SS-2011"):
-        read_pending(path, Gate(other, ledger), brought(plain()))
+        again(path, Gate(other, ledger))
     ledger.close()
     stranger = Ledger(tmp_path / "elsewhere")
     with pytest.raises(PolicyDenied, match="SS-2011"):
-        read_pending(path, Gate(policy, stranger), brought(plain()))
+        again(path, Gate(policy, stranger))
     stranger.close()
 
 
@@ -80,7 +84,7 @@ def test_what_was_changed_on_disk_is_not_taken_for_released(tmp_path, field, val
     fields = msgpack.unpackb(path.read_bytes())
     path.write_bytes(msgpack.packb({**fields, field: value}))
     with pytest.raises(PolicyDenied, match="SS-2011"):
-        read_pending(path, gate, brought(plain()))
+        again(path, gate)
 
 
 @given(st.binary(max_size=60))
@@ -88,4 +92,4 @@ def test_garbage_is_refused_by_its_code(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("pending") / "round"
     path.write_bytes(data)
     with pytest.raises(AggregationAborted, match="SS-6035"):
-        read_pending(path, Gate(LAB, None), brought(plain()))
+        again(path, Gate(LAB, None))

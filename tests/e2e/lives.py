@@ -176,7 +176,7 @@ class World:
         """What enters the round: from its file, where an earlier life left one; else released now, once."""
         gate, path = Gate(self.policy, None), self.folder / f"{name}.round"
         like = Brought(self.house.folder(name), self.policy, None, 2, number, "0" * 64, answers, b"start %d" % number)
-        pending = read_pending(path, gate, like)
+        pending = read_pending(path, gate, folder=like.folder, policy=self.policy, answers=answers, records=None)
         if pending is None or pending.brought.number != number:
             vector = np.random.default_rng([number, *name.encode()]).normal(scale=0.2, size=DIM)
             self.disks[name].releases += 1

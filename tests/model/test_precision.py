@@ -195,9 +195,10 @@ def test_a_learner_computes_twice_with_its_own_adapters(tiny, job):
         one, two = Learner(part, Recipe(1e-2), own=True), Learner(part, Recipe(1e-2), own=True)
         with torch.no_grad():
             two.parameters[0].add_(0.5)
-        one.forward("a", 1, rows.clone(), part)
-        two.forward("b", 1, rows.clone(), part)
-        found.append([two.backward("b", 1, rows), one.backward("a", 1, rows), *one.parameters, *two.parameters])
+        one.forward([Rows("a", 1, rows.clone())], lambda leaves, part=part: tuple(part(leaf) for leaf in leaves))
+        two.forward([Rows("b", 1, rows.clone())], lambda leaves, part=part: tuple(part(leaf) for leaf in leaves))
+        pulled = *two.backward([Rows("b", 1, rows)]), *one.backward([Rows("a", 1, rows)])
+        found.append([*pulled, *one.parameters, *two.parameters])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 

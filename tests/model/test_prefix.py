@@ -16,7 +16,7 @@ from securesplit.model.plan import CutPlan
 from securesplit.model.recompute import recompute_layers
 from securesplit.model.split import split_model
 from securesplit.protocol.adapters import Adapters
-from securesplit.server.learner import Learner
+from securesplit.server.learner import Learner, Rows
 from tests.model.test_tuning import IDS, exported, parts_of, shake
 
 TABLE = Adapters.model_validate({"rank": 1, "alpha": 1.0, "seed": 5, "method": "prefix", "prefix_length": 3})
@@ -110,8 +110,8 @@ def test_a_learner_moves_its_own_prefixes(tiny):
     one, two = Learner(middle, Recipe(1e-2), own=True), Learner(middle, Recipe(1e-2), own=True)
     assert len(one.parameters) == 6
     rows = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
-    one.forward("a", 0, rows.clone(), middle)
-    one.backward("a", 0, rows)
+    one.forward([Rows("a", 0, rows.clone())], lambda leaves: tuple(middle(leaf) for leaf in leaves))
+    one.backward([Rows("a", 0, rows)])
     moved = [not torch.equal(a, b) for a, b in zip(one.parameters, two.parameters, strict=True)]
     assert all(moved)
 

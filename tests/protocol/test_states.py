@@ -23,6 +23,7 @@ from securesplit.protocol.messages import (
     RoundKept,
     RoundReady,
     RoundStatus,
+    Run,
     Seal,
     Secagg,
     Welcome,
@@ -41,7 +42,7 @@ ALLOWED = {
     ("new", "client"): {Hello, *ENDS}, ("new", "server"): ENDS,
     ("greeting", "client"): ENDS, ("greeting", "server"): {Welcome, *ENDS},
     ("offered", "client"): {Confirm, *ENDS}, ("offered", "server"): ENDS,
-    ("open", "client"): {Forward, Backward, DropCache, KeepAnchor, RoundReady, RoundKept, Secagg, Seal, *ENDS},
+    ("open", "client"): {Forward, Backward, DropCache, KeepAnchor, RoundReady, RoundKept, Run, Secagg, Seal, *ENDS},
     ("open", "server"): {Hidden, Declined, Gradient, RoundBegin, RoundStatus, Secagg, Seal, *ENDS},
     ("closed", "client"): set(), ("closed", "server"): set(),
 }  # fmt: skip

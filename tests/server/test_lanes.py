@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from securesplit.protocol.messages import Backward, Blob, Forward
 from securesplit.server.attendance import Attendance
-from securesplit.server.course import Ask, Average, Run
+from securesplit.server.course import Ask, Average, Pass
 from securesplit.server.lanes import Lanes
 
 ROWS = Blob(dtype="f32", shape=(1, 1), data=bytes(4))
@@ -42,7 +42,7 @@ def test_one_lane_is_a_queue_with_one_holder(moves):
             if who in [c for c, _ in queue]:
                 continue  # A client waits for its answer before it asks again.
             step = forward(who, number)
-            wanted = [Run((step,))] if holder in {None, who} else []
+            wanted = [Pass((step,))] if holder in {None, who} else []
             if wanted:
                 holder = who
             else:
@@ -56,7 +56,7 @@ def test_one_lane_is_a_queue_with_one_holder(moves):
         if holder == who:
             following = queue.popleft() if queue else None
             holder = following[0] if following else None
-            wanted = [Run((following[1],))] if following else []
+            wanted = [Pass((following[1],))] if following else []
         assert got == wanted
 
 

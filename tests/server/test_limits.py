@@ -9,7 +9,7 @@ from securesplit.protocol.codec import Caps, encode
 from securesplit.protocol.messages import Backward, Blob, Bye, Confirm, Failure, Forward, Hello, Secagg
 from securesplit.protocol.session import Party, Session
 from securesplit.server.attendance import Attendance
-from securesplit.server.course import Ask, Run
+from securesplit.server.course import Ask, Pass
 from securesplit.server.lanes import Lanes
 from securesplit.server.quotas import Quotas
 from securesplit.transport.limits import ClientLimits, Handshakes, Limits
@@ -79,13 +79,13 @@ def test_one_learning_step_waits_for_its_turn_and_no_second_one():
     names = ("a", "b", "c")
     lanes = Lanes((names,), Attendance(names, 60.0))
     first = Ask(1, "a", forward())
-    assert lanes.ask(first, 0.0) == [Run((first,))]
+    assert lanes.ask(first, 0.0) == [Pass((first,))]
     assert lanes.ask(second := Ask(2, "b", forward()), 0.0) == []
     with pytest.raises(RemoteProtocolError) as caught:
         lanes.ask(Ask(2, "b", forward(1)), 0.0)
     assert caught.value.code == "SS-4025"
     assert lanes.ask(Ask(3, "c", forward()), 0.0) == []
-    assert lanes.done(Ask(1, "a", Backward(step=0, gradient=forward().hidden)), 1.0) == [Run((second,))]
+    assert lanes.done(Ask(1, "a", Backward(step=0, gradient=forward().hidden)), 1.0) == [Pass((second,))]
 
 
 def test_a_greeting_that_is_not_finished_gives_its_place_back(house):

@@ -1,0 +1,156 @@
+"""A run that is killed again and again ends as one that was never touched: adapters to the bit, each release paid once.
+
+The oracle is the run without a crash, and for the ledger what reached the server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from securesplit.client.memory import Remembered
+from securesplit.client.resume import is_finished, ready
+from securesplit.errors import InputError
+from securesplit.kept.folder import Facts, Kept
+from securesplit.privacy import mechanism
+from securesplit.privacy.ledger import Ledger
+from securesplit.protocol.messages import Blob, Bye, Forward
+from tests.client.test_regimes import STEP, with_releases
+from tests.e2e.house import FROZEN, LAB, ROUND, policy_of, sentences
+from tests.e2e.wreck import Wreck, dangerous
+
+TEXTS = sentences(6, seed=5)
+PRIVATE = {
+    "frozen": FROZEN,
+    "round": with_releases(ROUND, 9, 9, 9),
+    "step": with_releases(STEP, 9, 9, 9),
+}
+
+
+@pytest.fixture
+def wrecks(house, tmp_path, monkeypatch):
+    """Makes runs, with a moment before and after everything that lasts."""
+    made: list[Wreck] = []
+
+    def make(policy, crashes=lambda _n: False, **options):
+        job = house.job(rounds=2, epochs=options.pop("epochs", 1), blind=not policy.unsafe)
+        made.append(Wreck.__new__(Wreck))
+        made[-1].moments, made[-1].crashes = 0, crashes
+        made[-1].__init__(house, job, policy, TEXTS, tmp_path / f"run{len(made)}", crashes, **options)
+        return made[-1]
+
+    with dangerous(monkeypatch, lambda: made[-1]):
+        yield make
+    for wreck in made:
+        wreck._kept.close()
+
+
+def quiet(monkeypatch):
+    """Noise that depends on nothing but what it covers, so that two runs can be compared."""
+
+    def like(rows):
+        seed = int.from_bytes(hashlib.sha256(rows.numpy().tobytes()).digest()[:7], "little")
+        return torch.randint(-50, 51, rows.shape, generator=torch.Generator().manual_seed(seed), dtype=rows.dtype)
+
+    monkeypatch.setattr(mechanism, "discrete_gaussian_like", like)
+    monkeypatch.setattr(
+        "securesplit.privacy.gate.discrete_gaussian", lambda shape: np.arange(np.prod(shape)).reshape(shape) % 17
+    )
+
+
+def now_and_then(seed, one_in=30):
+    """Dies at moments that nobody foresees, and that are the same in every run of the test."""
+    dice = random.Random(seed)
+    return lambda _n: dice.random() < 1 / one_in
+
+
+def outcome(wreck):
+    trained, _ = wreck.run()
+    return wreck.adapters(), trained.curve, [r.losses for r in trained.rounds], trained.steps
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_that_dies_all_the_time_ends_as_one_that_does_not(wrecks, seed):
+    policy = policy_of(LAB)
+    calm = wrecks(policy, epochs=2)
+    expected = outcome(calm)
+    wreck = wrecks(policy, now_and_then(seed), epochs=2)
+    assert outcome(wreck) == expected
+    assert wreck.deaths > 2
+    assert wreck.server_deaths > 2
+    assert all(len(payloads) == 1 for payloads in wreck.releases().values()), "a step number had two contents"
+    assert wreck.releases() == calm.releases()
+    assert wreck.core.steps.taken == calm.core.steps.taken, "a step was learnt twice"
+
+
+@pytest.mark.parametrize("regime", sorted(PRIVATE))
+def test_a_private_run_that_dies_pays_for_each_release_once(wrecks, regime):
+    """What reached the server is what the ledger says, entry by entry; no number of a step had two contents."""
+    policy = policy_of(PRIVATE[regime])
+    calm = wrecks(policy)
+    calm.run()
+    wreck = wrecks(policy, now_and_then(len(regime), 25))
+    wreck.run()
+    assert wreck.deaths > 2
+    assert wreck.server_deaths > 0
+    assert all(len(payloads) == 1 for payloads in wreck.releases().values())
+    assert wreck.releases().keys() == calm.releases().keys()
+    ledgers = [Ledger(run.folder / "ledger", anchors=run.folder / "anchors") for run in (calm, wreck)]
+    counts = [Counter(entry.channel for entry in ledger.entries()) for ledger in ledgers]
+    paid = {entry.payload for entry in ledgers[1].entries()}
+    assert counts[0] == counts[1], "a crash was paid for"
+    assert ledgers[0].spent_units() == ledgers[1].spent_units()
+    sent = {hashlib.sha256(block).hexdigest() for block in wreck.blocks()}
+    updates = {hashlib.sha256(vector).hexdigest() for vector in wreck.given}
+    assert sent <= paid
+    if regime == "round":
+        assert updates <= paid
+    assert paid == sent | {
+        entry.payload for entry in ledgers[1].entries() if entry.channel in {"update", "peers", "bare"}
+    }
+    for ledger in ledgers:
+        ledger.verify()
+        ledger.close()
+
+
+@pytest.mark.parametrize("regime", sorted(PRIVATE))
+def test_a_private_run_that_dies_has_the_same_adapters_under_the_same_noise(wrecks, monkeypatch, regime):
+    quiet(monkeypatch)
+    policy = policy_of(PRIVATE[regime])
+    expected = outcome(wrecks(policy))
+    wreck = wrecks(policy, now_and_then(3 * len(regime), 25))
+    assert outcome(wreck) == expected
+    assert wreck.deaths + wreck.server_deaths > 4
+
+
+def test_a_new_run_does_not_take_an_unfinished_ones_place(tmp_path):
+    out, facts = tmp_path / "out", Facts(party="alice", job="j", model="m", policy="p")
+    assert not is_finished(out)
+    assert ready(out, resume=False) == ready(out, resume=True) == out / "state"
+    kept = Kept.open(out / "state", facts)
+    with pytest.raises(InputError, match="interrupted") as caught:
+        ready(out, resume=False)
+    assert caught.value.code == "SS-1290"
+    assert ready(out, resume=True).is_dir()
+    kept.finish("done")
+    kept.close()
+    assert is_finished(out)
+    assert not ready(out, resume=False).exists(), "a finished run makes room"
+
+
+def test_a_run_whose_requests_are_others_than_before_stops(wrecks):
+    wreck = wrecks(policy_of(LAB), lambda n: n == 60)
+    request = Forward(step=0, lengths=(1,), learn=True, hidden=Blob(dtype="f32", shape=(1, 1), data=bytes(4)))
+    kept = Kept.open(wreck.folder / "other", Facts(party="a", job="j", model="m", policy="p"))
+    Remembered(kept).keep(request, Bye())
+    kept.close()
+    kept = Kept.open(wreck.folder / "other", Facts(party="a", job="j", model="m", policy="p"))
+    with pytest.raises(InputError) as caught:
+        Remembered(kept).recall(request.model_copy(update={"step": 1}))
+    assert caught.value.code == "SS-1294"
+    kept.close()

@@ -27,6 +27,7 @@ from securesplit.protocol.messages import (
     Hello,
     KeepAnchor,
     Message,
+    RoundBegin,
     RoundKept,
     RoundReady,
     Seal,
@@ -111,6 +112,7 @@ class ServerCore:
         self._connections: dict[int, Connection] = {}
         self._sums_at: dict[str, int] = {}
         self._course = course_of(job)
+        self._begun = b""  # Name of the last sum's run.
         self._finished = 0  # Sums, as far as the course knows.
         self._count = 0
         self._now = 0.0
@@ -166,7 +168,7 @@ class ServerCore:
             if self.sums.finished > self._finished:  # Before anybody hears of it and steps again.
                 self._finished = self.sums.finished
                 self._course.rise()
-            return self._deliver(result.outbound)
+            return [*self._begins(result.outbound), *self._deliver(result.outbound)]
         peer = self._connections.get(connection)
         if isinstance(result, Together):
             return [action for answer in result.answers for action in self._answered(answer)] + [
@@ -180,13 +182,22 @@ class ServerCore:
             return self._refuse(connection, peer, result)
         return self._seal(connection, peer, result) if isinstance(result, Sealed) else []
 
+    def _begins(self, outbound: list[Outbound]) -> list[Action]:
+        """What is due before a sum that has just begun."""
+        runs = {item.message.run for item in outbound if isinstance(item.message, RoundBegin)} - {self._begun}
+        if not runs:
+            return []
+        (self._begun,) = runs
+        return self._due(self._course.begins(self._now))
+
     def _answered(self, answer: Answer) -> list[Action]:
         connection, request = answer.connection, answer.request
         peer = self._connections.get(connection)
         if peer is None:
-            # It went while its request was computed; what the computation kept for it is dropped.
+            # It went while its request was computed; what the computation kept for it is dropped, but not its new session's.
+            again = any(c.name == answer.client and self._course.learns(n) for n, c in self._connections.items())
             learns = isinstance(request, Forward) and request.learn
-            return [self._work.forget(connection, answer.client)] if learns else []
+            return [self._work.forget(connection, "" if again else answer.client)] if learns else []
         if isinstance(answer.reply, Declined):  # Not an answer: the same request again is computed.
             _log.info("connection %d (%s) is declined a decoding step: %s", connection, peer.name, answer.reply.code)
             return self._send(connection, answer.reply)

@@ -152,7 +152,7 @@ class Trainer:
         turn, learns = turn_in(client.job, number), learns_in(client.job, client.link.name, number)
         factor = turn.summed
         frozen, alike = client.frozen_digest(number, factor), client.alike_digest(number, factor, self._heard)
-        origin = client.origin_digest(factor)
+        origin = client.origin_digest(factor) if learns else b""
         client.train(turn.learned)
         start, before = client.read(factor), client.held()
         match client.regime:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from securesplit.errors import RemoteProtocolError, SecureSplitError
+from torch import Tensor
+
+from securesplit.errors import LocalProtocolError, RemoteProtocolError, SecureSplitError
 from securesplit.privacy.released import Codec
 from securesplit.protocol.messages import Backward, Declined, DropCache, Forward, Gradient, Hidden, KeepAnchor, Message
 from securesplit.server.anchors import KeptAnchors
@@ -42,7 +44,7 @@ class Requests:
     def run(self, asks: tuple[Ask, ...]) -> Work:
         """One request, or the batches or gradients of several clients as one."""
         if len(asks) == 1:
-            return Work(asks[0].connection, lambda: self._answers(asks)[0])
+            return Work(asks[0].connection, lambda: self._answer(asks[0], *self._computed(asks)[0]))
         return Work(0, lambda: self._together(asks))
 
     def decode(self, connection: int, client: str, message: Forward) -> Work:
@@ -68,29 +70,43 @@ class Requests:
 
     def _together(self, asks: tuple[Ask, ...]) -> Together:
         try:
-            return Together(self._answers(asks))
+            computed = self._computed(asks)
         except SecureSplitError as error:
             return Together((), asks, error)
+        except Exception as error:  # noqa: BLE001 (the work is nobody's own: who is in the step would hear nothing)
+            _log.error("a computation failed: %s", type(error).__name__)
+            return Together(
+                (), asks,
+                LocalProtocolError("SS-4190", "the server failed inside a computation", hint="See the server's log."),
+            )  # fmt: skip
+        answers, failed, fault = list[Answer](), list[Ask](), None
+        for ask, (step, output) in zip(asks, computed, strict=True):
+            try:  # What cannot be told to one is nothing that the others did.
+                answers.append(self._answer(ask, step, output))
+            except SecureSplitError as error:
+                failed, fault = [*failed, ask], error
+        return Together(tuple(answers), tuple(failed), fault)
 
-    def _answers(self, asks: tuple[Ask, ...]) -> tuple[Answer, ...]:
+    def _answer(self, ask: Ask, step: int, output: Tensor) -> Answer:
+        blob = blob_of(output, self._codec)
+        forward = isinstance(ask.message, Forward)
+        reply: Message = Hidden(step=step, hidden=blob) if forward else Gradient(step=step, gradient=blob)
+        return Answer(ask.connection, ask.name, ask.message, reply)
+
+    def _computed(self, asks: tuple[Ask, ...]) -> list[tuple[int, Tensor]]:
+        """For each its step, and B's output or the gradient at B's input."""
         forward = [(ask, ask.message) for ask in asks if isinstance(ask.message, Forward)]
-        replies: list[Message]
         if forward:
             batches = [Batch(a.name, m.step, m.lengths, tensor_of(m.hidden), m.gain) for a, m in forward]
             outputs = self._engine().forward(batches, learn=forward[0][1].learn)
-            replies = [
-                Hidden(step=b.step, hidden=blob_of(output, self._codec))
-                for b, output in zip(batches, outputs, strict=True)
-            ]
             if forward[0][1].learn:
                 self._sequences |= {b.client: len(b.lengths) for b in batches}
-        else:
-            pulls = self._weighted([(a, a.message) for a in asks if isinstance(a.message, Backward)])
-            got = self._engine().backward(pulls)
-            for pull in pulls:
-                self._engine().fleet.learnt(pull.who, self._sequences.get(pull.who, 0))
-            replies = [Gradient(step=p.step, gradient=blob_of(g, self._codec)) for p, g in zip(pulls, got, strict=True)]
-        return tuple(Answer(a.connection, a.name, a.message, reply) for a, reply in zip(asks, replies, strict=True))
+            return [(b.step, output) for b, output in zip(batches, outputs, strict=True)]
+        pulls = self._weighted([(a, a.message) for a in asks if isinstance(a.message, Backward)])
+        got = self._engine().backward(pulls)
+        for pull in pulls:
+            self._engine().fleet.learnt(pull.who, self._sequences.get(pull.who, 0))
+        return [(p.step, gradient) for p, gradient in zip(pulls, got, strict=True)]
 
     def _weighted(self, asks: Sequence[tuple[Ask, Backward]]) -> list[Rows]:
         """Each client's loss is a mean over its own batch; B's is a mean over the clients in the step."""

@@ -71,9 +71,7 @@ class Finished(BaseModel):
     A loss is None where it was no number.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="ignore", strict=True, allow_inf_nan=False, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
     client: str
     policy: str
     policy_digest: str

@@ -209,6 +209,8 @@ class ServerCore:
             return self._refuse(connection, peer, error)
         peer.answered[type(request)] = answer
         actions = self._send(connection, answer.reply)
+        if isinstance(request, Backward) and self.job.mode.mode == "sequential":
+            self.sums.works(self._now)  # The others are ready at once, and wait for all of its steps.
         if isinstance(request, Forward | Backward):
             actions += self._due(self._course.done(Ask(connection, answer.client, request), self._now))
         return actions

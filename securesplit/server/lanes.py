@@ -61,7 +61,9 @@ class Lanes:
         self._patience = patience
         self._steps = dict.fromkeys(self._of, 0)
         self._held: list[Ask] = []
-        self._begun = False  # Whether a secure sum has begun, and a pending graph still keeps the mean before it from being made.
+        self._begun = (
+            False  # Whether a secure sum has begun, and a pending graph still keeps the mean before it from being made.
+        )
 
     def ask(self, ask: Ask, now: float) -> list[Due]:
         """See :class:`Course`. Evaluation waits for nothing but a mean that is due."""

@@ -44,7 +44,9 @@ class Together:
         if waiting is not None and waiting.connection == ask.connection:
             raise RemoteProtocolError("SS-4025", "a client sent a learning step while another of its own waits")
         self._attendance.comes(ask.name)
-        self._asked[ask.name] = ask  # Of a client that came back before its old connection was seen to be gone, the new one.
+        self._asked[ask.name] = (
+            ask  # Of a client that came back before its old connection was seen to be gone, the new one.
+        )
         return self._forward(now)
 
     def done(self, ask: Ask, now: float) -> list[Due]:
@@ -73,8 +75,8 @@ class Together:
         return [*self._backward(), *self._forward(now)]
 
     def begins(self, now: float) -> list[Due]:
-        """See :class:`Course`. There are no copies."""
-        return []
+        """See :class:`Course`. There are no copies to average; whoever is in the sum rests, and the others may go on."""
+        return self._forward(now)
 
     def rise(self) -> None:
         """See :class:`Course`."""

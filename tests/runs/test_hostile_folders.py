@@ -103,11 +103,7 @@ def test_names_do_not_speak_to_the_terminal(tmp_path):
 
 
 def test_a_folder_whose_name_is_no_text_is_listed(tmp_path):
-    os.mkdir(os.fsencode(tmp_path) + b"/\xff\xfe")
-    for name, value in (("about.json", ABOUT), ("run.json", RUN)):
-        path = os.fsencode(tmp_path) + b"/\xff\xfe/" + name.encode()
-        with open(path, "w") as file:
-            json.dump(value, file)
+    hostile(tmp_path / os.fsdecode(b"\xff\xfe"), run={})
     done = said("runs", "ls", tmp_path)
     assert done.exit_code == 0, done.exception
     assert "finished" in done.stdout

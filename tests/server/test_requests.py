@@ -16,9 +16,7 @@ ROWS = Blob(dtype="int8", shape=(1, 4), data=bytes(4 + 4))
 
 
 def asks() -> tuple[Ask, ...]:
-    return tuple(
-        Ask(n, name, Forward(step=0, lengths=(1,), learn=True, hidden=ROWS)) for n, name in enumerate("ab", 1)
-    )
+    return tuple(Ask(n, name, Forward(step=0, lengths=(1,), learn=True, hidden=ROWS)) for n, name in enumerate("ab", 1))
 
 
 def together(forward) -> Together:

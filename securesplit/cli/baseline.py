@@ -178,7 +178,9 @@ def _said(found: Estimate, sign: str = "") -> str:
 
 
 def _text(found: Comparison) -> str:
-    cells = _cells(found)
+    from securesplit.aggregate.findings import printable
+
+    cells = [[printable(cell) for cell in row] for row in _cells(found)]  # Of runs that may be another's.
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
     return "\n".join([_about(found), *lines])

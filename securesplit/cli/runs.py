@@ -19,6 +19,8 @@ app = typer.Typer(help="Runs: list them, show one, compare two.", no_args_is_hel
 Folder = Annotated[Path, typer.Argument(help="The --out folder of `securesplit train`.")]
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH = 60
+_MOST = 1e15
+"""Values beyond this are drawn as this: a file of another's making may hold sums that are no numbers."""
 _DIGEST = 12
 
 
@@ -47,7 +49,7 @@ def show_run(run: Folder, output: Output = "text") -> None:
         "about": None if found.about is None else found.about.model_dump(mode="json"),
         "record": None if found.finished is None else found.finished.model_dump(mode="json"),
     }  # fmt: skip
-    show(output, "\n".join(_story(found, curve, rows.losses)), value)
+    show(output, "\n".join(_printable(_story(found, curve, rows.losses))), value)
 
 
 @app.command("diff")
@@ -60,7 +62,7 @@ def diff(before: Folder, after: Folder, output: Output = "text") -> None:
     found = compare_runs(read_run(before), read_run(after))
     show(
         output,
-        "\n".join(_differences(found)),
+        "\n".join(_printable(_differences(found))),
         {
             "settings": [{"key": d.key, "before": d.before, "after": d.after} for d in found.settings],
             "policy": None if found.policy is None else {
@@ -76,6 +78,7 @@ def diff(before: Folder, after: Folder, output: Output = "text") -> None:
 
 def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
     """Values as blocks from the least to the most; where there are more than fit, means of neighbours."""
+    values = [min(_MOST, max(-_MOST, value)) for value in values]
     if not values:
         return ""
     count = min(width, len(values))
@@ -112,7 +115,10 @@ def _line(run: RunFolder) -> tuple[str, ...]:
 def _table(lines: Sequence[tuple[str, ...]]) -> str:
     if not lines:
         return "no runs"
-    rows = [("run", "began", "job", "policy", "regime", "steps", "loss", "epsilon", "state"), *lines]
+    from securesplit.aggregate.findings import printable
+
+    head = ("run", "began", "job", "policy", "regime", "steps", "loss", "epsilon", "state")
+    rows = [head, *(tuple(printable(cell) for cell in line) for line in lines)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
@@ -156,6 +162,13 @@ def _differences(found: RunDiff) -> list[str]:
         change = "" if figure.change is None else f" ({figure.change:+.6g})"
         lines.append(f"{figure.name}: {_number(figure.before)} -> {_number(figure.after)}{change}")
     return lines or ["no difference"]
+
+
+def _printable(lines: Sequence[str]) -> list[str]:
+    """A run may be another's, and names in it may hold commands for a terminal."""
+    from securesplit.aggregate.findings import printable
+
+    return [printable(line) for line in lines]
 
 
 def _value(value: object) -> str:

@@ -396,8 +396,14 @@ class Link:
         """
         return self._early.popleft() if self._early else self._receive(within)
 
+    @property
+    def _answered_within(self) -> float:
+        """The patience, or longer where the job lets a step wait for longer: for its turn, and then for a mean."""
+        training = None if self._session.job is None else self._session.job.training
+        return self._patience if training is None else max(self._patience, 2 * training.straggler_seconds)
+
     def _receive(self, within: float | None) -> Message:
-        wait = self._patience if within is None else within
+        wait = self._answered_within if within is None else within
         until = time.monotonic() + wait
         while isinstance(message := self._one(wait), RoundStatus):
             wait = max(until - time.monotonic(), 0.0)

@@ -1,8 +1,9 @@
 """The unsplit model, trained on the texts of all clients in one place: what splitting and protecting cost is measured from here.
 
 It takes the job's steps. In each round A and C learn what the job's mode of sharing lets them learn, with a fresh optimiser,
-B learns all the time with one of its own; batches come as the clients make them, in turns, one from each. For one client
-that is, without noise, the split's own training: equal losses at every step.
+B learns all the time with one of its own; batches come as the clients make them, in turns, one from each. Where nothing is
+summed A and C keep their optimiser and learn both factors, and in mode ``sequential`` a round has one client's batches. For
+one client that is, without noise, the split's own training: equal losses at every step.
 
 ``plain`` is LoRA as one would train it without any of this: both factors of every layer, one optimiser from the first step to
 the last, over the same batches in the same order.
@@ -66,31 +67,35 @@ def train_pooled(model: Joined, job: Job, data: Sequence[Texts], progress: Progr
     Args:
         model: with fresh adapters; it is changed.
         job: of the split run.
-        data: each client's.
+        data: each client's, in the order of their names.
         progress: told of every step.
         plain: both factors of all parts learn in every round, with one optimiser.
     """
     held_out = [batch for texts in data for batch in texts.held_out]
     rounds, epochs = job.schedule.rounds, job.schedule.epochs
-    total = rounds * epochs * sum(len(texts.batches) for texts in data)
+    turns = [_learning(job, data, number) for number in range(rounds)]
+    total = epochs * sum(len(texts.batches) for turn in turns for texts in turn)
     name = "unsplit, plain LoRA" if plain else "unsplit"
     model.learn("both", "both")
     served, ends = descent_of(model.served(), job, "server"), descent_of(model.ends(), job, "client")
     losses, curve, samples = list[float](), [model.mean_loss(held_out)], 0
-    for number in range(rounds):
+    for number, turn in enumerate(turns):
         if not plain and job.mode.summed:
             model.learn(turn_in(job, number).learned, "both")
             ends = descent_of(model.ends(), job, "client", moves=0 if ends is None else ends.moves)
-        # Who learns alone in a round does so here, too.
-        inside = data if job.mode.mode != "sequential" else data[number % len(data) :][:1]
-        for batch in pooled(inside, epochs):
+        for batch in pooled(turn, epochs):
             losses.append(one_step(model, batch, job, len(losses), (served, ends)))
             samples += len(batch.records)
-            progress(name, len(losses), max(total, len(losses)), losses[-1])
+            progress(name, len(losses), total, losses[-1])
         if ends is not None:
             ends.finish()
         curve.append(model.mean_loss(held_out))
     return Fitted(tuple(losses), tuple(curve), samples)
+
+
+def _learning(job: Job, data: Sequence[Texts], number: int) -> Sequence[Texts]:
+    """Whose batches a round has: everybody's, or one client's, as :func:`securesplit.client.sharing.learns_in` has it."""
+    return [data[number % len(data)]] if job.mode.mode == "sequential" else data
 
 
 def pooled(data: Sequence[Texts], epochs: int) -> Iterator[Batch]:

@@ -82,7 +82,8 @@ class Brought:
         frozen: digest of what all clients must hold alike.
         answers: remembers on disk which rounds were answered.
         alike: digest of what all clients must hold alike and the server must not learn.
-        origin: names what the update starts from, so that it enters sums over one set of clients only.
+        origin: names what the update starts from, so that it enters sums over one set of clients only; empty for zeros of a
+            client that does not learn in this round, which show nothing whatever they are summed with.
         records: directory for the round's record, which ``securesplit aggregate verify`` reads; None for none.
     """
 
@@ -97,6 +98,11 @@ class Brought:
     alike: bytes = b""
     records: Path | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether it brings public zeros."""
+        return not self.origin and not self.update.vector.any()
+
     def pinned(self, *, tried_again: bool) -> bytes:
         """Names the update to :class:`AnswerLog`, so that it enters sums over one set of clients only; empty when it may not care.
 
@@ -104,6 +110,8 @@ class Brought:
         a part of the sum's, two sums that differ by one client show that client's update with that part alone. So what was
         released is named by its own bytes; and a round that is tried again has one sum at most, whatever its updates are.
         """
+        if self.idle:
+            return b""
         if not self.update.noised:
             return self.origin
         if self.update.honest == 1 and not tried_again:
@@ -191,7 +199,7 @@ def _attempt(link: Link, brought: Brought, *, begun: bytes = b"", only: tuple[st
             worker = stack.enter_context(HeWorker())
         party = ClientRound(
             config, link.name, b.folder.cert_der, sign=b.folder.sign, verify=verifier(b.folder),
-            floors=floors_of(b.policy, honest=b.update.honest), persist=_answering(b.answers, only), noised=not pinned and b.update.noised,
+            floors=floors_of(b.policy, honest=b.update.honest), persist=_answering(b.answers, only), noised=b.idle or (not pinned and b.update.noised),
             alike=b.alike, origin=pinned, worker=worker,
         )  # fmt: skip
         try:

@@ -77,11 +77,8 @@ def _row(
     done = [f.finished for f in found if f.finished is not None]
     about = [f.about for f in found if f.about is not None]
     epsilons = [d.epsilon for d in done]
-    other = [
-        d.key.removeprefix("job.")
-        for d in job_differences(about[0].job, job.canonical())
-        if not d.key.startswith(_NOT_TRAINING)
-    ]
+    keys = [d.key for a in about for d in job_differences(a.job, job.canonical())]  # Folders may be of several jobs.
+    other = [key.removeprefix("job.") for key in dict.fromkeys(keys) if not key.startswith(_NOT_TRAINING)]
     samples = sum(round(d.steps / max(a.data.batches, 1) * a.data.records) for d, a in zip(done, about, strict=True))
     accuracies = [d.accuracy for d in done if d.accuracy is not None]
     if not measures and len(accuracies) == len(done):  # Each client's share of its own held-out records.

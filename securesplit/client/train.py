@@ -164,20 +164,20 @@ class Trainer:
         finally:
             self._at.ended()
 
-    def _begun(self, number: int, turn: Turn) -> Begun:
+    def _begun(self, number: int, turn: Turn, *, learns: bool) -> Begun:
         """What the round began from: now, or before the crash."""
         client, at, factor = self._client, self._at, turn.summed
         if at.begun is None:
             at.begun = Begun(
                 client.frozen_digest(number, factor), client.alike_digest(number, factor, at.heard),
-                client.origin_digest(factor), client.read(factor), client.snapshot(),
+                client.origin_digest(factor) if learns else b"", client.read(factor), client.snapshot(),
             )  # fmt: skip
         return at.begun
 
     def _run_round(self, number: int) -> RoundRecord:
         client, at = self._client, self._at
         turn, learns = turn_in(client.job, number), learns_in(client.job, client.link.name, number)
-        factor, begun = turn.summed, self._begun(number, turn)
+        factor, begun = turn.summed, self._begun(number, turn, learns=learns)
         start = begun.start
         client.train(turn.learned)
         match client.regime:

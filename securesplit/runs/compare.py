@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -82,7 +82,7 @@ def compare_runs(first: RunFolder, second: RunFolder) -> RunDiff:
 
 def job_differences(before: str, after: str) -> tuple[Difference, ...]:
     """What differs between two jobs in their canonical form, as keys that begin with ``job.``."""
-    return _different(dict(_flat("job", _parsed(before))), dict(_flat("job", _parsed(after))))
+    return _different(dict(_job(before)), dict(_job(after)))
 
 
 def _different(before: Mapping[str, Scalar], after: Mapping[str, Scalar]) -> tuple[Difference, ...]:
@@ -96,7 +96,7 @@ def _settings(about: About) -> Iterator[tuple[str, Scalar]]:
     yield "regime", about.regime
     yield "policy.name", about.policy_name
     yield "policy.digest", about.policy_digest
-    yield from _flat("job", _parsed(about.job))
+    yield from _job(about.job)
     yield from ((f"options.{option.name}", option.value) for option in about.options)
     for name, part in (("seeds", about.seeds), ("versions", about.versions), ("data", about.data)):
         yield from _flat(name, part.model_dump(mode="json"))
@@ -113,11 +113,12 @@ def _flat(name: str, value: object) -> Iterator[tuple[str, Scalar]]:
         yield name, json.dumps(value)
 
 
-def _parsed(text: str) -> object:
+def _job(text: str) -> Sequence[tuple[str, Scalar]]:
+    """A job's settings; the text itself where it is none, as in a file of another's making."""
     try:
-        return json.loads(text)
-    except ValueError:
-        return text
+        return tuple(_flat("job", json.loads(text, parse_constant=str)))
+    except (ValueError, RecursionError):
+        return (("job", text),)
 
 
 def _policies(first: About, second: About) -> tuple[Change, ...] | None:

@@ -7,6 +7,7 @@ there is shown; nothing of another's making brings the list down.
 from __future__ import annotations
 
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,15 +39,19 @@ State = Literal["finished", "running", "interrupted", "damaged"]
 M = TypeVar("M", bound=BaseModel)
 _DEPTH = 3
 _TAIL = 1 << 16
+_MOST_BYTES = 1 << 26
 _OWN = ("adapter-*.safetensors", "round-*.npz", "round-*.record")
+
+
+Whole = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class ChannelLine(BaseModel):
     """What one channel has cost so far."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
     channel: str
-    releases: int
+    releases: Whole
     mu: float
     epsilon: float
 
@@ -56,8 +61,8 @@ class ReleasedLine(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
     channel: str
-    releases: int
-    bytes: int
+    releases: Whole
+    bytes: Whole
 
 
 class Finished(BaseModel):
@@ -66,13 +71,13 @@ class Finished(BaseModel):
     A loss is None where it was no number.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
     client: str
     policy: str
     policy_digest: str
     job: str
     regime: str
-    steps: Annotated[int, Field(ge=0)]
+    steps: Whole
     loss: float | None
     initial_loss: float | None
     curve: tuple[float | None, ...] = ()
@@ -84,8 +89,8 @@ class Finished(BaseModel):
     relation: str = "replace-one"
     channels: tuple[ChannelLine, ...] = ()
     released: tuple[ReleasedLine, ...] = ()
-    bytes_up: int
-    bytes_down: int
+    bytes_up: Whole
+    bytes_down: Whole
     seconds: float
 
 
@@ -216,6 +221,10 @@ def _folders(root: Path, depth: int) -> Iterator[Path]:
 def _read(path: Path, kind: type[M], faults: list[str]) -> M | None:
     """The file as a model; None, and a fault for each thing that is wrong, where it is none."""
     try:
+        # Reading a pipe or a device would never end.
+        if not stat.S_ISREG((found := path.stat()).st_mode) or found.st_size > _MOST_BYTES:
+            faults.append(f"{path.name}: no file, or larger than any that a run writes")
+            return None
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None

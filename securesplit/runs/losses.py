@@ -29,9 +29,9 @@ class RecordLoss(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
-    source: Annotated[int, Field(ge=0)]
+    source: Annotated[int, Field(ge=0, lt=1 << 63)]
     nats: Annotated[float, Field(ge=0)] | None
-    tokens: Annotated[int, Field(ge=0)]
+    tokens: Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 def write_losses(folder: Path, losses: Sequence[RecordLoss]) -> None:
@@ -48,6 +48,8 @@ def read_losses(folder: Path) -> tuple[RecordLoss, ...]:
     """
     path = folder / HELD_OUT
     try:
+        if path.exists() and not path.is_file():  # Reading a pipe would never end.
+            raise OSError
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise InputError(

@@ -60,13 +60,13 @@ class Row(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
     kind: Kind
-    step: Annotated[int, Field(ge=0)]
-    round: Annotated[int, Field(ge=0)]
+    step: Annotated[int, Field(ge=0, lt=1 << 63)]
+    round: Annotated[int, Field(ge=0, lt=1 << 63)]
     loss: float | None
     lr: float | None = None
     seconds: Annotated[float, Field(ge=0)]
-    bytes_up: Annotated[int, Field(ge=0)]
-    bytes_down: Annotated[int, Field(ge=0)]
+    bytes_up: Annotated[int, Field(ge=0, lt=1 << 63)]
+    bytes_down: Annotated[int, Field(ge=0, lt=1 << 63)]
     epsilon: Annotated[float, Field(ge=0)] | None = None
 
 
@@ -197,6 +197,8 @@ def read_metrics(folder: Path, *, last_bytes: int = _MOST_BYTES) -> Rows:
         folder: of the run.
         last_bytes: look at no more than the end of the file.
     """
+    if (folder / METRICS).exists() and not (folder / METRICS).is_file():  # Reading a pipe would never end.
+        return Rows((), torn=False, faults=(f"{METRICS}: no file",))
     try:
         with (folder / METRICS).open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -222,6 +224,8 @@ def read_metrics(folder: Path, *, last_bytes: int = _MOST_BYTES) -> Rows:
 
 def is_written(folder: Path) -> bool:
     """Whether a process is writing this run's rows now."""
+    if not (folder / METRICS).is_file():
+        return False
     try:
         with (folder / METRICS).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

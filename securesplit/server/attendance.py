@@ -32,7 +32,12 @@ class Attendance:
     def __init__(self, roster: tuple[str, ...], patience: float) -> None:
         self._patience = patience
         self._presence = dict.fromkeys(sorted(roster), Presence.EXPECTED)
-        self._waiting: float | None = None
+        self._waiting: dict[int, float] = {}  # What is waited for, and since when.
+
+    @property
+    def roster(self) -> tuple[str, ...]:
+        """All clients; guests are none of them."""
+        return tuple(self._presence)
 
     @property
     def expected(self) -> tuple[str, ...]:
@@ -63,21 +68,26 @@ class Attendance:
             if presence is Presence.RESTS:
                 self._presence[name] = Presence.EXPECTED
 
-    def waits(self, now: float) -> None:
-        """Somebody waits for others from now on, if nobody did before."""
-        if self._waiting is None:
-            self._waiting = now
+    def waits(self, now: float, what: int = 0) -> None:
+        """Somebody waits for others from now on, if nobody did before.
 
-    def served(self) -> None:
-        """Nobody waits any more."""
-        self._waiting = None
+        Args:
+            now: the time.
+            what: number of the thing that is waited for; each has a clock of its own, which no progress elsewhere sets back.
+        """
+        self._waiting.setdefault(what, now)
 
-    def give_up(self, owing: tuple[str, ...], now: float) -> tuple[str, ...]:
+    def served(self, what: int = 0) -> None:
+        """Nobody waits for this any more."""
+        self._waiting.pop(what, None)
+
+    def give_up(self, owing: tuple[str, ...], now: float, what: int = 0) -> tuple[str, ...]:
         """After the patience those who owe a step are absent; who they are."""
-        if self._waiting is None or now - self._waiting <= self._patience:
+        since = self._waiting.get(what)
+        if since is None or now - since <= self._patience:
             return ()
         late = tuple(name for name in owing if self._presence[name] is Presence.EXPECTED)
         for name in late:
             self._presence[name] = Presence.ABSENT
-        self._waiting = None
+        self.served(what)
         return late

@@ -27,6 +27,7 @@ from securesplit.protocol.messages import (
     Hello,
     KeepAnchor,
     Message,
+    RoundBegin,
     RoundKept,
     RoundReady,
     Run,
@@ -125,6 +126,7 @@ class ServerCore:
         for ask in self._held:
             self._away[ask.name] = (ask.connection, ask.run)
             self._course.hold(ask, 0.0)
+        self._begun = b""  # Name of the last sum's run.
         self._finished = 0  # Sums, as far as the course knows.
         self._count = 0
         self._now = 0.0
@@ -180,7 +182,7 @@ class ServerCore:
             if self.sums.finished > self._finished:  # Before anybody hears of it and steps again.
                 self._finished = self.sums.finished
                 self._course.rise()
-            return self._deliver(result.outbound)
+            return [*self._begins(result.outbound), *self._deliver(result.outbound)]
         peer = self._connections.get(connection)
         if isinstance(result, Together):
             return [action for answer in result.answers for action in self._answered(answer)] + [
@@ -193,6 +195,14 @@ class ServerCore:
         if isinstance(result, SecureSplitError):
             return self._refuse(connection, peer, result)
         return self._seal(connection, peer, result) if isinstance(result, Sealed) else []
+
+    def _begins(self, outbound: list[Outbound]) -> list[Action]:
+        """What is due before a sum that has just begun."""
+        runs = {item.message.run for item in outbound if isinstance(item.message, RoundBegin)} - {self._begun}
+        if not runs:
+            return []
+        (self._begun,) = runs
+        return self._due(self._course.begins(self._now))
 
     def _answered(self, answer: Answer) -> list[Action]:
         connection, request = answer.connection, answer.request
@@ -212,6 +222,8 @@ class ServerCore:
         if not answer.run:
             peer.answered[type(request)] = answer
         actions = self._send(connection, answer.reply)
+        if isinstance(request, Backward) and self.job.mode.mode == "sequential":
+            self.sums.works(self._now)  # The others are ready at once, and wait for all of its steps.
         if isinstance(request, Forward | Backward):
             actions += self._due(self._course.done(Ask(connection, answer.client, request, answer.run), self._now))
         return actions
@@ -275,8 +287,11 @@ class ServerCore:
         request = answer.request
         if isinstance(request, Backward):
             return self._due(self._course.done(Ask(answer.connection, answer.client, request, answer.run), self._now))
-        learns = isinstance(request, Forward) and request.learn and not answer.run
-        return [self._work.forget(answer.connection, answer.client)] if learns else []
+        if not isinstance(request, Forward) or not request.learn or answer.run:
+            return []
+        # But not its new session's.
+        again = any(c.name == answer.client and self._course.learns(n) for n, c in self._connections.items())
+        return [self._work.forget(answer.connection, "" if again else answer.client)]
 
     def _enter(self, connection: int, peer: Connection, run: bytes) -> list[Action]:
         """A client's run begins here or comes back, perhaps before its old connection was found to be dead."""

@@ -62,6 +62,9 @@ class Course(Protocol):
     def lost(self, connection: int, now: float) -> list[Due]:
         """A connection is gone, with all that it asked for."""
 
+    def begins(self, now: float) -> list[Due]:
+        """A secure sum begins, with or without those who owe a step."""
+
     def rise(self) -> None:
         """A secure sum is over."""
 

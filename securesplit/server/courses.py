@@ -16,7 +16,7 @@ def course_of(job: Job) -> Course:
     mode = job.mode
     attendance = Attendance(job.sums.roster, mode.straggler_seconds)
     if mode.mode == "client-batch":
-        return Together(attendance)
+        return Together(attendance, patience=mode.straggler_seconds)
     return Lanes(
         mode.lanes(job.sums.roster), attendance, order=mode.order, every=mode.every, replicated=mode.replicated
     )

@@ -129,10 +129,14 @@ class Ending:
         """A client keeps its sum; whether that round is closed already.
 
         Raises:
-            RemoteProtocolError: SS-4051 when the client is not in the sum that it speaks of.
+            RemoteProtocolError: SS-4051 when the client is not in the sum that it speaks of, or no sum is over so few.
         """
         if name not in message.clients:
             raise RemoteProtocolError("SS-4051", "a client keeps a sum that it is not in")
+        if (
+            len(set(message.clients)) < self._quorum
+        ):  # A restarted server would take its word for it, against all others.
+            raise RemoteProtocolError("SS-4051", "a client keeps a sum over fewer clients than any sum has")
         if (
             message.run in self._closed
             or message.round < self.number

@@ -6,6 +6,7 @@ own copy, and B itself holds the last mean.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,8 @@ from securesplit.model.parts import Middle
 from securesplit.server.learner import Learner
 
 __all__ = ["Fleet"]
+
+_log = logging.getLogger(__name__)
 
 
 class Fleet:
@@ -49,18 +52,24 @@ class Fleet:
     def average(self, *, uniform: bool) -> None:
         """Give all copies, and B, the mean of those that have learnt since the last one.
 
-        Means are taken in double precision and in the copies' order, so that they are the same wherever they are computed.
+        Means are taken in double precision and in the copies' order, so that they are the same wherever they are computed. A
+        copy that holds NaN or infinity would give them to all; it has no part in the mean, and gets it.
 
         Args:
             uniform: each copy counts the same, instead of by the sequences it has learnt from.
         """
-        weights = [float(n > 0) if uniform else float(n) for n in self._learnt]
+        sound = [all(bool(torch.isfinite(p).all()) for p in copy.parameters) for copy in self._copies]
+        if not all(sound):
+            _log.warning(
+                "%d cop(ies) of B's adapters hold NaN or infinity and are left out of a mean", sound.count(False)
+            )
+        weights = [(float(n > 0) if uniform else float(n)) * ok for n, ok in zip(self._learnt, sound, strict=True)]
         if not any(weights):
             return
         total = sum(weights)
         means = []
         for values in zip(*(copy.parameters for copy in self._copies), strict=True):
-            pairs = zip(values, weights, strict=True)
+            pairs = [(v, w) for v, w in zip(values, weights, strict=True) if w]
             mean = sum(((v.detach().double() * (w / total)) for v, w in pairs), torch.zeros((), dtype=torch.float64))
             means.append(mean)
         for learner in (self.common, *self._copies):

@@ -40,6 +40,7 @@ class Gathering:
         self._quorum = quorum
         self._seconds = seconds
         self._ready: dict[str, tuple[RoundReady, float]] = {}
+        self.worked = 0.0  # When somebody whom all wait for was last seen to be at work.
 
     def add(self, name: str, message: RoundReady, now: float) -> None:
         """A client is ready. Said once more, it waits since the first time."""
@@ -82,7 +83,7 @@ class Gathering:
             return False
         leading, missing = self._leading(), self._roster - set(self._ready)
         enough = len(leading) >= self._quorum
-        waited = now - min(self._ready[name][1] for name in leading)
+        waited = now - max(self.worked, min(self._ready[name][1] for name in leading))
         return not missing or waited > self._seconds or (enough and missing <= lost)
 
     def take(self) -> tuple[Group, bool]:

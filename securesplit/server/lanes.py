@@ -17,9 +17,13 @@ from securesplit.server.course import Ask, Average, Due, Pass
 
 __all__ = ["Lanes"]
 
+_MEAN = -1
+"""What those wait for whose steps are made; lanes count from 0."""
+
 
 @dataclass(slots=True)
 class _Lane:
+    number: int
     members: tuple[str, ...]
     holder: Ask | None = None
     since: float = 0.0
@@ -34,7 +38,7 @@ class Lanes:
         lanes: names of the clients of each lane; every client stands in one.
         attendance: who owes a step.
         order: whose step is next in a lane.
-        every: steps of each client between two means; None: a mean whenever nobody is expected any more.
+        every: steps of each client between two means; None: a mean whenever nobody is expected any more, or a sum begins.
         replicated: whether there are copies to average.
         patience: seconds that a client may hold its turn.
     """
@@ -49,7 +53,7 @@ class Lanes:
         replicated: bool = False,
         patience: float = 120.0,
     ) -> None:
-        self._lanes = tuple(_Lane(tuple(sorted(members))) for members in lanes)
+        self._lanes = tuple(_Lane(number, tuple(sorted(members))) for number, members in enumerate(lanes))
         self._of = {name: lane for lane in self._lanes for name in lane.members}
         self._attendance = attendance
         self._order = order
@@ -58,15 +62,21 @@ class Lanes:
         self._patience = patience
         self._steps = dict.fromkeys(self._of, 0)
         self._held: list[Ask] = []
+        self._begun = (
+            False  # Whether a secure sum has begun, and a pending graph still keeps the mean before it from being made.
+        )
 
     def ask(self, ask: Ask, now: float) -> list[Due]:
         """See :class:`Course`. Evaluation waits for nothing but a mean that is due."""
+        lane = self._of.get(ask.name)
         if isinstance(ask.message, Backward):
+            # Elsewhere than in its own turn it would cost the one whose turn it is the graph.
+            if lane is None or lane.holder is None or lane.holder.connection != ask.connection:
+                raise RemoteProtocolError("SS-4014", "a gradient arrived for a step that is not pending")
             return [Pass((ask,))]
-        if self._complete(ask.name):
+        if lane is not None and (self._begun or self._complete(ask.name)):
             self._refuse_second(ask)
             self._held.append(ask)
-            self._attendance.waits(now)
             return self._settled(now)
         return self._learn(ask, now) if ask.message.learn else [Pass((ask,))]
 
@@ -116,6 +126,11 @@ class Lanes:
                 lane.holder = None
         return self._all_next(now)
 
+    def begins(self, now: float) -> list[Due]:
+        """See :class:`Course`. Whoever is not in the sum has its steps in the mean, as far as it has come."""
+        self._begun = self._replicated and any(self._steps.values())
+        return self._settled(now)
+
     def rise(self) -> None:
         """See :class:`Course`."""
         self._attendance.rise()
@@ -127,8 +142,19 @@ class Lanes:
             for lane in self._lanes
             if lane.holder is not None and now - lane.since > self._patience
         )
-        owing = tuple(name for name in self._attendance.expected if not self._present(name))
-        return late, self._all_next(now) if self._attendance.give_up(owing, now) else []
+        owing = [name for name in self._attendance.expected if not self._present(name)]
+        gone: tuple[str, ...] = ()
+        for lane in self._lanes:
+            if lane.holder is None and lane.waiting:
+                gone += self._attendance.give_up(tuple(n for n in owing if n in lane.members), now, lane.number)
+            else:
+                self._attendance.served(lane.number)
+        if self._held:
+            self._attendance.waits(now, _MEAN)
+            gone += self._attendance.give_up(tuple(n for n in owing if not self._complete(n)), now, _MEAN)
+        else:
+            self._attendance.served(_MEAN)
+        return late, self._all_next(now) if gone else []
 
     def move(self, old: int, new: int) -> None:
         """See :class:`Course`."""
@@ -172,11 +198,11 @@ class Lanes:
             return []
         ask = lane.waiting[0] if self._order == "arrival" else self._by_roster(lane)
         if ask is None:
-            self._attendance.waits(now)
+            self._attendance.waits(now, lane.number)
             return []
         lane.waiting.remove(ask)
         lane.holder, lane.since, lane.last = ask, now, ask.name
-        self._attendance.served()
+        self._attendance.served(lane.number)
         return [Pass((ask,))]
 
     def _by_roster(self, lane: _Lane) -> Ask | None:
@@ -194,10 +220,12 @@ class Lanes:
         stepped = any(self._steps.values())
         busy = any(lane.holder is not None for lane in self._lanes)
         owing = [name for name in self._attendance.expected if not self._complete(name)]
-        if not self._replicated or owing or busy or not stepped:
+        if not self._replicated or busy or not stepped or (owing and not self._begun):
+            if self._held:
+                self._attendance.waits(now, _MEAN)
             return []
-        self._steps = dict.fromkeys(self._steps, 0)
-        self._attendance.served()
+        self._steps, self._begun = dict.fromkeys(self._steps, 0), False
+        self._attendance.served(_MEAN)
         held, self._held = self._held, []
         due: list[Due] = [Average()]
         for ask in sorted(held, key=lambda ask: ask.name):

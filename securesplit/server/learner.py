@@ -123,10 +123,10 @@ class Learner:
         Raises:
             RemoteProtocolError: SS-4014 when no forward of this step is pending.
         """
-        pending, self._pending = self._pending, {}
-        held = [pending.get(one.who) for one in gradients]
+        held = [self._pending.get(one.who) for one in gradients]
         if not held or any(h is None or h.step != one.step for h, one in zip(held, gradients, strict=True)):
             raise RemoteProtocolError("SS-4014", "a gradient arrived for a step that is not pending")
+        self._pending = {}
         found = [one for one in held if one is not None]
         pulls = [one.values.to(h.output.dtype) * one.weight if one.weight != 1 else one.values.to(h.output.dtype)
                  for one, h in zip(gradients, found, strict=True)]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from securesplit.errors import RemoteProtocolError, SecureSplitError
+from securesplit.errors import LocalProtocolError, RemoteProtocolError, SecureSplitError
 from securesplit.privacy.released import Codec
 from securesplit.protocol.messages import Declined, DropCache, Forward, Hidden, KeepAnchor
 from securesplit.server.anchors import KeptAnchors
@@ -13,7 +13,7 @@ from securesplit.server.caches import POLITE
 from securesplit.server.connection import Answer, Together
 from securesplit.server.course import Ask
 from securesplit.server.engine import Batch, Engine
-from securesplit.server.steps import Part, Steps
+from securesplit.server.steps import Done, Part, Steps
 from securesplit.transport.actions import Work
 from securesplit.transport.tensors import blob_of, tensor_of
 
@@ -41,7 +41,7 @@ class Requests:
     def run(self, asks: tuple[Ask, ...]) -> Work:
         """One request, or the batches or gradients of several clients as one."""
         if len(asks) == 1:
-            return Work(asks[0].connection, lambda: self._answers(asks)[0])
+            return Work(asks[0].connection, lambda: self._alone(asks[0]))
         return Work(0, lambda: self._together(asks))
 
     def decode(self, connection: int, client: str, message: Forward) -> Work:
@@ -67,19 +67,39 @@ class Requests:
 
     def _together(self, asks: tuple[Ask, ...]) -> Together:
         try:
-            return Together(self._answers(asks))
+            computed = self._steps.apply([Part(ask.name, ask.run, ask.message) for ask in asks])
         except SecureSplitError as error:
             return Together((), asks, error)
+        except Exception as error:  # noqa: BLE001 (the work is nobody's own: who is in the step would hear nothing)
+            _log.error("a computation failed: %s", type(error).__name__)
+            return Together(
+                (), asks,
+                LocalProtocolError("SS-4190", "the server failed inside a computation", hint="See the server's log."),
+            )  # fmt: skip
+        answers, failed, fault = list[Answer](), list[Ask](), None
+        for ask, done in zip(asks, computed, strict=True):
+            try:  # What cannot be told to one is nothing that the others did.
+                answers.append(self._answer(ask, done))
+            except SecureSplitError as error:
+                failed, fault = [*failed, ask], error
+        return Together(tuple(answers), tuple(failed), fault)
 
-    def _answers(self, asks: tuple[Ask, ...]) -> tuple[Answer, ...]:
-        (first, *_) = asks
-        if isinstance(first.message, Forward) and not first.message.learn:
-            return (self._evaluated(first, first.message),)
-        found = self._steps.apply([Part(ask.name, ask.run, ask.message) for ask in asks])
-        return tuple(
-            Answer(ask.connection, ask.name, ask.message, done.reply, ask.run, done.again)
-            for ask, done in zip(asks, found, strict=True)
-        )
+    def _alone(self, ask: Ask) -> Answer:
+        if isinstance(ask.message, Forward) and not ask.message.learn:
+            return self._evaluated(ask, ask.message)
+        (done,) = self._steps.apply([Part(ask.name, ask.run, ask.message)])
+        return self._answer(ask, done)
+
+    def _answer(self, ask: Ask, done: Done) -> Answer:
+        """What can be told.
+
+        Raises:
+            SecureSplitError: why it cannot.
+        """
+        if done.error is not None:
+            raise done.error
+        assert done.reply is not None
+        return Answer(ask.connection, ask.name, ask.message, done.reply, ask.run, done.again)
 
     def _evaluated(self, ask: Ask, message: Forward) -> Answer:
         batch = Batch(ask.name, message.step, message.lengths, tensor_of(message.hidden), message.gain)

@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 import msgpack
 import numpy as np
 import torch
+from torch import Tensor
 
-from securesplit.errors import InputError, RemoteProtocolError
+from securesplit.errors import InputError, RemoteProtocolError, SecureSplitError
 from securesplit.kept.folder import Kept, Snapshot
 from securesplit.model.descent import NamedTensor
 from securesplit.privacy.released import Codec
@@ -47,12 +48,14 @@ class Done:
     """An answer.
 
     Attributes:
-        reply: to send.
+        reply: to send; None where what was computed cannot be told.
         again: whether it is that of an earlier, equal request.
+        error: why it cannot be told; the step was made all the same, and nobody else's part of it hangs on that.
     """
 
-    reply: Message
+    reply: Message | None
     again: bool = False
+    error: SecureSplitError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,15 +177,15 @@ class Steps:
         if all(answer is not None for answer in known):
             return tuple(Done(decode(answer, _ANY), again=True) for answer in known if answer is not None)
         try:
-            replies = self._compute(parts)
+            done = self._compute(parts)
         except Exception:
             self._log(parts, data, b"")  # It may have taken the graph away, and must do so when it is replayed.
             raise
-        answers = [encode(reply) for reply in replies]
+        answers = _encoded(done)
         self._log(parts, data, _digest(answers))
         self._note(parts, data, answers)
         self._snap()
-        return tuple(Done(reply) for reply in replies)
+        return done
 
     def average(self) -> None:
         """Give all copies of B's adapters their mean.
@@ -242,7 +245,7 @@ class Steps:
             raise RemoteProtocolError("SS-4022", "a step number came again with other contents")
         return None
 
-    def _compute(self, parts: Sequence[Part]) -> list[Message]:
+    def _compute(self, parts: Sequence[Part]) -> tuple[Done, ...]:
         engine, forward = self._engine(), [p.message for p in parts if isinstance(p.message, Forward)]
         if forward:
             batches = [
@@ -251,12 +254,19 @@ class Steps:
             ]
             outputs = engine.forward(batches, learn=True)
             self._sequences |= {batch.client: len(batch.lengths) for batch in batches}
-            return [Hidden(step=b.step, hidden=blob_of(o, self._codec)) for b, o in zip(batches, outputs, strict=True)]
+            return tuple(self._told(Hidden, b.step, o) for b, o in zip(batches, outputs, strict=True))
         pulls = self._weighted(parts)
         gradients = engine.backward(pulls)
         for pull in pulls:
             engine.fleet.learnt(pull.who, self._sequences.pop(pull.who, 0))
-        return [Gradient(step=p.step, gradient=blob_of(g, self._codec)) for p, g in zip(pulls, gradients, strict=True)]
+        return tuple(self._told(Gradient, p.step, g) for p, g in zip(pulls, gradients, strict=True))
+
+    def _told(self, kind: type[Hidden | Gradient], step: int, output: Tensor) -> Done:
+        try:
+            rows = blob_of(output, self._codec)
+        except SecureSplitError as error:
+            return Done(None, error=error)
+        return Done(Hidden(step=step, hidden=rows) if kind is Hidden else Gradient(step=step, gradient=rows))
 
     def _weighted(self, parts: Sequence[Part]) -> list[Rows]:
         """Each client's loss is a mean over its own batch; B's is a mean over the clients in the step."""
@@ -275,7 +285,7 @@ class Steps:
             if isinstance(message, Backward):
                 self.since[client] = self.since.get(client, 0) + 1
                 self._when[client] = self.taken
-            if not part.run:
+            if not part.run or not answer:
                 self._said.pop(client, None)  # Whatever ran before is over: another graph is in its place.
             elif isinstance(message, Forward):
                 self._said[client] = _Said(part.run, message.step, said, answer)
@@ -339,7 +349,7 @@ class Steps:
             with suppress(Exception):  # As it did then.
                 self._compute(parts)
             return None
-        answers = [encode(reply) for reply in self._compute(parts)]
+        answers = _encoded(self._compute(parts))
         if _digest(answers) != digest:
             raise InputError(
                 "SS-1295",
@@ -360,6 +370,10 @@ class Steps:
         for i, known in enumerate(note["clients"]):
             parts = [_as_bytes(found[f"{_SAID}{i}.{what}"]) for what in _WHAT]
             self._said[str(known["client"])] = _Said(bytes.fromhex(known["run"]), int(known["step"]), *parts)
+
+
+def _encoded(done: Sequence[Done]) -> list[bytes]:
+    return [b"" if one.reply is None else encode(one.reply) for one in done]
 
 
 def _digest(answers: Sequence[bytes]) -> bytes:

@@ -197,6 +197,10 @@ class Sums:
                 raise RemoteProtocolError("SS-6013", "a client came back to a round that goes on without it")
             return [self._outbound(message.round, d) for d in told] if self._round is None else self._carry(told, now)
 
+    def works(self, now: float) -> None:
+        """A client for whose steps the others wait has made one: whoever gathers waits from now on. Returns at once."""
+        self._gathering.worked = now
+
     def join(self, name: str) -> None:
         """A client is connected, for the first time or again. Returns at once."""
         self._presence.join(name)

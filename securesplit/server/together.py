@@ -48,10 +48,13 @@ class Together:
             return [Pass((ask,))]
         if (inside := self._inside.get(ask.name)) is not None and inside.message == ask.message:
             return [Pass((ask,))]  # The same.
-        if ask.name in self._asked:
+        waiting = self._asked.get(ask.name)
+        if waiting is not None and waiting.connection == ask.connection:
             raise RemoteProtocolError("SS-4025", "a client sent a learning step while another of its own waits")
         self._attendance.comes(ask.name)
-        self._asked[ask.name] = ask
+        self._asked[ask.name] = (
+            ask  # Of a client that came back before its old connection was seen to be gone, the new one.
+        )
         return self._forward(now)
 
     def done(self, ask: Ask, now: float) -> list[Due]:
@@ -69,7 +72,8 @@ class Together:
 
     def leaves(self, name: str, now: float) -> list[Due]:
         """See :class:`Course`."""
-        self._attendance.leaves(name)
+        if name in self._attendance.roster:
+            self._attendance.leaves(name)
         return self._forward(now)
 
     def lost(self, connection: int, now: float) -> list[Due]:
@@ -80,6 +84,10 @@ class Together:
                 self._computed.discard(name)
         return [*self._backward(), *self._forward(now)]
 
+    def begins(self, now: float) -> list[Due]:
+        """See :class:`Course`. There are no copies to average; whoever is in the sum rests, and the others may go on."""
+        return self._forward(now)
+
     def rise(self) -> None:
         """See :class:`Course`."""
         self._attendance.rise()
@@ -89,6 +97,8 @@ class Together:
         slow: tuple[int, ...] = ()
         if self._inside and now - self._since > self._patience:
             slow = tuple(ask.connection for name, ask in self._inside.items() if name not in self._brought)
+        if not self._asked:
+            self._attendance.served()
         owing = tuple(name for name in self._attendance.expected if name not in self._asked)
         gone = not self._inside and self._attendance.give_up(owing, now)
         return slow, self._forward(now) if gone else []

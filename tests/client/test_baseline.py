@@ -26,6 +26,7 @@ from securesplit.client.train import Trainer
 from securesplit.data.tasks.chosen import Chosen, read_tasked
 from securesplit.errors import InputError
 from securesplit.model.lora import adapter_layout, add_adapters, read_adapters, write_adapters
+from securesplit.protocol.training import Training
 from securesplit.runs.folder import RUN
 from securesplit.runs.losses import RecordLoss, write_losses
 from tests.e2e.house import batches_of, build_house, build_model, build_tokenizer, policy_of, sentences
@@ -443,3 +444,42 @@ def test_options_that_do_not_fit_are_refused_all_at_once(house, tmp_path):
         split_row(run, job_with(house), [()], ())
     with pytest.raises(InputError, match="SS-1281"):
         split_row(parse_run(str(tmp_path)), job_with(house), [()], ())
+
+
+def mode_of(job, **training):
+    return job.model_copy(update={"training": Training.model_validate(training)})
+
+
+def test_where_nothing_is_summed_the_unsplit_baseline_is_that_splits_own_training(house):
+    job, texts = mode_of(job_with(house, rounds=3), mode="splitfed-v3", every=1000), texts_of(7, 1)
+    client, _, _ = house.joined(job, policy_of())
+    seen: list[float] = []
+    Trainer(
+        client, texts.batches, texts.held_out, answers=None,
+        progress=lambda *told: seen.append(told[3]) if told[3] else None,
+    ).run()  # fmt: skip
+    unsplit = train_pooled(Joined.load(house.model, job), job, [texts], quiet)
+    assert len(seen) == len(unsplit.losses)
+    assert np.abs(np.array(seen) - unsplit.losses).max() <= 1e-5
+
+
+def test_in_mode_sequential_the_unsplit_baseline_sees_the_splits_samples(house):
+    job, data = mode_of(job_with(house, rounds=3), mode="sequential"), [texts_of(4, 1), texts_of(7, 2)]
+    found = train_pooled(Joined.load(house.model, job), job, data, quiet)
+    epochs = job.schedule.epochs
+    assert found.samples == epochs * (4 + 7 + 4)
+    model, losses = whole_of(job), []
+    named = [(n, p) for n, p in model.named_parameters() if ".lora_" in n]
+    middle = [p for n, p in named if ".layers.1." in n or ".layers.2." in n]
+    ends = [p for n, p in named if ".layers.1." not in n and ".layers.2." not in n]
+    served = torch.optim.AdamW(middle, lr=job.optimiser.server_lr, weight_decay=0.0)
+    for turn in (data[0], data[1], data[0]):
+        mine = torch.optim.AdamW(ends, lr=job.optimiser.client_lr, weight_decay=0.0)
+        for batch in [*turn.batches] * epochs:
+            loss = model(batch.tokens, labels=batch.labels).loss
+            loss.backward()
+            losses.append(float(loss.detach()))
+            for optimiser in (mine, served):
+                optimiser.step()
+                optimiser.zero_grad()
+    assert np.abs(np.array(found.losses) - losses).max() < 1e-5

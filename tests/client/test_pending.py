@@ -93,3 +93,17 @@ def test_garbage_is_refused_by_its_code(tmp_path_factory, data):
     path.write_bytes(data)
     with pytest.raises(AggregationAborted, match="SS-6035"):
         again(path, Gate(LAB, None))
+
+
+def test_zeros_of_one_that_does_not_learn_enter_any_sums():
+    """In mode sequential they are the same in every round; pinned by their bytes, no client could ever leave or come back."""
+    from dataclasses import replace
+
+    nothing = Gate(LAB, None).release_update(np.zeros(4))
+    idle = replace(brought(nothing), origin=b"")
+    assert idle.idle
+    assert idle.pinned(tried_again=True) == idle.pinned(tried_again=False) == b""
+    # Zeros of one that learns are not public, and an update is never idle for want of a name.
+    assert not brought(nothing).idle
+    assert brought(nothing).pinned(tried_again=True) == b"origin"
+    assert not replace(brought(plain()), origin=b"").idle

@@ -10,6 +10,7 @@ from securesplit.errors import CheckFailed, PolicyDenied, RemoteProtocolError, S
 from securesplit.journal.events import Quota
 from securesplit.model.lora import adapter_layout, read_adapters
 from securesplit.protocol.codec import decode, encode
+from securesplit.protocol.job import Job
 from securesplit.protocol.messages import (
     Backward,
     Blob,
@@ -491,3 +492,61 @@ def test_an_impossible_gain_is_refused(house, server, gain):
     link = open_link(house, server)
     link._pipe.send(encode(forward().model_copy(update={"gain": gain})))
     assert closed_with(link) == "SS-4004"
+
+
+@pytest.fixture
+def modal(house):
+    def make(**training):
+        raw = house.job().model_dump(mode="json", exclude_none=True) | {"training": training}
+        raw["sums"] |= {"roster": [*sorted(raw["sums"]["roster"]), "zoe"], "threshold": 3}
+        return house.core(Job.model_validate(raw), policy_of())
+
+    return make
+
+
+def test_a_gradient_out_of_turn_costs_its_sender_alone(house, server, core):
+    """Sent behind a step that still waits for its turn, it took the holder's graph away."""
+    alice, bob = (open_link(house, server, name) for name in ("alice", "bob"))
+    alice.tell(forward())
+    alice.expect(Hidden)
+    bob.tell(forward())
+    bob.tell(backward())
+    assert closed_with(bob) == "SS-4014"
+    before = weights(core)
+    alice.tell(backward())
+    alice.expect(Gradient)
+    assert not np.array_equal(weights(core), before)
+
+
+def test_copies_are_averaged_when_a_sum_begins_without_one(house, modal):
+    """In splitfed-v1 a client that never comes kept B's copies apart for ever, and the common one at its start."""
+    core = modal(mode="splitfed-v1")
+    server, start = MemoryServer(core), weights(core)
+    names = sorted(core.job.sums.roster)
+    server.tick(1.0)
+    links = [open_link(house, server, name) for name in names[:-1]]
+    for number, link in enumerate(links):
+        link.tell(forward(seed=number))
+        link.expect(Hidden)
+        link.tell(backward(seed=10 + number))
+        link.expect(Gradient)
+    for link in links:
+        link.tell(RoundReady(round=0, dim=6, frozen="1" * 64))
+    assert np.array_equal(weights(core), start), "the last one may come yet"
+    server.tick(1e6)
+    for link in links:
+        link.expect(RoundBegin)
+    assert not np.array_equal(weights(core), start)
+
+
+def test_a_new_session_keeps_its_graph_when_an_answer_of_the_old_one_is_late(house, core):
+    shell = Manual(house, core)
+    old = shell.open("alice")
+    (work,) = core.receive(old, encode(forward()))
+    shell.run(core.disconnect(old))
+    new = shell.open("alice")
+    (again,) = core.receive(new, encode(forward()))
+    late = core.complete(old, work.run())
+    shell.run(core.complete(new, again.run()))
+    shell.run(late)  # The line of computations: what is to be forgotten stands behind the new session's forward.
+    assert core._engine.fleet.common.waits_for == ("alice",)

@@ -176,3 +176,15 @@ def test_presence_takes_note_of_comings_and_goings_in_their_order():
     presence.settle()
     assert presence.lost(99.0, 5.0) == set(NAMES)
     assert presence.given_up(99.0, 5.0) == set(), "all were gone: who comes next waits for the rest"
+
+
+def test_nobody_makes_a_restarted_server_believe_in_a_sum_of_its_own(gathering):
+    """Whoever came first and named itself alone closed the round for those who lacked the sum, or had the others refused."""
+    ending = Ending(ClosedRuns(), 3, 10.0)
+    for few in (("a",), ("a", "b"), ("a", "a", "b")):
+        with pytest.raises(RemoteProtocolError) as caught:
+            ending.kept("a", kept(clients=few), 0.0)
+        assert caught.value.code == "SS-4051"
+    assert not ending.open
+    assert not ending.kept("b", kept(), 1.0)
+    assert ending.missing == ("a", "c", "d")

@@ -86,3 +86,12 @@ def test_whoever_was_ready_is_named_once_and_no_other_group_is_larger(said):
     assert enough == (max(sizes) >= 3)
     assert {last[name] for name in group.names} == {group.message.round}
     assert all(last[name] != group.message.round for name in group.others)
+
+
+def test_while_the_one_that_all_wait_for_is_at_work_nobody_has_waited(gathering):
+    """In mode sequential the others are ready at once; a sum without the one that learns would be a sum of zeros."""
+    for name in ("a", "b", "c", "d"):
+        gathering.add(name, ready(0), 0.0)
+    gathering.worked = 9.0
+    assert not gathering.due(set(), 18.0)
+    assert gathering.due(set(), 19.1)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from securesplit.errors import RemoteProtocolError
 from securesplit.protocol.messages import Backward, Blob, Forward
 from securesplit.server.attendance import Attendance
 from securesplit.server.course import Ask, Average, Pass
@@ -170,3 +172,69 @@ def test_a_mean_waits_for_a_pending_graph_and_for_nobody_who_is_gone():
     assert lanes.lost(1, 1.0) == [], "b may be back"
     assert ran(lanes.tick(40.0)[1]) == [0, "a"]
     assert ran(lanes.ask(forward(1, 1), 41.0)) == ["b"]
+
+
+def test_a_gradient_out_of_turn_does_not_cost_the_holder_its_graph():
+    lanes = lanes_of("ab")
+    lanes.ask(forward(0), 0.0)
+    assert lanes.ask(forward(1), 0.0) == []
+    with pytest.raises(RemoteProtocolError) as caught:
+        lanes.ask(backward(1), 0.0)
+    assert caught.value.code == "SS-4014"
+    assert ran(lanes.ask(backward(0), 0.0)) == ["a"]
+
+
+def test_whoever_waits_for_a_mean_is_not_forgotten_when_others_go_on():
+    """b's turn has set back the only clock once; b rests then, c is silent, and a waited for ever."""
+    lanes = lanes_of("a", "b", "c", every=1, replicated=True, late=30.0)
+    lanes.ask(forward(0), 0.0)
+    lanes.done(backward(0), 0.0)
+    assert lanes.ask(forward(0, 1), 0.0) == []
+    lanes.ask(forward(1), 1.0)
+    lanes.done(backward(1), 2.0)
+    lanes.rests("b", 2.0)
+    assert lanes.tick(30.0) == ((), [])
+    assert ran(lanes.tick(31.0)[1]) == [0, "a"]
+
+
+def test_progress_in_one_lane_does_not_make_another_wait_longer():
+    lanes = lanes_of("ab", "cd", order="roster", every=100, replicated=True, late=30.0)
+    assert lanes.ask(forward(1), 0.0) == [], "a is first, and silent"
+    for step in range(8):
+        for who in (2, 3):
+            lanes.ask(forward(who, step), 5.0 * step)
+            lanes.done(backward(who, step), 5.0 * step)
+    assert ran(lanes.tick(36.0)[1]) == ["b"]
+
+
+def test_a_clock_of_nobody_makes_nobody_absent():
+    lanes = lanes_of("abc", order="roster", late=30.0)
+    assert lanes.ask(forward(1), 0.0) == []
+    lanes.lost(1, 1.0)
+    lanes.tick(2.0)
+    assert lanes.ask(forward(1), 31.0) == []
+    assert lanes.tick(40.0) == ((), []), "nobody was waited for between"
+
+
+def test_a_sum_that_begins_without_one_averages_the_copies():
+    lanes = lanes_of("a", "b", "c", replicated=True)
+    for who in (0, 1):
+        lanes.ask(forward(who), 0.0)
+        lanes.done(backward(who), 0.0)
+        assert lanes.rests("ab"[who], 0.0) == [], "c may come yet"
+    assert ran(lanes.begins(10.0)) == [0]
+    assert lanes.begins(11.0) == [], "another try of the same sum"
+
+
+def test_the_mean_before_a_sum_waits_for_a_pending_graph():
+    lanes = lanes_of("a", "b", replicated=True)
+    lanes.ask(forward(0), 0.0)
+    lanes.done(backward(0), 0.0)
+    lanes.ask(forward(1), 0.0)
+    lanes.rests("a", 0.0)
+    assert lanes.begins(10.0) == []
+    assert lanes.ask(forward(0, 1, learn=False), 11.0) == [], "an evaluation is of the mean"
+    guest = Ask(7, "guest", Forward(step=0, lengths=(1,), learn=False, hidden=ROWS))
+    assert lanes.ask(guest, 11.0) == [Pass((guest,))]
+    assert ran(lanes.done(backward(1), 12.0)) == [0, "a"]
+    assert ran(lanes.ask(forward(1, 1), 13.0)) == ["b"]

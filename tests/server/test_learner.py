@@ -189,3 +189,19 @@ def test_a_fleet_kept_and_restored_goes_on_bit_for_bit(middle):
         fleet.average(uniform=False)
         learn(fleet.of("a"), middle, 2)
     assert all(torch.equal(a, b) for a, b in zip(straight.of("a").parameters, second.of("a").parameters, strict=True))
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_a_copy_that_diverged_is_left_out_of_the_mean_and_gets_it(middle, uniform):
+    fleet = Fleet(middle, RECIPE, (("a",), ("b",), ("c",)))
+    for number, name in enumerate("abc"):
+        learn(fleet.of(name), middle, number)
+        fleet.learnt(name, 2)
+    with torch.no_grad():
+        fleet.of("b").parameters[0][0, 0] = float("nan")
+    pairs = zip(fleet.of("a").parameters, fleet.of("c").parameters, strict=True)
+    wanted = [((a.detach().double() + c.detach().double()) / 2).float() for a, c in pairs]
+    fleet.average(uniform=uniform)
+    for learner in (fleet.common, *map(fleet.of, "abc")):
+        for value, expected in zip(learner.parameters, wanted, strict=True):
+            torch.testing.assert_close(value.detach(), expected)

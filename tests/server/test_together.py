@@ -99,3 +99,30 @@ def test_who_rests_or_leaves_is_not_waited_for():
     course.rise()
     assert course.ask(forward(0, 1), 0.0) == [], "b owes a step again; c is gone for good"
     assert ran(course.ask(forward(1), 0.0)) == ["a+b"]
+
+
+def test_a_client_that_came_back_is_in_the_step_by_its_new_connection():
+    """A connection may be gone long before the server sees that."""
+    course = together()
+    course.ask(forward(0), 0.0)
+    back = Ask(7, "a", Forward(step=0, lengths=(1,), learn=True, hidden=ROWS))
+    assert course.ask(back, 1.0) == []
+    assert course.lost(0, 2.0) == []
+    course.ask(forward(1), 3.0)
+    (run,) = course.ask(forward(2), 3.0)
+    assert run.asks[0] is back
+
+
+def test_nobody_is_absent_by_the_clock_of_one_who_went():
+    course = together()
+    course.ask(forward(0), 0.0)
+    course.lost(0, 1.0)
+    course.tick(2.0)
+    course.ask(forward(0), 40.0)
+    assert course.tick(41.0) == ((), [])
+
+
+def test_a_guest_that_says_goodbye_is_nobody_to_wait_for():
+    course = together()
+    assert course.leaves("guest", 0.0) == []
+    assert course._attendance.roster == ("a", "b", "c")

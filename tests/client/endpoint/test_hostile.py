@@ -304,6 +304,32 @@ def test_a_session_that_is_lost_for_good_is_opened_anew(one, monkeypatch):
     assert (status, code_of(body)) == (503, "SS-3020")
 
 
+def test_a_session_that_breaks_after_the_program_went_is_opened_anew(one, monkeypatch):
+    """Under a private policy the rest crosses then, and that may fail."""
+    opened, left = len(one.opened), threading.Event()
+    whole = Client.stream
+
+    def breaks(self, *args, **options):
+        try:
+            for piece in whole(self, *args, **options):
+                time.sleep(0.05)
+                yield piece
+        except GeneratorExit:
+            left.set()
+            raise RemoteProtocolError("SS-4010", "x") from None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "stream", breaks)
+        data = json.dumps({**BODY, "max_tokens": 40}).encode()
+        head = "".join(f"{k}: {v}\r\n" for k, v in one.headers().items())
+        with one.connect() as sock:
+            sock.sendall(f"POST {CHAT} HTTP/1.1\r\n{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+            time.sleep(0.3)
+        assert left.wait(10)
+    assert one.ask("POST", CHAT, BODY)[0] == 200
+    assert len(one.opened) == opened + 1
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [

@@ -391,6 +391,11 @@ def test_every_address_goes_by_any_name_and_one_address_by_its_own():
             Admission.at(address, 80, "t").check(head("gpu.example:80"))
 
 
+def test_the_port_of_http_may_be_left_out():
+    assert "127.0.0.1" in (Admission.at("127.0.0.1", 80, "t").hosts or ())
+    assert "127.0.0.1" not in (Admission.at("127.0.0.1", 8080, "t").hosts or ())
+
+
 def test_it_listens_on_the_loopback_of_ipv6_too():
     try:
         listening = Loopback("::1", 0)

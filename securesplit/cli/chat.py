@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,15 +20,13 @@ from securesplit.cli.decoding import (
     TopK,
     TopP,
 )
-from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, harmless, show
 from securesplit.cli.passphrase import KeyPassFd, KeyPassFile, existing
 from securesplit.cli.policy_sign import Trusted, trusted_policy
 
 if TYPE_CHECKING:
     from securesplit.client.chat.loop import Exchanged
     from securesplit.errors import BudgetExhausted, InputError
-
-_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def chat(
@@ -156,10 +153,3 @@ class _Terminal:
             raise error
         lines = "\n".join((f"{error.code}: {error.what}", *error.details, error.hint))
         self._notes.print(lines, style="red", markup=False)
-
-
-def harmless(text: str) -> str:
-    """A model's text without what a terminal obeys: the server has a part in it, and escapes could rewrite the screen."""
-    return "".join(
-        c if c in "\n\t" or (unicodedata.category(c) not in {"Cc", "Cs"} and c not in _BIDI) else "\ufffd" for c in text
-    )

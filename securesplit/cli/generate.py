@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, harmless, show
 from securesplit.cli.passphrase import KeyPassFd, KeyPassFile, existing
 from securesplit.cli.policy_sign import Trusted, trusted_policy
 
@@ -71,12 +71,13 @@ def generate(
             _print_as_it_comes(client, prompt[0], max_new_tokens, sampling)
             return
         made = client.generate_batch(prompt, max_new_tokens=max_new_tokens, sampling=sampling)
-    show(output, _lines(made), _values(made))
+        unit = getattr(client.policy.privacy, "unit", "sequence")
+    show(output, harmless(_lines(made)), _values(made, unit))
 
 
 def _print_as_it_comes(client: Client, prompt: str, max_new_tokens: int, sampling: Sampling) -> None:
     for piece in client.stream(prompt, max_new_tokens=max_new_tokens, sampling=sampling):
-        sys.stdout.write(piece.text)
+        sys.stdout.write(harmless(piece.text))
         sys.stdout.flush()
     sys.stdout.write("\n")
 
@@ -88,11 +89,11 @@ def _lines(made: tuple[Generated, ...]) -> str:
     return "\n".join(f"[{number}] {one.text}" for number, one in enumerate(made, 1))
 
 
-def _values(made: tuple[Generated, ...]) -> dict[str, Any]:
-    """The first prompt's, and all of them where there are several."""
+def _values(made: tuple[Generated, ...], unit: str) -> dict[str, Any]:
+    """The first prompt's, and all of them where there are several; claims are about the policy's unit."""
     first = made[0]
     several = {"completions": [_completion(one) for one in made]} if len(made) > 1 else {}
-    claim = {"delta": first.delta, "unit": "sequence", "relation": "replace-one"}
+    claim = {"delta": first.delta, "unit": unit, "relation": "replace-one"}
     return {**_completion(first), **claim, **several}
 
 

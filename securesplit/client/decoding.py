@@ -58,6 +58,10 @@ def decoded(
         for position in range(count):
             released = [_release(client, lane, asks if position == 0 else None) for lane in lanes]
             if position == 0:  # Everything is paid for before the first byte leaves.
+                if (
+                    count > 1
+                ):  # Prompts of records that had spent much under another policy may have left less than before.
+                    client.gate.require((count - 1) * len(asks), at="decode")
                 gains = dict.fromkeys(part.gain for part in released)
                 caches = [
                     (ServerCache(client.link, client.patience), [lane for lane, part in zip(lanes, released, strict=True) if part.gain == gain])

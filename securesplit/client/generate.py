@@ -16,7 +16,7 @@ one bucket, because a public factor of the message follows from its length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,7 +43,7 @@ class Generated:
     Attributes:
         text: of the new tokens, up to a stop text.
         tokens: the new token ids; those that a stop text is made of are among them, the model's own end is not.
-        epsilon: what the prompt's record has spent in all by now, at the policy's delta; unit sequence, relation
+        epsilon: what the prompt's record has spent in all by now, at the policy's delta; the policy's unit, relation
             replace-one. None under UnsafeNoPrivacy.
         delta: of the same claim.
         finish: why the text ended.
@@ -136,7 +136,7 @@ def generate_batch(
                 if not _private(client) and all(texts[i].finish for i in chunk):
                     break
         finally:
-            steps.close()
+            _leave(client, steps)
     return tuple(_generated(client, ask, said[i] + texts[i].end(), texts[i]) for i, ask in enumerate(asks))
 
 
@@ -165,11 +165,16 @@ def _pieces(client: Client, ask: Ask, count: int, sampling: Sampling) -> Iterato
         if rest := text.end():
             yield Piece(rest, None, None)
     finally:
-        if _private(client):  # The number of messages does not tell where the text ended.
-            for _ in steps:
-                continue
-        steps.close()
+        _leave(client, steps)
     yield Piece("", None, text.finish)
+
+
+def _leave(client: Client, steps: Generator[tuple[int, ...], None, None]) -> None:
+    """Let the server forget; under a private policy the rest crosses first, or the number of messages would tell the end."""
+    if _private(client):
+        for _ in steps:
+            continue
+    steps.close()
 
 
 def _private(client: Client) -> bool:

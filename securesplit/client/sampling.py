@@ -138,7 +138,9 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator, seen:
         generator: goes on with every draw; greedy leaves it alone.
         seen: token ids of prompt and text so far, without padding.
     """
-    scores = penalised(logits, seen, sampling.repetition_penalty)
+    # A server can provoke what is no number, or a penalty too small for it. Some token is taken all the same: to stop here
+    # would tell the server for which texts it succeeded.
+    scores = torch.nan_to_num(penalised(logits, seen, sampling.repetition_penalty), nan=torch.finfo(logits.dtype).min)
     if sampling.temperature == 0:
         return int(scores.argmax())
     return int(torch.multinomial(probabilities(scores, sampling), 1, generator=generator))

@@ -233,7 +233,7 @@ class Declined(Message):
 
     KIND = 16
     step: Step
-    code: Code
+    code: Literal["SS-4017", "SS-4040", "SS-4041"]
 
 
 class RoundReady(Message):

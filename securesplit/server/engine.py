@@ -151,11 +151,9 @@ class Engine:
         fresh = key not in self.caches.kept
         first = int(fresh and self.code is not None and self.code.row is not None)
         need = (sum(lengths) + first * len(lengths)) * self._position_bytes()
+        if (known := self.caches.kept.get(key)) is not None:
+            _require_fit(known, lengths)  # Before anybody makes room for it.
         state = self.caches.admit(key, rows=max(lengths) + first, need=need) or self._begun(lengths)
-        if state.sequences != len(lengths):
-            raise RemoteProtocolError("SS-4016", "a decoding step does not fit its cache")
-        if any(len({lengths[i] for i in lane.rows}) > 1 for lane in state.lanes):
-            raise RemoteProtocolError("SS-4015", "sequences that began equally long have to go on so")
         pieces = torch.split(self._decoded(hidden).to(self.middle.dtype), list(lengths))
         out: list[Tensor] = list(pieces)
         self.caches.kept.pop(key, None)  # A computation that fails leaves half a cache, which nobody may go on with.
@@ -218,3 +216,10 @@ class Engine:
             for i, row in zip(where, rows, strict=True):
                 out[i] = row
         return torch.cat([row for row in out if row is not None])
+
+
+def _require_fit(state: Cached, lengths: tuple[int, ...]) -> None:
+    if state.sequences != len(lengths):
+        raise RemoteProtocolError("SS-4016", "a decoding step does not fit its cache")
+    if any(len({lengths[i] for i in lane.rows}) > 1 for lane in state.lanes):
+        raise RemoteProtocolError("SS-4015", "sequences that began equally long have to go on so")

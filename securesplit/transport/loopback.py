@@ -98,7 +98,9 @@ class Exchange:
         while self.request is None:
             left = deadline - time.monotonic()
             try:
-                self._socket.settimeout(max(left, 0.001))
+                if left <= 0:  # Bytes that come one by one are never waited for, and would never be late.
+                    raise TimeoutError
+                self._socket.settimeout(left)
                 data = self._socket.recv(1 << 16)
             except TimeoutError:
                 raise Late(

@@ -8,6 +8,7 @@ import torch
 from securesplit.client.generate import Piece
 from securesplit.client.sampling import Sampling
 from securesplit.errors import BudgetExhausted, InputError
+from securesplit.privacy.ledger import Charge
 from securesplit.protocol.messages import DropCache, Forward
 from tests.e2e.house import FROZEN, build_house, build_model, build_tokenizer, policy_of, sentences
 
@@ -193,3 +194,39 @@ def test_a_batch_under_a_policy_is_charged_text_by_text_and_shares_messages_by_b
     with pytest.raises(BudgetExhausted, match="SS-500"):
         client.generate_batch(["w4 w5", "w6 w7 w8"], max_new_tokens=3)
     assert (len(spy.sent), ledger.head()) == (sent, head)
+
+
+@pytest.mark.parametrize("broken", [1, 3])
+def test_a_fault_of_the_tokenizer_in_a_batch_does_not_show_in_the_number_of_messages(house, open_ledger, broken):
+    client, spy, core = house.joined(house.job(), policy_of(FROZEN), ledger=open_ledger())
+    endless(client)
+    whole, calls = client.tokenizer.decode, 0
+
+    def decode(*args, **options):
+        nonlocal calls
+        calls += 1
+        if calls >= broken:
+            raise TypeError("an id without a token")
+        return whole(*args, **options)
+
+    client.tokenizer.decode = decode
+    with pytest.raises(TypeError):
+        client.generate_batch([tuple(client.tokenizer.encode("w4 w5"))], max_new_tokens=5)
+    assert len(spy.messages(Forward)) in ((0, 5) if broken == 1 else (5,))
+    assert core._engine.caches.kept == {}
+
+
+def test_what_a_prompt_takes_is_counted_before_the_first_byte_leaves(house, open_ledger):
+    """Its record has spent much under another policy: alone it can be paid, and so can the tokens, but not together."""
+    ledger = open_ledger()
+    client, spy, _ = house.joined(house.job(), policy_of(FROZEN), ledger=ledger)
+    plan = endless(client).gate.plan
+    spent = Charge(
+        record=ledger.key(b"w4 w5"), channel="gradient", units=plan.budget - plan.cut.units - 3 * plan.decode.units,
+        clip=1.0, sigma=1.0, version="then", policy="another", unit="sequence",
+    )  # fmt: skip
+    ledger.charge([spent], budget=plan.budget, caps=[1])
+    with pytest.raises(BudgetExhausted, match="SS-5001"):
+        client.generate("w4 w5", max_new_tokens=6)
+    assert spy.messages(Forward) == []
+    assert len(client.generate("w4 w5", max_new_tokens=4).tokens) == 4

@@ -104,6 +104,24 @@ def test_no_temperature_is_too_extreme(temperature):
     assert int(found.argmax()) == 1 or temperature > 1
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_no_number_still_gives_a_token(bad, temperature):
+    """A server can provoke it; whether generation stops there would depend on the private text."""
+    for logits in ([bad, 1.0, 2.0], [bad] * 3):
+        for sampling in (Sampling(temperature), Sampling(temperature, top_k=2, top_p=0.5, min_p=0.1)):
+            assert choose(torch.tensor(logits), sampling, torch.Generator().manual_seed(1), [0]) in {0, 1, 2}
+    if bad != math.inf:
+        assert choose(torch.tensor([bad, 1.0, 90.0]), Sampling(temperature), torch.Generator().manual_seed(1)) == 2
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-45, 1e300])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_penalty_is_too_extreme(penalty, temperature):
+    sampling = Sampling(temperature, repetition_penalty=penalty)
+    assert choose(torch.tensor([0.0, 1.0, -2.0]), sampling, torch.Generator().manual_seed(1), [0, 1, 2]) in {0, 1, 2}
+
+
 def test_every_fault_of_a_sampling_is_told_at_once():
     with pytest.raises(InputError, match="SS-1440") as caught:
         Sampling(-1.0, 1 << 64, 0, 0.0, 1.5, 0.0, ("",))

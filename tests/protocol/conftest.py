@@ -84,7 +84,7 @@ MESSAGES_OF = {
     Backward: st.builds(Backward, step=STEP, gradient=blobs()),
     Gradient: st.builds(Gradient, step=STEP, gradient=blobs()),
     DropCache: st.builds(DropCache, cache=st.integers(1, (1 << 31) - 1)),
-    Declined: st.builds(Declined, step=STEP, code=st.integers(0, 9999).map(lambda n: f"SS-{n:04d}")),
+    Declined: st.builds(Declined, step=STEP, code=st.sampled_from(["SS-4017", "SS-4040", "SS-4041"])),
     RoundReady: st.builds(RoundReady, round=SMALL, dim=st.integers(1, (1 << 28) - 1), frozen=DIGEST),
     Run: st.builds(Run, run=NAME),
     RoundBegin: st.builds(RoundBegin, round=SMALL, run=NAME),

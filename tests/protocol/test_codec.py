@@ -256,3 +256,13 @@ def test_messages_do_not_change_and_do_not_show_their_bytes():
     with pytest.raises(ValidationError):
         DropCache(cache=1, note="x")
     assert encode(Bye()) == b"SS\x01\x0c\x01\x00\x00\x00\x80"
+
+
+@pytest.mark.parametrize("code", ["SS-5001", "SS-1274", "SS-2010", "SS-4016", "SS-404"])
+def test_a_server_declines_for_want_of_room_alone(code):
+    """Any other code would be the client's own word, such as of its budget, in the server's mouth."""
+    good = encode(kinds.Declined(step=0, code="SS-4040"))
+    with pytest.raises(RemoteProtocolError):
+        decode(good.replace(b"SS-4040", code.encode()), CAPS)
+    with pytest.raises(ValidationError):
+        kinds.Declined(step=0, code=code)

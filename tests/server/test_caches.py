@@ -236,3 +236,12 @@ def test_two_texts_that_do_not_fit_together_end_one_after_the_other(middle, cloc
                     engine.drop_cache(owner, 1)
     assert set(done.values()) == {wanted}
     assert computed <= 3 * wanted + 2 * wanted
+
+
+def test_a_step_that_does_not_fit_its_own_cache_puts_nobody_out(middle, clock):
+    engine = engine_of(middle, clock, 100)
+    engine.decode(1, 1, (5, 5), rows(10))
+    engine.decode(2, 1, (45,), rows(45))
+    engine.decode(3, 1, (20,), rows(20))
+    assert refused(engine, 1, 1, (30,), rows(30)) == "SS-4016"
+    assert refused(engine, 1, 1, (20, 15), rows(35)) == "SS-4015"

@@ -41,15 +41,25 @@ class Conversation:
         """What the user said."""
         return tuple(message.content for message in self.messages if message.role == "user")
 
-    def without_oldest(self) -> Conversation | None:
-        """The conversation without its oldest turn: a message of the user and all answers up to the next one.
+    def without_oldest(self, count: int) -> Conversation:
+        """The conversation without its oldest turns: a message of the user and all answers up to the next one, each.
 
-        System messages stay, wherever they stand. None when only the last turn is left.
+        System messages stay, wherever they stand. ``count`` is from 0 to :attr:`droppable`.
         """
+        if count == 0:
+            return self
+        start = self._later[count - 1]
+        kept = (m for i, m in enumerate(self.messages) if m.role == "system" or i >= start)
+        return Conversation(tuple(kept))
+
+    @property
+    def droppable(self) -> int:
+        """How many of the oldest turns can go: all but the last."""
+        return len(self._later)
+
+    @property
+    def _later(self) -> list[int]:
+        """Where the user speaks again."""
         spoken = [i for i, message in enumerate(self.messages) if message.role != "system"]
         asked = [i for i in spoken if self.messages[i].role == "user"]
-        later = [i for i in asked if i > spoken[0]] if spoken else []
-        if not later:
-            return None
-        kept = (m for i, m in enumerate(self.messages) if m.role == "system" or i >= later[0])
-        return Conversation(tuple(kept))
+        return [i for i in asked if i > spoken[0]]

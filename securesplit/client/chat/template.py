@@ -78,17 +78,27 @@ def fit(conversation: Conversation, tokenizer: Any, longest: int) -> Rendered:
     Raises:
         InputError: as :func:`render`; SS-1275 when the last turn alone does not fit.
     """
-    dropped, rest = 0, conversation
-    while len((rendered := render(rest, tokenizer)).tokens) > longest:
-        shorter = rest.without_oldest()
-        if shorter is None:
-            raise InputError(
-                "SS-1275",
-                f"the last message makes a prompt of {len(rendered.tokens)} tokens, and {longest} fit",
-                hint="Shorten the message or the instructions, or let the policy's owner add a larger bucket.",
-            )
-        dropped, rest = dropped + 1, shorter
-    return replace(rendered, dropped=dropped)
+    rendered = render(conversation, tokenizer)
+    if len(rendered.tokens) <= longest:
+        return rendered
+    # Halving, because a prompt without more turns is no longer: a program may send thousands of them with each request.
+    most = conversation.droppable
+    last = rendered if most == 0 else render(conversation.without_oldest(most), tokenizer)
+    if len(last.tokens) > longest:
+        raise InputError(
+            "SS-1275",
+            f"the last message makes a prompt of {len(last.tokens)} tokens, and {longest} fit",
+            hint="Shorten the message or the instructions, or let the policy's owner add a larger bucket.",
+        )
+    low, high, best = 0, most, last  # So many do not fit, so many do.
+    while high - low > 1:
+        middle = (low + high) // 2
+        rendered = render(conversation.without_oldest(middle), tokenizer)
+        if len(rendered.tokens) > longest:
+            low = middle
+        else:
+            high, best = middle, rendered
+    return replace(best, dropped=high)
 
 
 def _end_of_message(tokenizer: Any) -> int | None:

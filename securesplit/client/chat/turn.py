@@ -83,8 +83,9 @@ def speak(client: Client, toll: Toll, turn: Turn) -> Iterator[Piece]:
     Raises:
         As :meth:`securesplit.client.client.Client.stream`.
     """
-    toll.pay(client, turn.said, turn.prompt)
+    # What the client refuses is refused here, and costs nothing; the first byte leaves with the first piece.
     stream = client.stream(turn.prompt, max_new_tokens=turn.max_new_tokens, sampling=turn.sampling)
+    toll.pay(client, turn.said, turn.prompt)
     with closing(cast("Generator[Piece]", stream)) as pieces:
         for piece in pieces:
             if turn.ends is not None and piece.token == turn.ends:

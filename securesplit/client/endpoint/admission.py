@@ -38,7 +38,8 @@ class Admission:
         if host in {"0.0.0.0", "::"}:  # noqa: S104 - such an address is asked for at length, elsewhere
             return cls(token, None)
         names = {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host.lower()}
-        return cls(token, frozenset(f"{name}:{port}" for name in names))
+        # Programs leave the port of http out.
+        return cls(token, frozenset(f"{name}:{port}" for name in names) | (names if port == 80 else frozenset()))
 
     def check(self, head: Head) -> None:
         """Raise for a request that may not go on.

@@ -122,12 +122,12 @@ class Endpoint:
         answer = Answer(
             f"{kind}-{self._draw(128):032x}", int(self._now()), self.model, ask.conversation is not None, turn
         )
-        with closing(pieces):  # Whoever leaves early stops the generation by it.
-            try:
+        try:
+            with closing(pieces):  # Whoever leaves early stops the generation by it, which may fail, too.
                 return self._tell(ask, exchange, answer, pieces)
-            except SecureSplitError as error:
-                self._desk.failed(error)
-                raise
+        except SecureSplitError as error:
+            self._desk.failed(error)
+            raise
 
     def _begun(self, ask: Ask) -> tuple[Turn, Pieces]:
         """The turn, with its first piece at hand: what fails until then is told by a status, and tried once more."""
@@ -180,11 +180,15 @@ class Pieces:
 
     def __init__(self, source: Iterator[Piece]) -> None:
         self._source = source
-        self._first = next(source)
+        self._first: Piece | None = next(source)
 
     def __iter__(self) -> Iterator[Piece]:
-        yield self._first
-        yield from self._source
+        # No generator: one that is left would close the source by itself, and what fails then would be lost.
+        return self
+
+    def __next__(self) -> Piece:
+        first, self._first = self._first, None
+        return next(self._source) if first is None else first
 
     def close(self) -> None:
         """Stop the generation."""

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from securesplit.client.chat import template
 from securesplit.client.chat.conversation import Conversation, Message
 from securesplit.client.chat.template import fit, render
 from securesplit.errors import InputError
@@ -59,6 +60,21 @@ def test_the_newest_turns_are_kept_and_so_is_every_system_message(said, last, lo
     ]
     fitting = next(i for i, option in enumerate(options) if len(option.tokens) <= longest)
     assert (rendered.tokens, rendered.dropped) == (options[fitting].tokens, fitting)
+
+
+def test_a_long_history_is_rendered_few_times(monkeypatch):
+    """A program may send thousands of turns with each request; others wait behind it."""
+    calls = 0
+
+    def counted(*args):
+        nonlocal calls
+        calls += 1
+        return render(*args)
+
+    monkeypatch.setattr(template, "render", counted)
+    rendered = fit(conversation(*[("user", "w3"), ("assistant", "w4")] * 300, ("user", "w5")), TOKENIZER, 20)
+    assert 280 < rendered.dropped <= 300
+    assert calls <= 12
 
 
 @pytest.mark.parametrize("role", ["user", "assistant", "system"])

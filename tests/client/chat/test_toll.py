@@ -10,7 +10,7 @@ from securesplit.client.chat.conversation import Conversation
 from securesplit.client.chat.toll import Toll, tokens_left
 from securesplit.client.chat.turn import prepare, prepare_text, speak
 from securesplit.client.sampling import Sampling
-from securesplit.errors import BudgetExhausted, PolicyDenied
+from securesplit.errors import BudgetExhausted, InputError, PolicyDenied
 from securesplit.privacy.calibrate import epsilon_for, epsilon_rdp_for, mu_for, mu_rdp_for
 from tests.e2e.house import FROZEN, SILENT, policy_of
 
@@ -101,6 +101,16 @@ def test_too_many_tokens_are_refused_before_the_prompt_leaves(house, open_ledger
     turn, _ = talk(client, Toll(), Conversation().said("user", "w3"), count=9)
     assert turn.price.tokens_left == 0
     assert tokens_left(client) == 0
+
+
+def test_what_the_client_refuses_is_not_counted(house, open_ledger):
+    client, spy, _ = joined(house, open_ledger, FROZEN)
+    toll, words = Toll(), "w3 " * 40
+    turn, sent = prepare_text(client, toll, words, max_new_tokens=2, sampling=Sampling()), len(spy.sent)
+    with pytest.raises(InputError, match="SS-1222"):
+        next(speak(client, toll, turn))
+    assert len(spy.sent) == sent
+    assert toll.price(client, (words,), (9,), 1).before == 0.0
 
 
 def test_a_policy_without_generation_denies(house, open_ledger):

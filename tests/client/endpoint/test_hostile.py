@@ -304,6 +304,32 @@ def test_a_session_that_is_lost_for_good_is_opened_anew(one, monkeypatch):
     assert (status, code_of(body)) == (503, "SS-3020")
 
 
+def test_a_session_that_breaks_after_the_program_went_is_opened_anew(one, monkeypatch):
+    """Under a private policy the rest crosses then, and that may fail."""
+    opened, left = len(one.opened), threading.Event()
+    whole = Client.stream
+
+    def breaks(self, *args, **options):
+        try:
+            for piece in whole(self, *args, **options):
+                time.sleep(0.05)
+                yield piece
+        except GeneratorExit:
+            left.set()
+            raise RemoteProtocolError("SS-4010", "x") from None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "stream", breaks)
+        data = json.dumps({**BODY, "max_tokens": 40}).encode()
+        head = "".join(f"{k}: {v}\r\n" for k, v in one.headers().items())
+        with one.connect() as sock:
+            sock.sendall(f"POST {CHAT} HTTP/1.1\r\n{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+            time.sleep(0.3)
+        assert left.wait(10)
+    assert one.ask("POST", CHAT, BODY)[0] == 200
+    assert len(one.opened) == opened + 1
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -363,6 +389,11 @@ def test_every_address_goes_by_any_name_and_one_address_by_its_own():
     for address in ("10.0.0.1", "::1"):
         with pytest.raises(InputError, match="SS-1274"):
             Admission.at(address, 80, "t").check(head("gpu.example:80"))
+
+
+def test_the_port_of_http_may_be_left_out():
+    assert "127.0.0.1" in (Admission.at("127.0.0.1", 80, "t").hosts or ())
+    assert "127.0.0.1" not in (Admission.at("127.0.0.1", 8080, "t").hosts or ())
 
 
 def test_it_listens_on_the_loopback_of_ipv6_too():

@@ -21,13 +21,14 @@ def test_fresh_releases_of_real_rounds_are_linked(tmp_path, monkeypatch, rounds)
     seen = defaultdict(list)
     real = Engine.forward
 
-    def spy(self, connection, step, lengths, hidden, **options):
-        flat, start = hidden.reshape(-1, hidden.shape[-1]), 0
-        for row, length in enumerate(lengths):
-            rows = flat[start : start + length].numpy().copy()
-            seen[connection].append((step, row, options["learn"], rows))
-            start += length
-        return real(self, connection, step, lengths, hidden, **options)
+    def spy(self, batches, *, learn):
+        for sent in batches:
+            flat, start = sent.hidden.reshape(-1, sent.hidden.shape[-1]), 0
+            for row, length in enumerate(sent.lengths):
+                rows = flat[start : start + length].detach().numpy().copy()
+                seen[sent.client].append((sent.step, row, learn, rows))
+                start += length
+        return real(self, batches, learn=learn)
 
     monkeypatch.setattr(Engine, "forward", spy)
     house = build_house(tmp_path / "house")

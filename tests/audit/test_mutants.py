@@ -482,8 +482,8 @@ def test_releases_from_any_state(checks, mutate, regime):
 def test_the_records_of_a_user_clipped_one_by_one(checks, mutate, regime):
     def add(self, gradients, keys):
         for gradient, key in zip(gradients, keys, strict=True):
-            self._total._seen.discard(key)
-            self._total.add(gradient, key)
+            self.total._seen.discard(key)
+            self.total.add(gradient, key)
 
     mutate(f"a user's records clipped one by one, {regime}", (train.Units, "add", add))
     assert "units" in checks.completeness(varied(unit="user", regime=regime)).probes
@@ -492,11 +492,11 @@ def test_the_records_of_a_user_clipped_one_by_one(checks, mutate, regime):
 def test_a_user_named_once_and_clipped_record_by_record(checks, mutate):
     def add(self, gradients, keys):
         for gradient, key in zip(gradients, keys, strict=True):
-            known = key in self._total._seen
-            self._total._seen.discard(key)
-            self._total.add(gradient, key)
+            known = key in self.total._seen
+            self.total._seen.discard(key)
+            self.total.add(gradient, key)
             if known:
-                self._total.records.remove(key)
+                self.total.records.remove(key)
 
     mutate("a user named once and clipped record by record", (train.Units, "add", add))
     assert "units" in checks.completeness(varied(unit="user")).probes

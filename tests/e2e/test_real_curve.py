@@ -147,4 +147,4 @@ def test_one_client_and_the_unsplit_model_learn_alike_and_answer_alike(house, tm
     assert [p.prediction for p in ours] == [p.prediction for p in theirs]
     scores = [score(task, items, said) for said in (ours, theirs)]
     assert scores[0] == scores[1]
-    print({m.name: round(m.value, 4) for m in scores[0].measures})
+    print({m.name: round(m.estimate.value, 4) for m in scores[0].measures})

@@ -27,7 +27,6 @@ from securesplit.protocol.messages import (
     Hello,
     KeepAnchor,
     Message,
-    RoundBegin,
     RoundKept,
     RoundReady,
     Run,
@@ -50,12 +49,12 @@ from securesplit.server.connection import (
     served,
     witnessed,
 )
-from securesplit.server.course import Ask, Due, Pass
-from securesplit.server.courses import course_of
+from securesplit.server.course import Ask
 from securesplit.server.engine import Engine
+from securesplit.server.learning import Learning
 from securesplit.server.quotas import Quotas
 from securesplit.server.requests import Requests
-from securesplit.server.steps import Part, Steps
+from securesplit.server.steps import Steps
 from securesplit.server.sums import Outbound, Sums
 from securesplit.transport.actions import Action, Close, Send, Work
 from securesplit.transport.limits import Limits
@@ -116,18 +115,7 @@ class ServerCore:
         )
         self._connections: dict[int, Connection] = {}
         self._sums_at: dict[str, int] = {}
-        self._course = course_of(job)
-        self._course.recall(self.steps.since, self.steps.order)
-        # Clients that hold a learning step without a connection: they lost theirs, or this server was started again.
-        self._away: dict[str, tuple[int, bytes]] = {}
-        self._held = tuple(
-            Ask(-1 - place, w.client, w.message, w.run) for place, w in enumerate(self.steps.waiting)
-        )  # From before the start.
-        for ask in self._held:
-            self._away[ask.name] = (ask.connection, ask.run)
-            self._course.hold(ask, 0.0)
-        self._begun = b""  # Name of the last sum's run.
-        self._finished = 0  # Sums, as far as the course knows.
+        self._learning = Learning(job, self.steps, self._work, self._connections)
         self._count = 0
         self._now = 0.0
         self._clocked = False  # Whether the sums are looking at the clock just now.
@@ -179,10 +167,8 @@ class ServerCore:
     def complete(self, connection: int, result: object) -> list[Action]:
         """See :class:`Core`."""
         if isinstance(result, Told):
-            if self.sums.finished > self._finished:  # Before anybody hears of it and steps again.
-                self._finished = self.sums.finished
-                self._course.rise()
-            return [*self._begins(result.outbound), *self._deliver(result.outbound)]
+            due = self._learning.summed(result.outbound, self.sums.finished, self._now)
+            return [*due, *self._deliver(result.outbound)]
         peer = self._connections.get(connection)
         if isinstance(result, Together):
             return [action for answer in result.answers for action in self._answered(answer)] + [
@@ -196,19 +182,11 @@ class ServerCore:
             return self._refuse(connection, peer, result)
         return self._seal(connection, peer, result) if isinstance(result, Sealed) else []
 
-    def _begins(self, outbound: list[Outbound]) -> list[Action]:
-        """What is due before a sum that has just begun."""
-        runs = {item.message.run for item in outbound if isinstance(item.message, RoundBegin)} - {self._begun}
-        if not runs:
-            return []
-        (self._begun,) = runs
-        return self._due(self._course.begins(self._now))
-
     def _answered(self, answer: Answer) -> list[Action]:
         connection, request = answer.connection, answer.request
         peer = self._connections.get(connection)
         if peer is None:
-            return self._too_late(answer)
+            return self._learning.too_late(answer, self._now)
         if isinstance(answer.reply, Declined):  # Not an answer: the same request again is computed.
             _log.info("connection %d (%s) is declined a decoding step: %s", connection, peer.name, answer.reply.code)
             return self._send(connection, answer.reply)
@@ -224,17 +202,12 @@ class ServerCore:
         actions = self._send(connection, answer.reply)
         if isinstance(request, Backward) and self.job.mode.mode == "sequential":
             self.sums.works(self._now)  # The others are ready at once, and wait for all of its steps.
-        if isinstance(request, Forward | Backward):
-            actions += self._due(self._course.done(Ask(connection, answer.client, request, answer.run), self._now))
-        return actions
+        return actions + self._learning.answered(answer, self._now)
 
     def _failed(self, ask: Ask, result: Together) -> list[Action]:
         peer = self._connections.get(ask.connection)
         assert result.error is not None
         return [] if peer is None else self._refuse(ask.connection, peer, result.error)
-
-    def _due(self, due: list[Due]) -> list[Action]:
-        return [self._work.run(one.asks) if isinstance(one, Pass) else self._work.average() for one in due]
 
     def disconnect(self, connection: int) -> list[Action]:
         """See :class:`Core`."""
@@ -245,12 +218,7 @@ class ServerCore:
         if not others or self._sums_at.get(peer.name) == connection:
             self._sums_at.pop(peer.name, None)
             self.sums.leave(peer.name, self._now)
-        holds = self._course.learns(connection)  # Another session of its may be the one that learns.
-        if holds and peer.run:  # It may come back within its patience, and finds its step as it left it.
-            self._away[peer.name] = (connection, peer.run)
-            return [self._work.forget(connection, "")]
-        learns = peer.name if holds else ""
-        return [self._work.forget(connection, learns), *self._due(self._course.lost(connection, self._now))]
+        return self._learning.lost(connection, peer, self._now)
 
     def tick(self, now: float) -> list[Action]:
         """See :class:`Core`."""
@@ -259,54 +227,11 @@ class ServerCore:
         if not self._clocked and self.sums.due(now):
             self._clocked = True
             actions.append(Work(0, lambda: self._clock(now)))
-        held, self._held = self._held, ()
-        for ask in held:  # Their patience begins with the first look at the clock.
-            if self._away.get(ask.name) == (ask.connection, ask.run):
-                self._course.hold(ask, now)
-        late, due = self._course.tick(now)
-        for connection in late:
-            actions += self._overdue(connection)
-        actions += self._due(due)
-        return actions + self._unfinished(now)
-
-    def _overdue(self, late: int) -> list[Action]:
-        peer = self._connections.get(late)
-        if peer is None:
-            name = next((name for name, (number, _) in self._away.items() if number == late), "")
-            return self._give_up(name) if name else []
-        peer.run = b""
-        return self._refuse(late, peer, RemoteProtocolError("SS-4020", "a client held its learning step too long"))
-
-    def _give_up(self, name: str) -> list[Action]:
-        """A client without a connection loses its learning step."""
-        number, _ = self._away.pop(name)
-        return [self._work.forget(number, name), *self._due(self._course.lost(number, self._now))]
-
-    def _too_late(self, answer: Answer) -> list[Action]:
-        """It went while its request was computed; what was computed is dropped, or kept for when its run goes on."""
-        request = answer.request
-        if isinstance(request, Backward):
-            return self._due(self._course.done(Ask(answer.connection, answer.client, request, answer.run), self._now))
-        if not isinstance(request, Forward) or not request.learn or answer.run:
-            return []
-        # But not its new session's.
-        again = any(c.name == answer.client and self._course.learns(n) for n, c in self._connections.items())
-        return [self._work.forget(answer.connection, "" if again else answer.client)]
-
-    def _enter(self, connection: int, peer: Connection, run: bytes) -> list[Action]:
-        """A client's run begins here or comes back, perhaps before its old connection was found to be dead."""
-        for number, other in self._connections.items():
-            if number != connection and other.name == peer.name and other.run == run:
-                other.run = b""
-                self._course.move(number, connection)
-        peer.run = run
-        if peer.name in self._away:
-            number, known = self._away[peer.name]
-            if known != run:
-                return self._give_up(peer.name)
-            del self._away[peer.name]
-            self._course.move(number, connection)
-        return []
+        looked = self._learning.tick(now)
+        for connection in looked.late:
+            slow = RemoteProtocolError("SS-4020", "a client held its learning step too long")
+            actions += self._refuse(connection, self._connections[connection], slow)
+        return [*actions, *looked.actions, *self._unfinished(now)]
 
     def _served(self, connection: int, peer: Connection, request: Message) -> None:
         if (row := served(connection, peer, request)) is not None:
@@ -348,9 +273,11 @@ class ServerCore:
             case Forward():
                 return self._forward(connection, peer, message)
             case Backward():
-                return self._replayed(connection, peer, message) or self._asked(connection, peer, message)
+                return self._replayed(connection, peer, message) or self._learning.asked(
+                    connection, peer, message, self._now
+                )
             case Run():
-                return self._enter(connection, peer, message.run)
+                return self._learning.enters(connection, peer, message.run, self._now)
             case DropCache():
                 self._served(connection, peer, message)
                 return [self._work.drop(connection, message)]
@@ -359,15 +286,10 @@ class ServerCore:
                 return [self._work.keep(connection, peer.certificate, message)]
             case RoundReady() | RoundKept() | Secagg():
                 self._sums_at[peer.name] = connection
-                # A mean that this makes due comes first: whoever has the sum may evaluate at once.
-                rests = isinstance(message, RoundReady)
-                due = self._due(self._course.rests(peer.name, self._now)) if rests else []
+                due = self._learning.rests(peer.name, self._now) if isinstance(message, RoundReady) else []
                 return [*due, Work(connection, lambda: Told(self._summed(peer.name, message)))]
             case Bye() | Failure():
-                peer.run = b""  # It does not mean to come back.
-                others = any(c.name == peer.name for number, c in self._connections.items() if number != connection)
-                left = [] if others else self._due(self._course.leaves(peer.name, self._now))
-                return [Close(connection), *left]
+                return [Close(connection), *self._learning.leaves(connection, peer, self._now)]
             case Confirm():
                 agreed = peer.session.agreed
                 _log.info("connection %d: %s admitted the job, under policy %s", connection, peer.name, agreed[:16])
@@ -407,14 +329,7 @@ class ServerCore:
             raise RemoteProtocolError("SS-4029", "a sequence is longer than any bucket of the server's policy")
         if message.cache:
             return [self._work.decode(connection, peer.name, message)]
-        return self._asked(connection, peer, message)
-
-    def _asked(self, connection: int, peer: Connection, message: Forward | Backward) -> list[Action]:
-        ask = Ask(connection, peer.name, message, peer.run)
-        learns = isinstance(message, Backward) or message.learn
-        if learns and self.steps.knows(Part(ask.name, ask.run, message)):
-            return [self._work.run((ask,))]  # It was answered before, and has no turn to wait for.
-        return self._due(self._course.ask(ask, self._now))
+        return self._learning.asked(connection, peer, message, self._now)
 
     def _replayed(self, connection: int, peer: Connection, message: Message) -> list[Action]:
         """The same request again gets the same answer; the same number with other bytes is refused."""

@@ -155,11 +155,18 @@ class Steps:
         return tuple(found)
 
     def knows(self, part: Part) -> bool:
-        """Whether this request was answered before; called from any thread, and sure only where nothing is computed."""
+        """Whether this request was answered before; called from any thread, and sure only where nothing is computed.
+
+        Raises:
+            RemoteProtocolError: SS-4022 for another gradient of a step that has had one.
+        """
         said = self._said.get(part.client)
         if not part.run or said is None or said.run != part.run or said.step != part.message.step:
             return False
-        return encode(part.message) in (said.forward, said.backward)
+        data = encode(part.message)
+        if isinstance(part.message, Backward) and said.backward and data != said.backward:
+            raise RemoteProtocolError("SS-4022", "a step number came again with other contents")
+        return data in (said.forward, said.backward)
 
     def apply(self, parts: Sequence[Part]) -> tuple[Done, ...]:
         """Do one half of a learning step, of one client or of several as one, or find that it was done.

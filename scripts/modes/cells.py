@@ -22,9 +22,6 @@ MODES = {
     "hierarchical": 'mode = "hierarchical"\nevery = 2\ngroups = [["c0", "c1"], ["c2", "c3"]]',
     "personal-back": 'mode = "splitfed-v2"\norder = "roster"\npersonal = ["back"]',
 }
-_RATES = {"splitfed-v1": 2.0, "splitfed-v3": 2.0}
-"""Where every client's copy of all parts learns by itself and is averaged, a mean of four moves as far as a fourth of the steps
-would: these modes get twice the rates."""
 _POLICY = """name = "bench"
 purpose = "Nothing is protected: for measuring modes of training on public text, and for nothing else."
 cost = "Everything that crosses the cut can be read."
@@ -75,7 +72,7 @@ class Site:
     def job(self, mode: str) -> str:
         """The job file of one mode."""
         # Whoever learns alone in a round does so in one round of as many, so that all modes see equally many samples.
-        rounds, rate = self.sizes.rounds * (self.sizes.clients if mode == "sequential" else 1), _RATES.get(mode, 1.0)
+        rounds = self.sizes.rounds * (self.sizes.clients if mode == "sequential" else 1)
         return f"""name = "bench"
 model = "{self.model}"
 [cut]
@@ -87,8 +84,8 @@ alpha = 16.0
 targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
 seed = 7
 [optimiser]
-client_lr = {1e-3 * rate}
-server_lr = {5e-4 * rate}
+client_lr = 1e-3
+server_lr = 5e-4
 [schedule]
 rounds = {rounds}
 epochs = {self.sizes.epochs}

@@ -8,7 +8,7 @@ from securesplit.errors import InputError
 from securesplit.kept.folder import Kept
 from securesplit.pki.files import remove_folder
 
-__all__ = ["STATE", "is_finished", "ready"]
+__all__ = ["STATE", "clean", "is_finished", "ready"]
 
 STATE = "state"
 
@@ -40,6 +40,15 @@ def ready(out: Path, *, resume: bool) -> Path:
             f"{out} holds a run that was interrupted",
             hint="Go on with it by --resume, or name another --out directory; what it sent is paid for either way.",
         )
-    if finished:
+    return place
+
+
+def clean(place: Path) -> Path:
+    """The same folder, without what a finished run left there; only once the new run really begins.
+
+    Raises:
+        InputError: SS-1292.
+    """
+    if Kept.finished_at(place):
         remove_folder(place)
     return place

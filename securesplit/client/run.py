@@ -22,7 +22,7 @@ from securesplit.client.memory import EVERY, Remembered
 from securesplit.client.middle import Observer
 from securesplit.client.noted import begin_notes, held_out_losses
 from securesplit.client.records import job_batches
-from securesplit.client.resume import is_finished, ready
+from securesplit.client.resume import clean, is_finished, ready
 from securesplit.client.tasked import tasked_batches
 from securesplit.client.train import Progress, Trained, Trainer
 from securesplit.data.batches import Batch
@@ -272,7 +272,7 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
             )  # fmt: skip
         folder = run.keys if client.link.folder is None else client.link.folder.path
         answers = files.enter_context(closing(AnswerLog(folder / "answered.log")))
-        kept = files.enter_context(closing(Kept.open(state, Remembered.facts(client, batches, held_out))))
+        kept = files.enter_context(closing(Kept.open(clean(state), Remembered.facts(client, batches, held_out))))
         client.link.lasting, client.link.waits = run.patience, lambda what: progress(what, 0, 1, None)
         memory = Remembered(kept, every=run.keep_every)
         metrics = begin_notes(

@@ -122,8 +122,8 @@ def evening(request, tmp_path_factory) -> Evening:
     def listened(method: str) -> None:
         whole = getattr(Client, method)
 
-        def told(self: Client, *arguments: object) -> float:
-            losses.append(whole(self, *arguments))
+        def told(self: Client, *arguments: object, **options: object) -> float:
+            losses.append(whole(self, *arguments, **options))
             return losses[-1]
 
         patch.setattr(Client, method, told)

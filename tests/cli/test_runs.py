@@ -153,12 +153,12 @@ def test_diff_tells_settings_policy_by_effect_and_figures(trained, command):
 def test_a_finished_run_is_not_overwritten_by_accident(trained, command):
     argv = list(train_argv(trained, "alice", "wss://localhost:1", trained.root / "lab.toml"))
     argv[argv.index("--out") + 1] = folder = trained.root / "lab" / "alice"
-    before = {path: path.read_bytes() for path in folder.iterdir()}
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     code, _, complaint = command(*argv)
     assert (code, complaint[:15]) == (2, "error[SS-1280]:")
     # With the option it fails where it fails, and as no run began the old one is still there.
     assert command(*argv, "--overwrite")[0] == 4
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_without_the_package_event_files_are_refused_before_anything_is_done(trained, command, monkeypatch):

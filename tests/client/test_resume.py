@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from securesplit.client.memory import Remembered
-from securesplit.client.resume import is_finished, ready
+from securesplit.client.resume import clean, is_finished, ready
 from securesplit.errors import InputError
 from securesplit.kept.folder import Facts, Kept
 from securesplit.privacy import mechanism
@@ -140,7 +140,8 @@ def test_a_new_run_does_not_take_an_unfinished_ones_place(tmp_path):
     kept.finish("done")
     kept.close()
     assert is_finished(out)
-    assert not ready(out, resume=False).exists(), "a finished run makes room"
+    assert ready(out, resume=False).exists(), "nothing is lost before the new run begins"
+    assert not clean(out / "state").exists(), "a finished run makes room"
 
 
 def test_a_run_whose_requests_are_others_than_before_stops(wrecks):

@@ -22,8 +22,8 @@ def is_finished(out: Path) -> bool:
     return Kept.finished_at(out / STATE) is True
 
 
-def ready(out: Path, *, resume: bool) -> Path:
-    """The state folder, for a run that may begin or go on.
+def ready(out: Path, *, resume: bool) -> tuple[Path, bool]:
+    """The state folder, for a run that may begin or go on, and whether it goes on: an unfinished one lies there.
 
     Args:
         out: the run's directory.
@@ -40,7 +40,7 @@ def ready(out: Path, *, resume: bool) -> Path:
             f"{out} holds a run that was interrupted",
             hint="Go on with it by --resume, or name another --out directory; what it sent is paid for either way.",
         )
-    return place
+    return place, finished is False
 
 
 def clean(place: Path) -> Path:

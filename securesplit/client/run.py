@@ -241,16 +241,16 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
     if run.resume and is_finished(run.out):
         progress("the run is finished: nothing is left to do", 1, 1, None)
         return RunRecord.model_validate_json((run.out / "run.json").read_bytes())
-    state = ready(run.out, resume=run.resume)
+    state, goes_on = ready(run.out, resume=run.resume)
     tasked = None if run.tasked is None else read_tasked(run.tasked, run.data, run.limit)
     records = read_corpus(run.data, run.limit) if tasked is None else tasked.records
     if run.tensorboard:
         require_tensorboard()
-    claim(run.out, overwrite=run.overwrite)
+    claim(run.out, overwrite=run.overwrite or goes_on)
     with ExitStack() as files:
         writer = None
         if run.truth is not None:
-            writer = files.enter_context(closing(_TruthWriter(run.truth, records, resume=state.exists())))
+            writer = files.enter_context(closing(_TruthWriter(run.truth, records, resume=goes_on)))
         client = files.enter_context(
             open_client(
                 run.policy, run.keys, run.server, model=run.model, cache=run.cache, code=run.code, evidence=run.evidence,
@@ -360,11 +360,11 @@ class _TruthWriter:
     def __init__(self, path: Path, records: tuple[Record, ...], *, resume: bool = False) -> None:
         self.name = ""
         self._records = records
-        self._last = -1
+        self._last, self._rows = -1, 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if resume and path.exists():
-                self._last = _cut_truth(path)
+                self._last, self._rows = _mend_truth(path)
             self._file = path.open("a" if resume else "x", encoding="utf-8")
         except OSError as error:
             raise InputError(
@@ -374,9 +374,11 @@ class _TruthWriter:
             ) from None
 
     def __call__(self, step: int, batch: Batch) -> None:
-        if step <= self._last:  # Done again after a crash, and written down before it.
+        if step < self._last:  # Done again after a crash, and written down before it.
             return
-        for row, (source, length) in enumerate(zip(batch.sources, batch.lengths, strict=True)):
+        written = self._rows if step == self._last else 0
+        rows = list(enumerate(zip(batch.sources, batch.lengths, strict=True)))
+        for row, (source, length) in rows[written:]:
             record = self._records[source]
             line = {
                 "peer": self.name, "step": step, "row": row, "tokens": batch.tokens[row, :length].tolist(),
@@ -384,16 +386,18 @@ class _TruthWriter:
                 **({} if record.label is None else {"label": record.label}),
             }  # fmt: skip
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.flush()  # A step that is over is not done again after a crash, so its lines must not wait in this process.
+        self._last, self._rows = step, len(rows)
 
     def close(self) -> None:
         self._file.close()
 
 
-def _cut_truth(path: Path) -> int:
-    """Take off the end of a truth file that a crash may have cut short: the last step. The number of the one before."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith(b"\n")]
-    steps = [int(json.loads(line)["step"]) for line in whole]
-    kept = [line for line, step in zip(whole, steps, strict=True) if step < steps[-1]]
-    write_atomically(path, b"".join(kept), mode=0o600)
-    return max((step for step in steps if step < steps[-1]), default=-1)
+def _mend_truth(path: Path) -> tuple[int, int]:
+    """Take off a last line that a crash has cut short. Number of the last step, and how many of its rows are there."""
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    write_atomically(path, b"".join(lines), mode=0o600)
+    if not lines:
+        return -1, 0
+    steps = [int(json.loads(line)["step"]) for line in lines]
+    return steps[-1], steps.count(steps[-1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ import torch
 
 from securesplit.client.memory import Remembered
 from securesplit.client.resume import clean, is_finished, ready
+from securesplit.client.run import _TruthWriter
+from securesplit.data.corpus import Record
 from securesplit.errors import InputError
 from securesplit.kept.folder import Facts, Kept
 from securesplit.privacy import mechanism
@@ -131,17 +134,43 @@ def test_a_private_run_that_dies_has_the_same_adapters_under_the_same_noise(wrec
 def test_a_new_run_does_not_take_an_unfinished_ones_place(tmp_path):
     out, facts = tmp_path / "out", Facts(party="alice", job="j", model="m", policy="p")
     assert not is_finished(out)
-    assert ready(out, resume=False) == ready(out, resume=True) == out / "state"
+    assert ready(out, resume=False) == ready(out, resume=True) == (out / "state", False)
     kept = Kept.open(out / "state", facts)
     with pytest.raises(InputError, match="interrupted") as caught:
         ready(out, resume=False)
     assert caught.value.code == "SS-1290"
-    assert ready(out, resume=True).is_dir()
+    place, goes_on = ready(out, resume=True)
+    assert place.is_dir()
+    assert goes_on
     kept.finish("done")
     kept.close()
     assert is_finished(out)
-    assert ready(out, resume=False).exists(), "nothing is lost before the new run begins"
+    place, goes_on = ready(out, resume=False)
+    assert place.exists(), "nothing is lost before the new run begins"
+    assert not goes_on, "what a finished run left is not gone on with"
     assert not clean(out / "state").exists(), "a finished run makes room"
+
+
+@pytest.mark.parametrize("cut", range(0, 140, 9))
+def test_a_truth_file_that_a_crash_cut_anywhere_is_made_whole(tmp_path, cut):
+    records = tuple(Record(text=f"text {i}", pii=()) for i in range(4))
+
+    def batch(*sources):
+        rows = torch.zeros(len(sources), 4, dtype=torch.int64)
+        return SimpleNamespace(sources=sources, lengths=(4,) * len(sources), tokens=rows)
+
+    steps = [batch(0, 1), batch(2, 3), batch(1, 0)]
+    path = tmp_path / "truth"
+    whole = _TruthWriter(path, records)
+    for number, step in enumerate(steps):
+        whole(number, step)
+    expected = path.read_bytes()  # Before it is closed: a process that is killed closes nothing.
+    whole.close()
+    path.write_bytes(expected[: len(expected) - cut])
+    again = _TruthWriter(path, records, resume=True)
+    again(2, steps[2])  # Whose lines were cut, so that it was under way.
+    again.close()
+    assert path.read_bytes() == expected
 
 
 def test_a_run_whose_requests_are_others_than_before_stops(wrecks):

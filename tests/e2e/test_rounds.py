@@ -17,6 +17,7 @@ from securesplit.aggregate.client import ClientRound
 from securesplit.client.run import Run, RunRecord, run_training
 from securesplit.client.train import Trainer
 from securesplit.errors import AggregationAborted, BudgetExhausted
+from securesplit.kept.folder import Kept
 from securesplit.model.export import collect_adapters, export_adapter, read_part_adapters, restore_adapters
 from securesplit.model.lora import add_adapters
 from securesplit.model.store import load_back, load_front
@@ -32,7 +33,7 @@ class Outcome:
     errors: dict[str, BaseException]
 
 
-def train_all(house, core, policy, *, count=6, names=CLIENTS, seconds=60) -> Outcome:
+def train_all(house, core, policy, *, count=6, names=CLIENTS, seconds=60, resume=False) -> Outcome:
     """Every client's whole run, each in a thread of its own with its own data."""
     outcome = Outcome({}, {})
     with Loopback(core, house.keys) as loop:
@@ -41,7 +42,8 @@ def train_all(house, core, policy, *, count=6, names=CLIENTS, seconds=60) -> Out
             run = Run(
                 policy=policy, keys=house.keys / name, server=loop.url, data=house.data(f"{name}.jsonl", count, seed=seed),
                 out=house.root / name, held_out=2, limit=None, max_tokens=16, truth=house.root / f"{name}.truth", alone=False,
-                model=str(house.model), cache=house.root / "cache", overwrite=True,
+                model=str(house.model), cache=house.root / "cache", overwrite=not resume,
+                resume=resume,
             )  # fmt: skip
             try:
                 outcome.records[name] = run_training(run, lambda *_: None)
@@ -162,6 +164,26 @@ def test_the_same_data_again_costs_nothing_and_another_policy_is_refused(house):
     refused = train_all(house, house.core(house.job(rounds=1), other), other, names=("alice",))
     assert isinstance(refused.errors["alice"], BudgetExhausted)
     assert (house.root / "alice.truth").read_text() == "", "nothing was sent"
+
+
+def test_a_run_that_dies_just_before_its_very_end_goes_on(house, monkeypatch):
+    """Its record is written already, and is no finished run in the way of the one that goes on; nor is its truth file."""
+    policy, finish = policy_of(FROZEN), Kept.finish
+
+    def dies(_self, _job):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Kept, "finish", dies)
+    died = train_all(house, house.core(house.job(rounds=1), policy), policy)
+    assert {type(error) for error in died.errors.values()} == {KeyboardInterrupt}
+    files = ("run.json", "adapter-back.safetensors")
+    before = [(house.root / "alice" / name).read_bytes() for name in files[1:]]
+    assert (house.root / "alice" / files[0]).exists()
+    monkeypatch.setattr(Kept, "finish", finish)
+    again = train_all(house, house.core(house.job(rounds=1), policy), policy, names=("alice",), resume=True)
+    assert again.errors == {}
+    assert [(house.root / "alice" / name).read_bytes() for name in files[1:]] == before
+    assert len((house.root / "alice.truth").read_text().splitlines()) == 6, "each record crossed once"
 
 
 def test_the_round_regime_moves_only_by_the_noised_sum(house, monkeypatch):

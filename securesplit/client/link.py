@@ -36,7 +36,9 @@ from securesplit.protocol.messages import (
     Failure,
     Forward,
     Gradient,
+    Handover,
     Hidden,
+    Join,
     KeepAnchor,
     Message,
     RoundBegin,
@@ -75,6 +77,33 @@ class Memory(Protocol):
         ...
 
 
+class Donor(Protocol):
+    """Answers those who come late; see securesplit/client/handover.py."""
+
+    def asked(self, join: Join) -> None:
+        """Another client asks for what all hold in common. Answered at once, or when that stands still again."""
+        ...
+
+    def waits(self) -> None:
+        """What this client holds is about to change by a sum; nothing is answered now."""
+        ...
+
+    def goes_on(self) -> None:
+        """It stands still again."""
+        ...
+
+
+class _Nobody:
+    """Holds nothing that others could want."""
+
+    def asked(self, join: Join) -> None:
+        del join
+
+    def waits(self) -> None: ...
+
+    def goes_on(self) -> None: ...
+
+
 class Link:
     """An open session.
 
@@ -101,6 +130,7 @@ class Link:
         lasting: for how many seconds a request whose connection broke is tried again, over new ones; 0 for not at all.
         waits: told when the connection is gone and a new one is tried for, and again when it is there.
         memory: of a run that may be interrupted; None where there is none.
+        donor: asked by clients that come late, whenever this end listens.
     """
 
     def __init__(self, pipe: Pipe, session: Session, policy: Policy, *, name: str, patience: float = 600.0) -> None:
@@ -125,6 +155,7 @@ class Link:
         self.lasting = 0.0
         self.waits: Callable[[str], None] = lambda _what: None
         self.memory: Memory | None = None
+        self.donor: Donor = _Nobody()
         self._run = b""
         self._learning: Forward | None = (
             None  # The last one; its gradient may have to follow it over another connection.
@@ -134,6 +165,7 @@ class Link:
         self._noted: SecureSplitError | None = None
         self._begin: RoundBegin | None = None
         self._keeps = -1
+        self._late = False  # Whether this client waits for what others hand over.
         self._widths: tuple[int, int | None] | None = None
         self.tls_version = str(getattr(pipe, "tls_version", "memory"))
 
@@ -405,14 +437,47 @@ class Link:
     def _receive(self, within: float | None) -> Message:
         wait = self._answered_within if within is None else within
         until = time.monotonic() + wait
-        while isinstance(message := self._one(wait), RoundStatus):
+        while not self._is_due(message := self._one(wait)):
             wait = max(until - time.monotonic(), 0.0)
-            self.missing = message.missing
-            if message.closed and message.round == self._keeps:
-                return message
-            if not message.closed:
-                self.waits_for(message.missing)
         return message
+
+    def _is_due(self, message: Message) -> bool:
+        """Whether somebody waits for this message. What may come at any time is dealt with here."""
+        match message:
+            case Join():
+                self.donor.asked(message)
+                return False
+            case Handover():  # One that comes when it is needed no more is passed over.
+                return self._late
+            case RoundStatus():
+                self.missing = message.missing
+                if not message.closed and not self._late:
+                    self.waits_for(message.missing)
+                return self._late or (message.closed and message.round == self._keeps)
+        return True
+
+    def late(self, join: Join) -> bool:
+        """Ask what the others hold in common.
+
+        Returns:
+            Whether rounds went on without this client, so that :meth:`handed` is to be waited for; as the server says.
+        """
+        self._late = True
+        self.tell(join)
+        while not isinstance(message := self.next(), RoundStatus):  # Of a round that this client is not in any more.
+            continue
+        self._late = message.closed
+        return message.closed
+
+    def handed(self, *, within: float) -> Handover:
+        """The next answer to :meth:`late`."""
+        while not isinstance(message := self.next(within=within), Handover):
+            continue
+        return message
+
+    def caught_up(self) -> None:
+        """Nothing is waited for any more."""
+        self._late = False
 
     def _one(self, within: float) -> Message:
         data = self._pipe.receive(within)

@@ -72,7 +72,9 @@ class _Note(BaseModel):
     moves: int
     rate: float
     done: int
+    missed: list[int]
     curve: list[float]
+    looked: int
     rounds: list[_Round]
     heard: str
     losses: list[float]
@@ -244,7 +246,7 @@ class Remembered:
         link = client.link
         link.step, link.bytes_up, link.bytes_down = note.link_step, link.bytes_up + note.up, link.bytes_down + note.down
         at = Position(
-            pace, run=bytes.fromhex(note.run), steps=note.steps, moves=note.moves, rate=note.rate, done=note.done, curve=list(note.curve), heard=bytes.fromhex(note.heard),
+            pace, run=bytes.fromhex(note.run), steps=note.steps, moves=note.moves, rate=note.rate, done=note.done, missed=list(note.missed), curve=list(note.curve), looked=note.looked, heard=bytes.fromhex(note.heard),
             rounds=[self._read_round(record) for record in note.rounds], losses=list(note.losses),
             moments=_under(found, _DESCENT),
         )  # fmt: skip
@@ -286,7 +288,7 @@ def _note_of(client: Client, at: Position) -> _Note:
     guardian, link, begun, units = client.remote.guardian, client.link, at.begun, at.units
     return _Note(
         run=at.run.hex(), link_step=link.step, up=link.bytes_up, down=link.bytes_down, steps=at.steps, moves=at.moves,
-        rate=at.rate, done=at.done, curve=at.curve,
+        rate=at.rate, done=at.done, missed=at.missed, curve=at.curve, looked=at.looked,
         rounds=[
             _Round(
                 number=r.number, losses=list(r.losses), survivors=list(r.survivors), total_weight=r.total_weight,

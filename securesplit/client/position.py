@@ -68,8 +68,10 @@ class Position:
         steps: local steps so far.
         moves, rate: of the optimiser, in all rounds that are over, and the highest learning rate of the last one.
         pace: held-out losses inside the rounds.
-        done: rounds that are over.
+        done: rounds that are over, with this client or without it.
+        missed: numbers of those without it.
         curve: held-out losses so far.
+        looked: how many rounds were over at the last of them; -1 before the first.
         rounds: what the secure sums gave; none in a mode without them.
         heard: of the last sum.
         begun: of the round that is under way; None between rounds.
@@ -86,7 +88,9 @@ class Position:
     moves: int = 0
     rate: float = 0.0
     done: int = 0
+    missed: list[int] = field(default_factory=list)
     curve: list[float] = field(default_factory=list)
+    looked: int = -1
     rounds: list[RoundRecord] = field(default_factory=list)
     heard: bytes = b""
     begun: Begun | None = None

@@ -181,6 +181,7 @@ def close_sum(link: Link, brought: Brought, kept: Kept) -> None:
                     hint="The server altered one of the two, or a client did not give the same update again.",
                 )
             attempts.fresh()
+            link.donor.goes_on()
 
 
 def _attempt(link: Link, brought: Brought, *, begun: bytes = b"", only: tuple[str, ...] = ()) -> Opened:
@@ -188,6 +189,7 @@ def _attempt(link: Link, brought: Brought, *, begun: bytes = b"", only: tuple[st
     b, step, line = brought, brought.update.step, _Line(link)
     dim, number = len(b.update.vector), b.number
     run = begun or line.ready(number, dim=dim, frozen=b.frozen, step=step)
+    link.donor.waits()  # What this client holds is about to change.
     config = round_config(link.job, model=link.model, run=run, number=number, dim=dim, frozen=b.frozen, step=step)
     pinned = b.pinned(tried_again=link.job.sums.attempts is not None)
     with ExitStack() as stack:
@@ -208,6 +210,7 @@ def _attempt(link: Link, brought: Brought, *, begun: bytes = b"", only: tuple[st
         except SecureSplitError as error:
             party.abort(error.code)  # Nothing is sent by that; a lost connection leaves a record with its code, too.
             link.missing = party.absent or link.missing
+            link.donor.goes_on()
             raise
         finally:  # Of a round that was given up too: it may show who is to blame.
             if b.records is not None:

@@ -105,6 +105,7 @@ class RunRecord(BaseModel):
         residuals: there, for each round, how much of the mean product was missed by averaging A and B apart, Frobenius norms;
             ``residuals_clipped`` has the share of weight for which it may be more (securesplit/model/sketch.py).
         measured: held-out loss inside the rounds, after so many optimiser steps of this client.
+        missed: numbers of the rounds that went on without this client, from 0. Of their ends the curve has the last one's alone.
         stopped: whether this client took no more local steps at the end.
         best: the lowest held-out loss, with the steps before it, where the job has it kept in ``best``; else None.
         accuracy: share of held-out records whose class was named after training; None for a job without a task.
@@ -130,6 +131,7 @@ class RunRecord(BaseModel):
     residuals: tuple[float, ...] = ()
     residuals_clipped: tuple[float, ...] = ()
     measured: tuple[tuple[int, float], ...] = ()
+    missed: tuple[int, ...] = ()
     stopped: bool = False
     best: tuple[int, float] | None = None
     accuracy: float | None = None
@@ -347,7 +349,7 @@ def _record(
         honest=(privacy.updates and privacy.updates.honest) or 1 if isinstance(privacy, Gaussian) else 1,
         unit=privacy.unit if isinstance(privacy, Gaussian) else "sequence", channels=channels,
         released=tuple(ChannelSent(channel=s.channel, releases=s.releases, bytes=s.size) for s in client.link.sent.channels()),
-        measured=tuple((m.moves, m.loss) for m in trained.measured), stopped=trained.stopped,
+        measured=tuple((m.moves, m.loss) for m in trained.measured), missed=trained.missed, stopped=trained.stopped,
         best=None if trained.best is None else (trained.best.moves, trained.best.loss),
         survivors=tuple(r.survivors for r in trained.rounds), bytes_up=client.link.bytes_up, bytes_down=client.link.bytes_down,
         tls=client.link.tls_version, resident_bytes=resident_bytes(), seconds=seconds,

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from securesplit.aggregate.answered import AnswerLog
 from securesplit.client.client import Client
+from securesplit.client.elastic import BEHIND, Elastic
 from securesplit.client.memory import Remembered
 from securesplit.client.pace import Best, Measured, Pace, require_affordable
 from securesplit.client.pending import read_pending, write_pending
@@ -39,7 +40,7 @@ from securesplit.client.rounds import Brought, Opened, close_sum, secure_sum
 from securesplit.client.sharing import Turn, learns_in, to_share, turn_in, what_was_shared
 from securesplit.client.units import Units
 from securesplit.data.batches import Batch
-from securesplit.errors import LocalProtocolError
+from securesplit.errors import LocalProtocolError, SecureSplitError
 from securesplit.learning import recipe_of
 from securesplit.model.descent import Descent
 from securesplit.model.lora import Learned
@@ -61,6 +62,7 @@ class Trained:
         steps: batches that went to the server and back with gradients; local optimiser steps, except in regime ``round``.
         curve: held-out loss before the first round and after each, nats per token.
         rounds: one record for each secure sum.
+        missed: numbers of the rounds that went on without this client; the curve has no loss of theirs but the last one's.
         measured: held-out losses inside the rounds, where the job asks for them.
         stopped: whether this client took no more local steps before the end.
         best: where the job keeps it.
@@ -69,6 +71,7 @@ class Trained:
     steps: int
     curve: tuple[float, ...]
     rounds: tuple[RoundRecord, ...]
+    missed: tuple[int, ...] = ()
     measured: tuple[Measured, ...] = ()
     stopped: bool = False
     best: Best | None = None
@@ -111,6 +114,7 @@ class Trainer:
         self._pace = Pace(client, lambda: client.evaluate(held_out))
         self._at = Position(pace=self._pace)
         self._close: Callable[[], None] = lambda: None  # Ends the last round, once what it gave is safe.
+        self._elastic: Elastic | None = None  # In a job that hands over to clients that come late.
 
     def run(self) -> Trained:
         """All rounds of the job."""
@@ -122,27 +126,58 @@ class Trainer:
         if self._memory is not None:
             self._at = self._memory.begin(self._client, self._pace)
             self._close = self._unclosed()
-        at = self._at
-        if not at.curve:
-            at.curve.append(self._evaluate())
+        self._comes()
         while True:
-            if at.done == len(at.curve):  # The last round has its sum and was not looked at.
-                self._close()
-                self._close = lambda: None
-                self._client.keep_anchor()
-                at.curve.append(self._evaluate())
-                self._keep(now=True)
+            at = self._at
+            if at.looked < at.done:  # The last round has its sum and was not looked at.
+                self._look()
             if at.done == rounds:
                 return Trained(
-                    steps=at.steps, curve=tuple(at.curve), rounds=tuple(at.rounds), measured=tuple(self._pace.measured),
-                    stopped=self._pace.stopped, best=self._pace.best,
+                    steps=at.steps, curve=tuple(at.curve), rounds=tuple(at.rounds), missed=tuple(at.missed),
+                    measured=tuple(self._pace.measured), stopped=self._pace.stopped, best=self._pace.best,
                 )  # fmt: skip
-            if self._client.job.mode.summed:
-                at.rounds.append(self._round(at.done))
-            else:
-                self._by_itself(at.done)
-            at.done += 1
+            self._one_round(at.done)
             self._keep(now=True)
+
+    def _look(self) -> None:
+        """The held-out loss before the first round, or after the last one, which is closed first."""
+        at = self._at
+        if at.done:
+            self._close()
+            self._close = lambda: None
+            self._client.keep_anchor()
+        at.curve.append(self._evaluate())
+        at.looked = at.done
+        if at.done:
+            self._keep(now=True)
+
+    def _one_round(self, number: int) -> None:
+        """One more round is over, with this client or without it."""
+        try:
+            if self._client.job.mode.summed:
+                self._at.rounds.append(self._round(number))
+            else:
+                self._by_itself(number)
+        except SecureSplitError as error:
+            if self._elastic is None or error.code not in BEHIND or not self._elastic.caught_up():
+                raise
+            return
+        self._at.done += 1
+        if self._elastic is not None:
+            self._elastic.settle()
+
+    def _comes(self) -> None:
+        """In jobs that hand over: help those who come late from now on, and be helped if this client is late itself."""
+        client, folder = self._client, self._client.link.folder
+        if client.job.sums.late is not None and folder is not None:
+            self._elastic = Elastic(client, folder, self._at, len(self._batches), self._tell)
+            done = self._at.done
+            self._elastic.comes(asks=self._memory is None or not self._memory.replays)
+            if self._at.done != done:  # The others have closed that round without this client.
+                self._close = lambda: None
+
+    def _tell(self, what: str) -> None:
+        self._progress(what, 0, 1, None)
 
     def _keep(self, *, now: bool = False) -> None:
         """A place from which the run could go on."""
@@ -155,7 +190,7 @@ class Trainer:
         loss = self._client.evaluate(self._held_out)
         self._pace.saw(at.moves, loss)
         if self._metrics is not None:
-            self._metrics.held_out(number=len(at.curve), step=at.steps, loss=loss)
+            self._metrics.held_out(number=at.done, step=at.steps, loss=loss)
         return loss
 
     def _round(self, number: int) -> RoundRecord:

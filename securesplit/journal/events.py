@@ -38,7 +38,7 @@ Serial = Annotated[str, Field(pattern=r"^[0-9A-F]{2,64}$")]
 Signature = Annotated[str, Field(pattern=r"^(?:[0-9a-f]{2}){8,1024}$")]
 Certificate = Annotated[str, Field(max_length=1 << 15, pattern=r"^[A-Za-z0-9+/]+={0,2}$")]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
-Channel = Literal["cut", "gradient", "decode", "update", "labels", "peers", "bare"]
+Channel = Literal["cut", "gradient", "decode", "update", "labels", "common", "peers", "bare"]
 
 
 class Event(BaseModel):

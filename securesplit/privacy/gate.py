@@ -36,10 +36,10 @@ from securesplit.privacy.let import Witness, nobody, told
 from securesplit.privacy.lineage import Lineage
 from securesplit.privacy.mechanism import clipped, encode, noised
 from securesplit.privacy.plan import At, ChannelPlan, Plan, plan_for, rows_moved
-from securesplit.privacy.released import _MINT, Codec, Released, ReleasedUpdate, Responded
+from securesplit.privacy.released import _MINT, Codec, Released, ReleasedCommon, ReleasedUpdate, Responded
 from securesplit.privacy.response import respond
 
-__all__ = ["ALL", "PEERS", "ClippedSum", "Codec", "Gate", "Released", "ReleasedUpdate", "Responded"]
+__all__ = ["ALL", "PEERS", "ClippedSum", "Codec", "Gate", "Released", "ReleasedCommon", "ReleasedUpdate", "Responded"]
 
 _log = logging.getLogger(__name__)
 PEERS = "peers"
@@ -93,6 +93,7 @@ class Gate:
         self._ring = ring
         self._witness = witness
         self._once: Callable[[], str] = str
+        self._settled = b""  # Digest of what all clients held alike when the present round began.
         rows = rows_moved(front, policy.limits.buckets)
         self._unit = policy.privacy.unit if isinstance(policy.privacy, Gaussian) else ""
         self.plan: Plan | None = plan_for(policy.privacy, rows=rows) if isinstance(policy.privacy, Gaussian) else None
@@ -144,6 +145,47 @@ class Gate:
             raise PolicyDenied(
                 "SS-2013", "these adapters learnt under another policy", hint="Generate under the policy of the run."
             )
+        self._extend()
+
+    def settled(self, values: bytes) -> None:
+        """Tell the gate what all clients hold alike as a round begins, before this site's own work in it.
+
+        These are public values, and what secure sums gave: each client of the sums has them already.
+
+        Args:
+            values: of what is summed, as bytes.
+        """
+        self._settled = hashlib.sha256(values).digest()
+
+    def release_common(self, values: bytes) -> ReleasedCommon:
+        """Hand what all clients hold alike to another client of the roster, which was away when the sums were made.
+
+        It is a function of sums that are out, so nothing is charged; nothing else passes here, above all not the state that
+        this site's own work of a round has moved. The caller seals it for that client; a policy's blind sum keeps it from
+        the server.
+
+        Raises:
+            PolicyDenied: SS-2011 for other values than :meth:`settled` was told.
+        """
+        if not hmac.compare_digest(hashlib.sha256(values).digest(), self._settled):
+            raise PolicyDenied(
+                "SS-2011",
+                "only what all clients hold alike may be handed to one that comes late",
+                hint="This is a bug; report it.",
+            )
+        privacy = self.policy.privacy
+        noised = isinstance(privacy, Gaussian) and (privacy.regime != "frozen" or privacy.updates is not None)
+        self._witness(told("common", [values], 1, noised=noised))
+        return ReleasedCommon(payload=values, mint=_MINT)
+
+    def received(self) -> None:
+        """Tell the gate that A and C now hold what the other clients hand to one that comes late.
+
+        Whatever they chose, it tells of this site's records only what was released before: they know nothing else.
+
+        Raises:
+            PolicyDenied: SS-2014 when it moved A in regime ``frozen``.
+        """
         self._extend()
 
     def _extend(self) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 __all__ = ["Let", "Sent", "Tally", "Way", "Witness", "nobody", "told"]
 
-Way = Literal["cut", "gradient", "decode", "labels", "update"]
+Way = Literal["cut", "gradient", "decode", "labels", "update", "common"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,22 @@ class ReleasedUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleasedCommon:
+    """What all clients hold alike where a round begins, fit to be sealed for another client of the roster. Only a gate makes one.
+
+    Attributes:
+        payload: the values, float32, little-endian.
+    """
+
+    payload: bytes = field(repr=False)
+    mint: InitVar[object]
+
+    def __post_init__(self, mint: object) -> None:
+        if mint is not _MINT:
+            raise TypeError("ReleasedCommon is made by Gate.release_common and by nothing else")
+
+
+@dataclass(frozen=True, slots=True)
 class Responded:
     """Class labels after randomised response: what a loss may use where the policy releases labels instead of gradients.
 

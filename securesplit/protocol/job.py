@@ -72,6 +72,8 @@ class Sums(BaseModel):
             is lost then ends the run.
         quorum: fewest clients that a round goes on with; absent: the larger of ``threshold`` and ``min_clients``. The size
             of the roster: sums are over everybody or not made.
+        late: ``handover``: a client that was away while rounds went on gets what all hold in common from the others, sealed
+            by them for it, and goes on where they are; absent: it is out of the job. Needs ``attempts``.
         reconnect_seconds: how long a client whose connection broke may take to come back; 10 when absent.
         colluders: how many clients may side with the server without another's update being opened; absent: one in five, or
             as many as the threshold allows.
@@ -91,6 +93,7 @@ class Sums(BaseModel):
     reconnect_seconds: Annotated[float | None, Field(gt=0, le=3600)] = None
     attempts: Annotated[int | None, Field(ge=2, le=1000)] = None
     quorum: Annotated[int | None, Field(ge=3, le=256)] = None
+    late: Literal["handover"] | None = None
     colluders: Annotated[int | None, Field(ge=0, le=256)] = None
     ring_bits: Literal[32, 64] | None = None
     backend: Literal["masks", "bfv", "ckks"] | None = None
@@ -121,6 +124,12 @@ class Sums(BaseModel):
                 f"quorum {self.quorum}: it must lie between {max(self.threshold, self.min_clients)}, the larger of threshold "
                 f"and min_clients, and the roster of {len(self.roster)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _late(self) -> Sums:
+        if self.late is not None and self.attempts is None:
+            raise ValueError("late = 'handover' needs attempts: only then do the others know which rounds are over")
         return self
 
     @model_validator(mode="after")
@@ -209,6 +218,8 @@ class Job(BaseModel):
             faults.append(
                 f"adapters.sharing '{self.adapters.sharing}' is about sums of several; mode sequential hands one over"
             )
+        if not mode.summed and self.sums.late is not None:
+            faults.append("sums.late is about secure sums; mode splitfed-v3 has none, so leave it out")
         if not mode.summed and self.adapters.sharing != "alternating":
             faults.append("adapters.sharing says what secure sums carry; mode splitfed-v3 has none, so leave it out")
         if faults:

@@ -24,8 +24,10 @@ __all__ = [
     "Failure",
     "Forward",
     "Gradient",
+    "Handover",
     "Hello",
     "Hidden",
+    "Join",
     "KeepAnchor",
     "Message",
     "RoundBegin",
@@ -97,6 +99,13 @@ def _rows(blob: Blob) -> Blob:
 def _ring(blob: Blob) -> Blob:
     if len(blob.shape) != 1 or blob.dtype not in _RINGS:
         msg = "not a vector of words"
+        raise ValueError(msg)
+    return blob
+
+
+def _sealed(blob: Blob) -> Blob:
+    if len(blob.shape) != 1 or blob.dtype != "u8":
+        msg = "not a string of bytes"
         raise ValueError(msg)
     return blob
 
@@ -313,6 +322,46 @@ class RoundStatus(Message):
     missing: Annotated[tuple[Name, ...], Field(max_length=256)] = ()
 
 
+class Join(Message):
+    """Both ways: a client that was away while rounds went on asks the others for what all of them hold in common. The server
+    answers with :class:`RoundStatus` and shows the message to the others (docs/protocol.md, section 11).
+
+    Attributes:
+        round: the next round of the client that asks.
+        name: whose message it is.
+        certificate: its leaf, DER.
+        key: X25519, drawn for this message.
+        signature: of the certificate's key; see securesplit/aggregate/handover.py.
+        whole: towards a client: whether the values are asked of it, or their digest alone.
+    """
+
+    KIND = 20
+    round: Round
+    name: Name
+    certificate: Annotated[bytes, Field(min_length=1, max_length=4096)]
+    key: Nonce
+    signature: Signature
+    whole: bool = False
+
+
+class Handover(Message):
+    """Both ways: one client's answer to another's :class:`Join`, sealed for that one alone. The server hands it on.
+
+    Attributes:
+        to, of: names of the two.
+        asked: the key of the ``Join`` that it answers.
+        key: X25519, drawn for this message.
+        box: what is handed over, encrypted.
+    """
+
+    KIND = 21
+    to: Name
+    of: Name
+    asked: Nonce
+    key: Nonce
+    box: Annotated[Blob, AfterValidator(_sealed)]
+
+
 class Secagg(Message):
     """Both ways: one message of a secure-aggregation round (docs/protocol.md, SSA-1).
 
@@ -383,5 +432,7 @@ MESSAGES: dict[int, type[Message]] = {
         RoundKept,
         RoundStatus,
         Run,
+        Join,
+        Handover,
     )
 }

@@ -18,7 +18,9 @@ from securesplit.protocol.messages import (
     DropCache,
     Failure,
     Forward,
+    Handover,
     Hello,
+    Join,
     KeepAnchor,
     Message,
     RoundKept,
@@ -34,7 +36,7 @@ Standing = Literal["trainer", "guest"]
 
 _EVERYBODY: frozenset[type[Message]] = frozenset({Hello, Confirm, Forward, DropCache, KeepAnchor, Seal, Failure, Bye})
 MAY_SEND: dict[Standing, frozenset[type[Message]]] = {
-    "trainer": _EVERYBODY | {Backward, RoundReady, RoundKept, Run, Secagg},
+    "trainer": _EVERYBODY | {Backward, RoundReady, RoundKept, Run, Join, Handover, Secagg},
     "guest": _EVERYBODY,
 }
 """By standing. A kind that stands in no row is nobody's; a new kind of message has to be put here before it is served."""

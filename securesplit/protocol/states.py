@@ -22,8 +22,10 @@ from securesplit.protocol.messages import (
     Failure,
     Forward,
     Gradient,
+    Handover,
     Hello,
     Hidden,
+    Join,
     KeepAnchor,
     Message,
     RoundBegin,
@@ -55,11 +57,11 @@ _ENDINGS: _Row = {Failure: State.CLOSED, Bye: State.CLOSED}
 _OPEN = State.OPEN
 _FROM_CLIENT: _Row = {
     Forward: _OPEN, Backward: _OPEN, DropCache: _OPEN, KeepAnchor: _OPEN, RoundReady: _OPEN, RoundKept: _OPEN, Run: _OPEN,
-    Secagg: _OPEN, Seal: _OPEN, **_ENDINGS,
+    Join: _OPEN, Handover: _OPEN, Secagg: _OPEN, Seal: _OPEN, **_ENDINGS,
 }  # fmt: skip
 _FROM_SERVER: _Row = {
-    Hidden: _OPEN, Declined: _OPEN, Gradient: _OPEN, RoundBegin: _OPEN, RoundStatus: _OPEN, Secagg: _OPEN, Seal: _OPEN,
-    **_ENDINGS,
+    Hidden: _OPEN, Declined: _OPEN, Gradient: _OPEN, RoundBegin: _OPEN, RoundStatus: _OPEN, Join: _OPEN,
+    Handover: _OPEN, Secagg: _OPEN, Seal: _OPEN, **_ENDINGS,
 }  # fmt: skip
 
 TRANSITIONS: dict[State, dict[Role, dict[type[Message], State]]] = {

@@ -24,7 +24,9 @@ from securesplit.protocol.messages import (
     DropCache,
     Failure,
     Forward,
+    Handover,
     Hello,
+    Join,
     KeepAnchor,
     Message,
     RoundKept,
@@ -200,8 +202,9 @@ class ServerCore:
         if not answer.run:
             peer.answered[type(request)] = answer
         actions = self._send(connection, answer.reply)
-        if isinstance(request, Backward) and self.job.mode.mode == "sequential":
-            self.sums.works(self._now)  # The others are ready at once, and wait for all of its steps.
+        # In mode sequential the others are ready at once, and wait for all of its steps.
+        learns_alone = isinstance(request, Backward) and self.job.mode.mode == "sequential"
+        self.sums.works(peer.name, self._now, awaited=learns_alone)
         return actions + self._learning.answered(answer, self._now)
 
     def _failed(self, ask: Ask, result: Together) -> list[Action]:
@@ -284,7 +287,7 @@ class ServerCore:
             case KeepAnchor():
                 self._served(connection, peer, message)
                 return [self._work.keep(connection, peer.certificate, message)]
-            case RoundReady() | RoundKept() | Secagg():
+            case RoundReady() | RoundKept() | Join() | Handover() | Secagg():
                 self._sums_at[peer.name] = connection
                 due = self._learning.rests(peer.name, self._now) if isinstance(message, RoundReady) else []
                 return [*due, Work(connection, lambda: Told(self._summed(peer.name, message)))]
@@ -299,12 +302,16 @@ class ServerCore:
             case _:
                 raise RemoteProtocolError("SS-4010", "a client may not send this")
 
-    def _summed(self, name: str, message: RoundReady | RoundKept | Secagg) -> list[Outbound]:
+    def _summed(self, name: str, message: RoundReady | RoundKept | Join | Handover | Secagg) -> list[Outbound]:
         match message:
             case RoundReady():
                 return self.sums.ready(name, message, self._now)
             case RoundKept():
                 return self.sums.kept(name, message, self._now)
+            case Join():
+                return self.sums.asks(name, message)
+            case Handover():
+                return self.sums.answers(name, message, self._now)
             case _:
                 return self.sums.receive(name, message, self._now)
 

@@ -45,6 +45,11 @@ class Presence:
             if not self._here:  # Who comes next begins anew, and so may the rest: the first must not leave them behind.
                 self._expected = set(self._away)
 
+    @property
+    def here(self) -> frozenset[str]:
+        """Who is connected, as of the last :meth:`settle`."""
+        return frozenset(self._here)
+
     def lost(self, now: float, patience: float) -> set[str]:
         """Who has been away for more than so many seconds."""
         return {name for name, left in self._away.items() if now - left > patience}

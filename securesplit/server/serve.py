@@ -147,6 +147,7 @@ def build_core(
         patience=Patience(stage=wait, gather=10 * wait, reconnect=job.sums.patience),
         randomness=os.urandom, worker=worker, verify=_signed, keep=keep,
         closed=None if job.sums.attempts is None else closed or ClosedRuns(),
+        late=job.sums.late is not None,
     )  # fmt: skip
     return ServerCore(
         job,

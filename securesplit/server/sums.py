@@ -19,10 +19,21 @@ from securesplit.aggregate.roster import Verify
 from securesplit.aggregate.server import ServerResult, ServerRound
 from securesplit.aggregate.wire import Delivery
 from securesplit.errors import AggregationAborted, InputError, RemoteProtocolError, SecureSplitError
-from securesplit.protocol.messages import Failure, Message, RoundBegin, RoundKept, RoundReady, RoundStatus, Secagg
+from securesplit.protocol.messages import (
+    Failure,
+    Handover,
+    Join,
+    Message,
+    RoundBegin,
+    RoundKept,
+    RoundReady,
+    RoundStatus,
+    Secagg,
+)
 from securesplit.protocol.words import vector_of, words_blob
 from securesplit.server.endings import ClosedRuns, Ending
 from securesplit.server.gathering import Gathering
+from securesplit.server.latecomers import Latecomers
 from securesplit.server.news import News
 from securesplit.server.presence import Presence
 
@@ -67,6 +78,7 @@ class Sums:
         keep: told of every round that has ended.
         closed: see :class:`Ending`; None in jobs without ``sums.attempts``, where a round that is lost ends the run and
             nobody waits for its end.
+        late: whether clients may ask what the others hold in common.
 
     Attributes:
         finished: number of rounds that ended with a sum.
@@ -86,6 +98,7 @@ class Sums:
         verify: Verify | None = None,
         keep: Callable[[ServerRound], None] = lambda _round: None,
         closed: ClosedRuns | None = None,
+        late: bool = False,
     ) -> None:
         self.finished = 0
         self.aborted = 0
@@ -94,6 +107,7 @@ class Sums:
         self._again = closed is not None
         self._ending = Ending(closed or ClosedRuns(), quorum, patience.gather)
         self._news = News()
+        self._late = Latecomers() if late else None
         self._left = False  # Whether somebody has gone whom those who wait should be told of.
         self._patience = patience
         self._config_of = config_of
@@ -128,10 +142,13 @@ class Sums:
             self._presence.settle()
             self._ending.ready(name, message.round, now)
             self._news.forget(name)
+            if self._late is not None and not self._owes(name) and message.round <= self._ending.number:
+                raise RemoteProtocolError("SS-6033", "a client is ready for a round that has its sum without it")
+            shown = self._shown(name, ready=True)
             if self._round is not None and self._begun is not None:
-                return self._meanwhile(name, message, self._round, *self._begun, now=now)
+                return [*shown, *self._meanwhile(name, message, self._round, *self._begun, now=now)]
             self._gathering.add(name, message, now)
-            return self._gather(now)
+            return [*shown, *self._gather(now)]
 
     def _meanwhile(
         self, name: str, message: RoundReady, running: ServerRound, ready: RoundReady, begin: RoundBegin, *, now: float
@@ -163,17 +180,20 @@ class Sums:
             running = message.round if self._round is None or self._begun is None else self._begun[0].round
             if message.round > running:
                 raise RemoteProtocolError("SS-4051", "a client keeps the sum of a round that has none")
-            if self._ending.kept(name, message, now) or message.round < running:
-                return [Outbound(name, RoundStatus(round=message.round, closed=True))]
-            if self._round is None or self._begun is None:
-                for other, number in self._gathering.rounds.items():
-                    if number != message.round:  # It was ready before this server knew that this round has a sum.
-                        self._ending.ready(other, number, now)
-                return self._gather(now)
-            if self._round.stage == wire.ADVERTISE and name in self._round.waiting_for:
-                return [Outbound(name, self._begun[1])]
-            # It was killed inside of this run, or the run is over fewer clients than the sum that is there already.
-            return self._carry(self._round.abort("SS-6010"), now)
+            return [*self._shown(name), *self._kept(name, message, running, now)]
+
+    def _kept(self, name: str, message: RoundKept, running: int, now: float) -> list[Outbound]:
+        if self._ending.kept(name, message, now) or message.round < running:
+            return [Outbound(name, RoundStatus(round=message.round, closed=True))]
+        if self._round is None or self._begun is None:
+            for other, number in self._gathering.rounds.items():
+                if number != message.round:  # It was ready before this server knew that this round has a sum.
+                    self._ending.ready(other, number, now)
+            return self._gather(now)
+        if self._round.stage == wire.ADVERTISE and name in self._round.waiting_for:
+            return [Outbound(name, self._begun[1])]
+        # It was killed inside of this run, or the run is over fewer clients than the sum that is there already.
+        return self._carry(self._round.abort("SS-6010"), now)
 
     def receive(self, name: str, message: Secagg, now: float) -> list[Outbound]:
         """One message of a running round; or of the last one, from a client that lost its connection and has no result.
@@ -197,9 +217,62 @@ class Sums:
                 raise RemoteProtocolError("SS-6013", "a client came back to a round that goes on without it")
             return [self._outbound(message.round, d) for d in told] if self._round is None else self._carry(told, now)
 
-    def works(self, now: float) -> None:
-        """A client for whose steps the others wait has made one: whoever gathers waits from now on. Returns at once."""
-        self._gathering.worked = now
+    def asks(self, name: str, message: Join) -> list[Outbound]:
+        """A client that was away asks what the others hold in common; told whether rounds went on without it.
+
+        Raises:
+            RemoteProtocolError: SS-6003 in another's name; SS-4052 in a job that hands nothing over.
+        """
+        late = self._latecomers(name, message.name)
+        with self._lock:
+            self._presence.settle()
+            behind = message.round < self._next(name)
+            status = Outbound(name, RoundStatus(round=message.round, closed=behind))
+            shown = late.asks(name, message, self._presence.here & set(self._roster)) if behind else []
+            return [status, *(Outbound(*one) for one in shown)]
+
+    def answers(self, name: str, message: Handover, now: float) -> list[Outbound]:
+        """What one client hands over to another that asked.
+
+        Raises:
+            RemoteProtocolError: as :meth:`asks`.
+        """
+        late = self._latecomers(name, message.of)
+        with self._lock:
+            self._gathering.worked = now
+            return [Outbound(*one) for one in late.answers(name, message)]
+
+    def _latecomers(self, name: str, said: str) -> Latecomers:
+        if self._late is None:
+            raise RemoteProtocolError("SS-4052", "a client comes late in a job that hands nothing over")
+        if name not in self._roster or said != name:
+            raise RemoteProtocolError("SS-6003", "a client outside the roster, or in another's name, comes late")
+        return self._late
+
+    def _next(self, name: str) -> int:
+        """The round that a client begins next when it was in all that this server knows of."""
+        if self._owes(name):
+            return self._ending.number
+        waits = [number for other, number in self._gathering.rounds.items() if other != name]
+        known, begun = [self._ending.number + 1, *waits], self._begun
+        return max(known if self._round is None or begun is None else [*known, begun[0].round])
+
+    def _owes(self, name: str) -> bool:
+        """Whether it may have lost a sum that it is in, and is helped to it."""
+        return self._ending.open and name in self._ending.clients
+
+    def _shown(self, name: str, *, ready: bool = False) -> list[Outbound]:
+        """Who comes late is shown to a client whose round begins or ends."""
+        if self._late is None:
+            return []
+        if ready:
+            self._late.ready(name)
+        return [Outbound(*one) for one in self._late.speaks(name)]
+
+    def works(self, name: str, now: float, *, awaited: bool) -> None:
+        """A client has made a step. If the others wait for it, whoever gathers waits from now on. Returns at once."""
+        if awaited or (self._late is not None and self._late.works(name)):
+            self._gathering.worked = now
 
     def join(self, name: str) -> None:
         """A client is connected, for the first time or again. Returns at once."""
@@ -240,6 +313,8 @@ class Sums:
         self._gathering.drop(name)
         self._ending.drop(name)
         self._news.forget(name)
+        if self._late is not None:
+            self._late.leaves(name)
         self._left = self._again
 
     def _run_stage(self, now: float) -> list[Outbound]:

@@ -111,6 +111,8 @@ def samples() -> tuple[m.Message, ...]:
         m.RoundStatus(round=0, closed=False, missing=("carol",)),
         m.KeepAnchor(blob=b"sealed"),
         m.Run(run=bytes(16)),
+        m.Join(round=0, name="alice", certificate=b"der", key=bytes(32), signature=bytes(8)),
+        m.Handover(to="alice", of="bob", asked=bytes(32), key=bytes(32), box=m.Blob(dtype="u8", shape=(1,), data=b"x")),
         m.Seal(number=0, stream=bytes(32), log=bytes(16), rows=0, head=bytes(32), signature=bytes(8)),
     )
 
@@ -172,7 +174,7 @@ def session(data: bytes) -> None:
 def _session_seeds() -> list[bytes]:
     by = {type(message): message for message in samples()}
     runs: list[tuple[int, list[type[m.Message]]]] = [
-        (0, [m.Hello]), (0x81, [m.Welcome]), (2, [m.Confirm, m.DropCache, m.KeepAnchor, m.Forward]), (3, [m.RoundReady, m.Secagg, m.RoundKept]),
+        (0, [m.Hello]), (0x81, [m.Welcome]), (2, [m.Confirm, m.DropCache, m.KeepAnchor, m.Forward]), (3, [m.RoundReady, m.Secagg, m.RoundKept, m.Join, m.Handover]),
         (3, [m.Bye]), (0x83, [m.Hidden, m.Declined, m.Gradient, m.RoundBegin, m.Secagg, m.RoundStatus]), (0x83, [m.Failure]), (3, [m.Seal]), (3, list(by)),
         (0x83, list(by)), (4, [m.Hello]),
     ]  # fmt: skip

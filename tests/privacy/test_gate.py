@@ -12,7 +12,7 @@ import torch
 from securesplit.errors import BudgetExhausted, CheckFailed, InputError, PolicyDenied
 from securesplit.privacy import gate as gates
 from securesplit.privacy.clipped_sum import ClippedSum
-from securesplit.privacy.gate import Gate
+from securesplit.privacy.gate import Gate, ReleasedCommon
 from securesplit.privacy.lattice import step_for
 from securesplit.privacy.ledger import ALL, Ledger
 from securesplit.privacy.plan import plan_for
@@ -248,3 +248,52 @@ def test_releases_cannot_be_made_elsewhere(policy_of, ledger):
     assert not hasattr(real, "mint")
     assert "payload" not in repr(real)
     assert "graph" not in repr(real)
+
+
+# ---- what all clients hold alike -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("regime", ["frozen", "round"])
+def test_only_what_a_round_began_from_is_handed_over_and_it_costs_nothing(policy_of, ledger, regime):
+    seen = []
+    policy = policy_of(**ROUND) if regime == "round" else policy_of()
+    gate = Gate(policy, ledger, witness=seen.append)
+    common, moved = np.arange(4, dtype="<f4").tobytes(), np.arange(1, 5, dtype="<f4").tobytes()
+    with pytest.raises(PolicyDenied) as caught:
+        gate.release_common(common)
+    assert caught.value.code == "SS-2011", "before a round began"
+    gate.settled(common)
+    assert gate.release_common(common).payload == common
+    with pytest.raises(PolicyDenied) as caught:
+        gate.release_common(moved)
+    assert caught.value.code == "SS-2011", "what this site's own work made of it"
+    gate.settled(moved)
+    with pytest.raises(PolicyDenied):
+        gate.release_common(common)
+    assert entries(ledger) == []
+    assert [(let.channel, let.noised, let.size) for let in seen] == [("common", regime == "round", 16)]
+
+
+def test_what_others_hand_over_may_shape_releases_except_in_a_frozen_a(policy_of, ledger):
+    state = ["start"]
+    gate = Gate(policy_of(**ROUND), ledger, state=lambda: state[0])
+    state[0] = "handed over"
+    with pytest.raises(PolicyDenied):
+        gate.release(torch.ones(1, 2, 3), at="cut", records=["a"])
+    gate.received()
+    gate.release(torch.ones(1, 2, 3), at="cut", records=["a"])
+
+
+def test_a_frozen_a_takes_nothing_from_others(policy_of, ledger):
+    state = ["start"]
+    gate = Gate(policy_of(), ledger, state=lambda: state[0])
+    gate.received()
+    state[0] = "handed over"
+    with pytest.raises(PolicyDenied) as caught:
+        gate.received()
+    assert caught.value.code == "SS-2014"
+
+
+def test_nobody_else_makes_what_may_be_handed_over():
+    with pytest.raises(TypeError):
+        ReleasedCommon(payload=b"", mint=object())

@@ -11,10 +11,20 @@ from securesplit.aggregate.client import ClientRound
 from securesplit.aggregate.config import Floors
 from securesplit.errors import CheckFailed, RemoteProtocolError
 from securesplit.pki.certificate import verify_signature
-from securesplit.protocol.messages import Blob, Failure, RoundBegin, RoundKept, RoundReady, RoundStatus, Secagg
+from securesplit.protocol.messages import (
+    Blob,
+    Failure,
+    Handover,
+    Join,
+    RoundBegin,
+    RoundKept,
+    RoundReady,
+    RoundStatus,
+    Secagg,
+)
 from securesplit.protocol.words import vector_of, words_blob
 from securesplit.server.endings import ClosedRuns
-from securesplit.server.sums import Patience, Sums
+from securesplit.server.sums import Outbound, Patience, Sums
 from tests.e2e.house import CLIENTS
 
 DIM, FROZEN = 5, "1" * 64
@@ -416,3 +426,77 @@ def test_a_run_over_fewer_than_those_of_a_sum_that_is_there_is_given_up(lasting)
     assert {(item.to, item.message.stage) for item in told} == {("bob", wire.ABORT), ("carol", wire.ABORT)}
     lasting.ready("bob", ready(4), 4.0)
     assert begun(lasting.ready("carol", ready(4), 4.0)) == set(CLIENTS)
+
+
+# ---- clients that come late ------------------------------------------------------------------------------------------
+
+
+def join(name, number=0, key=7):
+    return Join(round=number, name=name, certificate=b"der", key=bytes([key]) * 32, signature=bytes(8))
+
+
+@pytest.fixture
+def elastic(job):
+    def config_of(run, ready):
+        return round_config(job, model="0" * 64, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen)
+
+    made = Sums(
+        roster=CLIENTS, quorum=2, patience=PATIENCE, config_of=config_of, randomness=Counter(), closed=ClosedRuns(), late=True
+    )  # fmt: skip
+    for name in CLIENTS:
+        made.join(name)
+    return made
+
+
+def test_nobody_comes_late_where_nothing_is_handed_over(sums):
+    with pytest.raises(RemoteProtocolError) as caught:
+        sums.asks("alice", join("alice"))
+    assert caught.value.code == "SS-4052"
+
+
+@pytest.mark.parametrize(("name", "said"), [("alice", "bob"), ("mallory", "mallory")])
+def test_a_client_comes_late_in_its_own_name_and_from_the_roster(elastic, name, said):
+    with pytest.raises(RemoteProtocolError) as caught:
+        elastic.asks(name, join(said))
+    assert caught.value.code == "SS-6003"
+
+
+def test_where_no_round_is_over_nobody_is_late(elastic):
+    assert elastic.asks("alice", join("alice")) == [Outbound("alice", RoundStatus(round=0, closed=False))]
+    elastic.ready("bob", ready(0), 0.0)
+    assert [item.to for item in elastic.asks("alice", join("alice"))] == ["alice"], (
+        "the others wait for this very round"
+    )
+
+
+def test_the_others_are_shown_who_is_late_by_what_they_are_ready_for(elastic):
+    elastic.ready("bob", ready(3), 0.0)  # All that a server knows that was started anew.
+    status, *shown = elastic.asks("alice", join("alice", 1))
+    assert status == Outbound("alice", RoundStatus(round=1, closed=True))
+    assert [(item.to, item.message.whole) for item in shown] == [("bob", True), ("carol", False)]
+    again = elastic.ready("carol", ready(3), 1.0)
+    assert [item.to for item in again if isinstance(item.message, Join)] == ["carol"]
+    elastic.ready("alice", ready(3), 2.0)
+    assert not [item for item in elastic.ready("carol", ready(3), 3.0) if isinstance(item.message, Join)]
+
+
+def test_whoever_was_helped_on_is_awaited_while_it_works(elastic):
+    elastic.ready("bob", ready(1), 0.0)
+    elastic.ready("carol", ready(1), 0.0)
+    elastic.asks("alice", join("alice"))
+    box = Blob(dtype="u8", shape=(1,), data=b"x")
+    given = Handover(to="alice", of="bob", asked=bytes([7]) * 32, key=bytes(32), box=box)
+    assert elastic.answers("bob", given, 20.0) == [Outbound("alice", given)]
+    assert not elastic.due(31.0), "thirty seconds after it was helped on, not after the first was ready"
+    elastic.works("alice", 45.0, awaited=False)
+    assert not elastic.due(74.0)
+    assert elastic.due(76.0)
+
+
+def test_a_round_that_is_over_is_not_gathered_for_again(elastic):
+    for name in ("bob", "carol"):
+        elastic.ready(name, ready(0), 0.0)
+    elastic._ending.summed(0, bytes(16), ("bob", "carol"), 0.0)
+    with pytest.raises(RemoteProtocolError) as caught:
+        elastic.ready("alice", ready(0), 1.0)
+    assert caught.value.code == "SS-6033"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from securesplit.cli.choices import Ids, Split, TaskName, TemplateName
+from securesplit.cli.claims import claim
 from securesplit.cli.output import Cache, Model, Output, Policy, cache_or_default, show
 from securesplit.cli.progress import ProgressStyle, reporting
 from securesplit.errors import InputError
@@ -121,8 +122,8 @@ def _values(found: Comparison) -> dict[str, Any]:
 def _row(compared: Compared) -> dict[str, Any]:
     row = compared.row
     return {
-        "name": row.name, "note": row.note, "samples": row.samples, "steps": row.steps, "epsilon": row.epsilon, "delta": row.delta,
-        "unit": row.unit, "loss": compared.loss.value, "ci95": _pair(compared.loss),
+        "name": row.name, "note": row.note, "samples": row.samples, "steps": row.steps, **claim(row.spent),
+        "loss": compared.loss.value, "ci95": _pair(compared.loss),
         "difference": None if compared.difference is None else compared.difference.value,
         "difference_ci95": None if compared.difference is None else _pair(compared.difference),
         "metrics": {m.name: m.estimate.value for m in row.measures},
@@ -164,7 +165,7 @@ def _cells(found: Comparison) -> list[list[str]]:
         row, known = compared.row, {m.name: m.estimate for m in compared.row.measures}
         rows.append([
             row.name, str(row.samples), str(row.steps),
-            "none" if row.epsilon is None else f"{row.epsilon:.3g} per {row.unit}, delta {row.delta:g}",
+            "none" if row.spent.bound == "none" else str(row.spent),
             _said(compared.loss), "" if compared.difference is None else _said(compared.difference, sign="+"),
             *(_said(known[name]) if name in known else "-" for name in measures),
             f"{row.seconds:.1f}", f"{row.bytes_up / 1e6:.2f}", f"{row.bytes_down / 1e6:.2f}", row.note,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from securesplit.cli.output import Cache, Output, cache_or_default, show
+from securesplit.cli.connection import Cache, cache_or_default
+from securesplit.cli.output import Output, show
 from securesplit.cli.progress import ProgressStyle, reporting
 
 if TYPE_CHECKING:

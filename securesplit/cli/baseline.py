@@ -11,7 +11,9 @@ import typer
 
 from securesplit.cli.choices import Ids, Split, TaskName, TemplateName
 from securesplit.cli.claims import claim
-from securesplit.cli.output import Cache, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.computing import Threads, take
+from securesplit.cli.connection import Cache, Model, Policy, cache_or_default
+from securesplit.cli.output import Output, show
 from securesplit.cli.progress import ProgressStyle, reporting
 from securesplit.errors import InputError
 
@@ -58,7 +60,7 @@ def baseline(
     model: Model = None,
     cache: Cache = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the comparison that --out holds.")] = False,
-    threads: Annotated[int, typer.Option(help="Threads of computation; 0 leaves torch's choice.")] = 0,
+    threads: Threads = 0,
     progress: ProgressStyle = "auto",
     output: Output = "text",
 ) -> None:
@@ -71,8 +73,6 @@ def baseline(
     if (out / _FILE).exists() and not overwrite:
         raise InputError("SS-1280", f"{out} holds a comparison", hint="Name another --out, or add --overwrite.")
 
-    import torch
-
     from securesplit.client.baseline import KINDS, Wanted, compare_baselines
     from securesplit.client.splitrun import parse_run
     from securesplit.data.tasks.chosen import Chosen
@@ -81,8 +81,7 @@ def baseline(
     from securesplit.protocol.job import load_job
     from securesplit.report.comparison import CurveLine, comparison_page
 
-    if threads:
-        torch.set_num_threads(threads)
+    take(threads)
     wanted = Wanted(
         job=load_job(job), policy=load_policy(policy), data=tuple(data), held_out=held_out, limit=limit, max_tokens=max_tokens,
         tasked=None if task is None else Chosen(task, template, ids, split), runs=tuple(parse_run(text) for text in run or ()),

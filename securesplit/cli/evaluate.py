@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from securesplit.cli.choices import Ids, Split, TemplateName
-from securesplit.cli.output import Cache, Code, Evidence, Model, Output, cache_or_default, show
+from securesplit.cli.connection import Cache, Code, Evidence, Model, cache_or_default
+from securesplit.cli.output import Output, show
 from securesplit.cli.progress import ProgressStyle, reporting
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from securesplit.cli.output import Evidence, Output, show
+from securesplit.cli.connection import Evidence
+from securesplit.cli.output import Output, show
 
 if TYPE_CHECKING:
     from securesplit.agree import Budget

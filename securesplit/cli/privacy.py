@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from securesplit.cli.output import Output, Policy, show
+from securesplit.cli.connection import Policy
+from securesplit.cli.output import Output, show
 from securesplit.cli.privacy_audit import audit
 
 if TYPE_CHECKING:

@@ -45,6 +45,11 @@ def every_option(command=ROOT, path: str = "securesplit") -> Iterator[tuple[str,
         ((*CLIENTS, "serve"), tuple(name for name in CONNECTION if name != "server")),
         (("train", "serve", "baseline"), ("threads",)),
         (("chat", "endpoint"), ("count_each_turn_alone",)),
+        # What else `eval` needs for a server is needed with --checkpoints alone, and says so.
+        (
+            (*CLIENTS, "eval"),
+            ("model", "cache", "code", "evidence", "policy_key", "key_pass_file", "key_pass_fd", "output"),
+        ),
     ],
 )
 def test_what_is_called_the_same_is_the_same(commands, names):

@@ -122,7 +122,7 @@ def sweep_markdown(sweep: Sweep) -> str:
         epsilon = float("inf") if cell.epsilon is None else cell.epsilon
         groups.setdefault((cell.policy, epsilon, cell.cut, cell.codec, cell.releases), []).append(index)
     rows = []
-    for (policy, epsilon, cut, codec, releases), members in sorted(groups.items()):
+    for (policy, _, cut, codec, releases), members in sorted(groups.items()):
         cells = [sweep.cells[i] for i in members]
         worst = [c.report.worst for c in cells]
         best = max(cells, key=lambda c: c.report.worst).report
@@ -130,7 +130,7 @@ def sweep_markdown(sweep: Sweep) -> str:
         high = max(_interval(c.report)[1] for c in cells)
         rows.append(
             (
-                policy, "none" if epsilon == float("inf") else f"{epsilon:g}", f"{cut[0]}/{cut[1]}", codec, str(releases),
+                policy, cells[0].budget, f"{cut[0]}/{cut[1]}", codec, str(releases),
                 str(len(cells)), number(sum(worst) / len(worst)), f"{number(low)} to {number(high)}", best.worst_attack,
                 number(best.kappa), number(best.ceiling), number(sum(c.loss for c in cells) / len(cells)),
             )

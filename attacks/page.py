@@ -56,7 +56,8 @@ class _Shown:
 def sweep_page(sweep: Sweep) -> str:
     """The page of a sweep: frontier, heat map, cells."""
     cells = [_cell(done) for done in sweep.cells]
-    return _render("sweep.html.j2", json.dumps({"cells": cells}), s=sweep, cells=cells)
+    meanings = "; ".join(dict.fromkeys(done.meaning for done in sweep.cells if done.epsilon is not None))
+    return _render("sweep.html.j2", json.dumps({"cells": cells, "meanings": meanings}), s=sweep, cells=cells)
 
 
 def _cell(done: Done) -> dict[str, object]:
@@ -64,11 +65,11 @@ def _cell(done: Done) -> dict[str, object]:
     low, high = next((r.value_ci95 for r in report.attacks if r.name == report.worst_attack), (0.0, 0.0))
     budget = "none" if done.epsilon is None else f"{done.epsilon:g}"
     words = (
-        f"{done.policy}, epsilon {budget}, cut {done.cut[0]}/{done.cut[1]}, {done.codec}, K = {done.releases}, seed {done.seed}\n"
+        f"{done.policy}, epsilon {done.budget}, cut {done.cut[0]}/{done.cut[1]}, {done.codec}, K = {done.releases}, seed {done.seed}\n"
         f"{report.worst:.3f} by {report.worst_attack}, guess {report.kappa:.3f}, ceiling {report.ceiling:.3f}, loss {done.loss:.3f}"
     )
     return {
-        "policy": done.policy, "epsilon": done.epsilon, "budget": f"{done.policy} {budget}", "cut": list(done.cut),
+        "policy": done.policy, "epsilon": done.epsilon, "meaning": done.meaning, "budget": f"{done.policy} {budget}", "cut": list(done.cut),
         "codec": done.codec, "releases": done.releases, "seed": done.seed, "loss": done.loss, "worst": report.worst,
         "by": report.worst_attack, "guess": report.kappa, "ceiling": report.ceiling, "low": low, "high": high,
         "words": words,

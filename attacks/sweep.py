@@ -32,6 +32,7 @@ from attacks.threat import Threat
 from securesplit import __version__
 from securesplit.errors import InputError
 from securesplit.model.manifest import read_manifest
+from securesplit.policy.meaning import Meaning
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.protocol.job import Job
 
@@ -142,6 +143,7 @@ class Done(BaseModel):
 
     Attributes:
         digest: its name. policy, epsilon, cut, codec, releases, seed: which one.
+        delta, unit, relation: what epsilon speaks of; None without a bound. Cells of earlier versions have it in the report alone.
         loss, initial_loss: utility. report: of the attacks.
     """
 
@@ -149,6 +151,9 @@ class Done(BaseModel):
     digest: str
     policy: str
     epsilon: float | None
+    delta: float | None = None
+    unit: str | None = None
+    relation: str | None = None
     cut: tuple[int, int]
     codec: str
     releases: int
@@ -156,6 +161,19 @@ class Done(BaseModel):
     loss: float
     initial_loss: float
     report: Report
+
+    @property
+    def budget(self) -> str:
+        """What the policy grants, with all that belongs to the figure."""
+        return "none" if self.epsilon is None else f"{self.epsilon:g} {self.meaning}"
+
+    @property
+    def meaning(self) -> str:
+        """Of epsilon; empty without a bound."""
+        said = self.report
+        if said.delta is None or said.unit is None or said.relation is None:
+            return ""
+        return str(Meaning(said.delta, said.unit, said.relation))
 
 
 class Sweep(BaseModel):
@@ -250,9 +268,9 @@ def run_cell(cell: Cell, folder: Path, record: Record) -> Done:
             threat=Threat(text="none" if cell.aux is None else "same-domain"),
         )
     )  # fmt: skip
-    private = cell.policy.privacy
     done = Done(
-        digest=cell.digest, policy=cell.policy.name, epsilon=private.epsilon if isinstance(private, Gaussian) else None,
+        digest=cell.digest, policy=cell.policy.name, epsilon=report.epsilon, delta=report.delta, unit=report.unit,
+        relation=report.relation,
         cut=(cell.job.cut.front, cell.job.cut.back), codec=cell.job.codec, releases=cell.releases, seed=cell.seed,
         loss=recorded.loss, initial_loss=recorded.initial, report=report,
     )  # fmt: skip

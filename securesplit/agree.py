@@ -16,6 +16,7 @@ from typing import Literal
 
 from securesplit.errors import InputError, PolicyDenied
 from securesplit.policy.compare import Change, changes, verdict
+from securesplit.policy.meaning import Meaning, meaning_of
 from securesplit.policy.negotiate import negotiate, with_own_measures
 from securesplit.policy.orders import Effect
 from securesplit.policy.schema import Gaussian, Policy
@@ -52,12 +53,14 @@ class Budget:
         mu: before and after; None where a policy protects nothing.
         epsilon: the same at ``delta``.
         delta: the smaller of the two policies', so that both are compared at one.
+        meaning: of each epsilon; where the two differ, they are not one quantity.
         channels: each that either policy opens.
     """
 
     mu: tuple[float | None, float | None]
     epsilon: tuple[float | None, float | None]
     delta: float | None
+    meaning: tuple[Meaning | None, Meaning | None]
     channels: tuple[ChannelEffect, ...]
 
 
@@ -200,7 +203,16 @@ def _budget(before: Policy, after: Policy, old: Plan | None, new: Plan | None) -
         one, two = (plan.channel(place) if plan else None for plan in (old, new))
         if one is not None or two is not None:
             found.append(_effect(name, one, two))
-    return Budget(mu=(mu[0], mu[1]), epsilon=(epsilon[0], epsilon[1]), delta=delta, channels=tuple(found))
+    return Budget(
+        mu=(mu[0], mu[1]), epsilon=(epsilon[0], epsilon[1]), delta=delta,
+        meaning=(_meaning(before, delta), _meaning(after, delta)), channels=tuple(found),
+    )  # fmt: skip
+
+
+def _meaning(policy: Policy, delta: float | None) -> Meaning | None:
+    if delta is None or not isinstance(policy.privacy, Gaussian):
+        return None
+    return replace(meaning_of(policy.privacy), delta=delta)
 
 
 def _effect(name: str, one: ChannelPlan | None, two: ChannelPlan | None) -> ChannelEffect:

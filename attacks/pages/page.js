@@ -147,6 +147,6 @@ if (heat && data.cells) {
       label.style.fill = mean > 0.55 ? "#ffffff" : "var(--ink)";
     });
   });
-  draw(svg, "text", { x: 90, y: 50 + high * rows.length }, "budget: policy and epsilon; colour: mean recovery");
+  draw(svg, "text", { x: 90, y: 50 + high * rows.length }, `budget: policy and epsilon${data.meanings && ` ${data.meanings}`}; colour: mean recovery`);
 }
 document.documentElement.dataset.drawn = "yes";

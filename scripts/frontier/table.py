@@ -103,7 +103,7 @@ def _losses(lines: list[Line]) -> str:
     rows = [
         "### Loss, in nats per token",
         "",
-        "| code | epsilon | linear | linear, skip | Bayes LM | Bayes LM, skip | Bayes LM, gate | list | list, skip | list, gate |",
+        "| code | epsilon per token | linear | linear, skip | Bayes LM | Bayes LM, skip | Bayes LM, gate | list | list, skip | list, gate |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
@@ -121,7 +121,7 @@ def _leaks(lines: list[Line], gap: float) -> str:
     rows = [
         "### The same cells, by what the server learns",
         "",
-        "| code | epsilon | best attack | with the true prefix | gain of list and gate over client-only | gap closed by one prefix, skip | by the list, skip | by list and gate | gates open |",
+        "| code | epsilon per token | best attack | with the true prefix | gain of list and gate over client-only | gap closed by one prefix, skip | by the list, skip | by list and gate | gates open |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for line in sorted(lines, key=lambda one: one.leak):
@@ -174,7 +174,7 @@ _HEAD = """\
 ## Language modelling through noise: quality against leakage
 
 SmolLM2-135M-Instruct, position-wise release (front 0: one embedding row per token, clipped; mu = 2 C / sigma per row,
-replace-one, delta 1e-5, unit token; a text of n rows costs mu sqrt(n)). Private text: {count} MultiRC test passages of
+replace-one, delta 1e-5, unit token, as every epsilon here; a text of n rows costs mu sqrt(n)). Private text: {count} MultiRC test passages of
 {length} tokens for each of {seeds} seeds ({total} in all, {targets} predicted tokens each, no eight words in common with the public
 text). Public text: MultiRC train passages; {tune} of them, held out, for every choice. Intervals are 95 % bootstrap over
 sequences. Noise here is a seeded generator of the benchmark; nothing is released.

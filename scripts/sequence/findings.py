@@ -9,6 +9,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from securesplit.policy.meaning import Meaning
+
+MEANING = Meaning(1e-5, "sequence", "replace-one")
+"""Of every epsilon of this study."""
 _RESAMPLES = 2000
 
 
@@ -36,6 +40,7 @@ class Finding:
     Attributes:
         exchanged: whether val.jsonl's records were the private ones and train.jsonl's the tested ones.
         baseline: the client-only head that did best *on the tested records*.
+        meaning: of ``epsilon``.
     """
 
     task: str
@@ -49,6 +54,7 @@ class Finding:
     draws: int
     baseline: str
     figures: tuple[Figure, ...]
+    meaning: Meaning = MEANING
 
 
 def judge(draws: Sequence[Mapping[str, Tensor]], passages: Tensor) -> tuple[str, tuple[Figure, ...]]:
@@ -116,7 +122,7 @@ def _bootstrap(values: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
 def table(finding: Finding) -> str:
     """A markdown table of one setting."""
     side = " (exchanged)" if finding.exchanged else ""
-    budget = f"epsilon {finding.epsilon:g} (mu {finding.mu:.3f})"
+    budget = f"epsilon {finding.epsilon:g} {finding.meaning} (mu {finding.mu:.3f})"
     tested = f"{finding.tested} tested texts, {finding.draws} draws, chance {finding.chance:.3f}"
     lines = [
         f"Task `{finding.task}`{side}: {finding.clients} clients of {finding.records} records, {budget}, {tested}.",

@@ -29,7 +29,7 @@ class OneRunVerdict:
     Attributes:
         channel: always ``cut``.
         canaries, guesses, correct: how many were placed, guessed on, and right.
-        claimed_epsilon: of one release, at ``delta``.
+        claimed_epsilon: of one release, at ``delta``, by ``unit`` and ``relation``.
         epsilon_lower: the largest epsilon that the guesses refute at 95 %, as the literature reports it.
         p_value: of the claim; what so many right guesses are worth against it.
         ok: the claim is not refuted at the audit's own, much smaller error.
@@ -42,6 +42,8 @@ class OneRunVerdict:
     claimed_epsilon: float
     epsilon_lower: float
     delta: float
+    unit: str
+    relation: str
     p_value: float
     ok: bool
 
@@ -75,5 +77,5 @@ def audit_one_run(policy: Policy, bench: Bench, *, canaries: int, error: float) 
     p_value = one_run_p_value(canaries, len(surest), correct, claimed, privacy.delta)
     return OneRunVerdict(
         channel="cut", canaries=canaries, guesses=len(surest), correct=correct, claimed_epsilon=claimed, epsilon_lower=bound,
-        delta=privacy.delta, p_value=p_value, ok=p_value >= error,
+        delta=privacy.delta, unit=privacy.unit, relation=privacy.relation, p_value=p_value, ok=p_value >= error,
     )  # fmt: skip

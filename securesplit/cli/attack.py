@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from securesplit.cli import attack_report, attack_sweep
-from securesplit.cli.output import Cache, Output
+from securesplit.cli.connection import Cache
+from securesplit.cli.output import Output
 from securesplit.cli.progress import ProgressStyle, reporting
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def run(
     ] = None,
     profile: Annotated[str, typer.Option(help="smoke (12 sequences), standard (60) or full (all).")] = "smoke",
     policy: Annotated[
-        Path | None, typer.Option(help="Policy of the recording; its [leakage] limits decide the exit status.")
+        Path | None, typer.Option(help="Policy of the recording; its limits on leakage decide the exit status.")
     ] = None,
     weights: Annotated[
         str, typer.Option(help="What the adversary knows of A and C: none, pre-trained, round-start or exact.")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from securesplit.cli.output import Cache, Output, cache_or_default, show
+from securesplit.cli.connection import Cache, cache_or_default
+from securesplit.cli.output import Output, show
 from securesplit.cli.progress import ProgressStyle, reporting
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def sweep(
     part.write_text(found.model_dump_json(exclude=skip), encoding="utf-8")
     part.replace(out / "sweep.json")
     rows = [
-        f"{cell.policy:16} {'-' if cell.epsilon is None else f'{cell.epsilon:g}':>8} {cell.cut[0]}/{cell.cut[1]:<3} {cell.codec:5} "
+        f"{cell.policy:16} epsilon {cell.budget}  cut {cell.cut[0]}/{cell.cut[1]:<3} {cell.codec:5} "
         f"K={cell.releases:<3} seed {cell.seed}  {cell.report.worst:.3f} by {cell.report.worst_attack:18} guess {cell.report.kappa:.3f}  loss {cell.loss:.3f}"
         for cell in found.cells
     ]

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from securesplit.cli.choices import Ids, Split, TaskName, TemplateName
-from securesplit.cli.output import Cache, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.claims import claim
+from securesplit.cli.computing import Threads, take
+from securesplit.cli.connection import Cache, Model, Policy, cache_or_default
+from securesplit.cli.output import Output, show
 from securesplit.cli.progress import ProgressStyle, reporting
 from securesplit.errors import InputError
 
@@ -57,7 +60,7 @@ def baseline(
     model: Model = None,
     cache: Cache = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the comparison that --out holds.")] = False,
-    threads: Annotated[int, typer.Option(help="Threads of computation; 0 leaves torch's choice.")] = 0,
+    threads: Threads = 0,
     progress: ProgressStyle = "auto",
     output: Output = "text",
 ) -> None:
@@ -70,8 +73,6 @@ def baseline(
     if (out / _FILE).exists() and not overwrite:
         raise InputError("SS-1280", f"{out} holds a comparison", hint="Name another --out, or add --overwrite.")
 
-    import torch
-
     from securesplit.client.baseline import KINDS, Wanted, compare_baselines
     from securesplit.client.splitrun import parse_run
     from securesplit.data.tasks.chosen import Chosen
@@ -80,8 +81,7 @@ def baseline(
     from securesplit.protocol.job import load_job
     from securesplit.report.comparison import CurveLine, comparison_page
 
-    if threads:
-        torch.set_num_threads(threads)
+    take(threads)
     wanted = Wanted(
         job=load_job(job), policy=load_policy(policy), data=tuple(data), held_out=held_out, limit=limit, max_tokens=max_tokens,
         tasked=None if task is None else Chosen(task, template, ids, split), runs=tuple(parse_run(text) for text in run or ()),
@@ -121,8 +121,8 @@ def _values(found: Comparison) -> dict[str, Any]:
 def _row(compared: Compared) -> dict[str, Any]:
     row = compared.row
     return {
-        "name": row.name, "note": row.note, "samples": row.samples, "steps": row.steps, "epsilon": row.epsilon, "delta": row.delta,
-        "unit": row.unit, "loss": compared.loss.value, "ci95": _pair(compared.loss),
+        "name": row.name, "note": row.note, "samples": row.samples, "steps": row.steps, **claim(row.spent),
+        "loss": compared.loss.value, "ci95": _pair(compared.loss),
         "difference": None if compared.difference is None else compared.difference.value,
         "difference_ci95": None if compared.difference is None else _pair(compared.difference),
         "metrics": {m.name: m.estimate.value for m in row.measures},
@@ -164,7 +164,7 @@ def _cells(found: Comparison) -> list[list[str]]:
         row, known = compared.row, {m.name: m.estimate for m in compared.row.measures}
         rows.append([
             row.name, str(row.samples), str(row.steps),
-            "none" if row.epsilon is None else f"{row.epsilon:.3g} per {row.unit}, delta {row.delta:g}",
+            "none" if row.spent.bound == "none" else str(row.spent),
             _said(compared.loss), "" if compared.difference is None else _said(compared.difference, sign="+"),
             *(_said(known[name]) if name in known else "-" for name in measures),
             f"{row.seconds:.1f}", f"{row.bytes_up / 1e6:.2f}", f"{row.bytes_down / 1e6:.2f}", row.note,

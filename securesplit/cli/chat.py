@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from securesplit.cli.connection import Adapters, Cache, Code, Evidence, Keys, Model, Policy, Server, connection
 from securesplit.cli.decoding import (
     EachTurnAlone,
     MaxNewTokens,
@@ -20,9 +20,9 @@ from securesplit.cli.decoding import (
     TopK,
     TopP,
 )
-from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, harmless, show
-from securesplit.cli.passphrase import KeyPassFd, KeyPassFile, existing
-from securesplit.cli.policy_sign import Trusted, trusted_policy
+from securesplit.cli.output import Output, harmless, show
+from securesplit.cli.passphrase import KeyPassFd, KeyPassFile
+from securesplit.cli.policy_sign import Trusted
 
 if TYPE_CHECKING:
     from securesplit.client.chat.loop import Exchanged
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def chat(
     policy: Policy,
     keys: Keys,
-    server: Annotated[str, typer.Option(help="wss://host:port")],
+    server: Server,
     system: Annotated[str | None, typer.Option(help="Instructions for the model. Put nothing private there.")] = None,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = 0.0,
@@ -43,7 +43,7 @@ def chat(
     repetition_penalty: Penalty = 1.0,
     stop: Stop = None,
     count_each_turn_alone: EachTurnAlone = False,
-    adapters: Annotated[Path | None, typer.Option(help="A training run's output directory, for its adapters.")] = None,
+    adapters: Adapters = None,
     model: Model = None,
     cache: Cache = None,
     code: Code = None,
@@ -57,27 +57,18 @@ def chat(
 
     /reset begins a new conversation, /budget says what is left, /quit ends. Nothing that was said is written to disk.
     """
-    secret = existing("the client's key", key_pass_file, key_pass_fd)
-    rules = trusted_policy(policy, policy_key, keys, "client", passphrase=secret)
+    site = connection(
+        policy, keys, server, policy_key, (key_pass_file, key_pass_fd), model=model, cache=cache, code=code, evidence=evidence,
+        adapters=adapters,
+    )  # fmt: skip
 
     from securesplit.client.chat.loop import Talk
     from securesplit.client.chat.toll import Toll
-    from securesplit.client.run import open_client
     from securesplit.client.sampling import Sampling
 
     sampling = Sampling(temperature, seed, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()))
     screen = _Terminal(quiet=output == "json")
-    with open_client(
-        rules,
-        keys,
-        server,
-        model=model,
-        cache=cache_or_default(cache),
-        adapters=adapters,
-        code=code,
-        evidence=evidence,
-        passphrase=secret,
-    ) as client:
+    with site.open() as client:
         talk = Talk(client, Toll(count_each_turn_alone), screen, system, max_new_tokens, sampling)
         turns = list(talk.through(screen.lines()))
         delta = getattr(client.policy.privacy, "delta", None)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from securesplit.cli.connection import Adapters, Cache, Code, Evidence, Keys, Model, Policy, Server, connection
 from securesplit.cli.decoding import EachTurnAlone, MaxNewTokens, MinP, Penalty, Stop, Temperature, TopK, TopP
-from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
-from securesplit.cli.passphrase import KeyPassFd, KeyPassFile, existing
-from securesplit.cli.policy_sign import Trusted, trusted_policy
+from securesplit.cli.output import Output, show
+from securesplit.cli.passphrase import KeyPassFd, KeyPassFile
+from securesplit.cli.policy_sign import Trusted
 
 if TYPE_CHECKING:
     from securesplit.client.endpoint.run import Ready
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def endpoint(
     policy: Policy,
     keys: Keys,
-    server: Annotated[str, typer.Option(help="wss://host:port")],
+    server: Server,
     listen: Annotated[str, typer.Option(help="HOST:PORT of the loopback; port 0 picks a free one.")] = "127.0.0.1:8080",
     token_file: Annotated[
         Path | None, typer.Option(help="Write the token of this start there, mode 0600, instead of printing it.")
@@ -39,7 +40,7 @@ def endpoint(
             "--unsafe-listen-beyond-this-machine", help="Allow other addresses. Private text then crosses in the clear."
         ),
     ] = False,
-    adapters: Annotated[Path | None, typer.Option(help="A training run's output directory, for its adapters.")] = None,
+    adapters: Adapters = None,
     model: Model = None,
     cache: Cache = None,
     code: Code = None,
@@ -53,36 +54,24 @@ def endpoint(
 
     Sampling options hold where a request does not say. With --output json the one object is printed when it listens.
     """
-    secret = existing("the client's key", key_pass_file, key_pass_fd)
-    rules = trusted_policy(policy, policy_key, keys, "client", passphrase=secret)
+    site = connection(
+        policy, keys, server, policy_key, (key_pass_file, key_pass_fd), model=model, cache=cache, code=code, evidence=evidence,
+        adapters=adapters,
+    )  # fmt: skip
 
     from securesplit.client.chat.toll import Toll
     from securesplit.client.endpoint.asked import Defaults
     from securesplit.client.endpoint.run import run_endpoint
-    from securesplit.client.run import open_client
     from securesplit.client.sampling import Sampling
     from securesplit.server.serve import split_listen
 
     host, port = split_listen(listen)
-    opened = functools.partial(
-        open_client,
-        rules,
-        keys,
-        server,
-        model=model,
-        cache=cache_or_default(cache),
-        adapters=adapters,
-        code=code,
-        evidence=evidence,
-        passphrase=secret,
-    )
+    sampling = Sampling(temperature, 0, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()))
     run_endpoint(
-        opened,
+        site.open,
         host,
         port,
-        defaults=Defaults(
-            max_new_tokens, Sampling(temperature, 0, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()))
-        ),
+        defaults=Defaults(max_new_tokens, sampling),
         toll=Toll(count_each_turn_alone),
         ready=functools.partial(_ready, output, token_file),
         stop=lambda: False,

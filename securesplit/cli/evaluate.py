@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from securesplit.cli.choices import Ids, Split, TemplateName
-from securesplit.cli.output import Cache, Code, Evidence, Model, Output, cache_or_default, show
+from securesplit.cli.connection import Cache, Code, Evidence, Model, connection
+from securesplit.cli.output import Output, show
+from securesplit.cli.passphrase import KeyPassFd, KeyPassFile
+from securesplit.cli.policy_sign import Trusted
 from securesplit.cli.progress import ProgressStyle, reporting
 
 if TYPE_CHECKING:
@@ -51,6 +54,9 @@ def evaluate(
     cache: Cache = None,
     code: Code = None,
     evidence: Evidence = None,
+    policy_key: Trusted = None,
+    key_pass_file: KeyPassFile = None,
+    key_pass_fd: KeyPassFd = None,
     progress: ProgressStyle = "auto",
     output: Output = "text",
 ) -> None:
@@ -74,10 +80,14 @@ def evaluate(
 
     from securesplit.client.predict import Asking, Site, require_comparable, split_predictor
     from securesplit.client.selection import Plan, matching, select
-    from securesplit.policy.load import load_policy
 
     folders = matching(checkpoints)
-    site = Site(load_policy(policy), keys, server, model, cache_or_default(cache), code, evidence)
+    way = connection(
+        policy, keys, server, policy_key, (key_pass_file, key_pass_fd), model=model, cache=cache, code=code, evidence=evidence,
+    )  # fmt: skip
+    site = Site(
+        way.policy, keys, server, way.model, way.cache, way.code, way.evidence, passphrase=way.passphrase,
+    )  # fmt: skip
     require_comparable(site.policy, folders)
     golden = tuple(item for item in tasked.items if item.answers)
     asking = Asking(max_new_tokens, tuple(stop or ()), perplexity)

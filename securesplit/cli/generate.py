@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, harmless, show
-from securesplit.cli.passphrase import KeyPassFd, KeyPassFile, existing
-from securesplit.cli.policy_sign import Trusted, trusted_policy
+from securesplit.cli.connection import Adapters, Cache, Code, Evidence, Keys, Model, Policy, Server, connection
+from securesplit.cli.decoding import MaxNewTokens, MinP, Penalty, Seed, Stop, Temperature, TopK, TopP
+from securesplit.cli.output import Output, harmless, show
+from securesplit.cli.passphrase import KeyPassFd, KeyPassFile
+from securesplit.cli.policy_sign import Trusted
 
 if TYPE_CHECKING:
     from securesplit.client.client import Client
@@ -21,22 +22,18 @@ if TYPE_CHECKING:
 def generate(
     policy: Policy,
     keys: Keys,
-    server: Annotated[str, typer.Option(help="wss://host:port")],
+    server: Server,
     prompt: Annotated[list[str], typer.Option(help="Private text to continue; several are continued side by side.")],
-    max_new_tokens: Annotated[int, typer.Option(help="At most so many new tokens.")] = 32,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the k most likely tokens.")] = None,
-    top_p: Annotated[
-        float, typer.Option(help="Draw from the fewest tokens that have this probability together.")
-    ] = 1.0,
-    min_p: Annotated[
-        float, typer.Option(help="Draw from tokens with at least this share of the largest probability.")
-    ] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1, what was there before is less likely.")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="A text that ends the generation; may be repeated.")] = None,
+    max_new_tokens: MaxNewTokens = 32,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    top_k: TopK = None,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    stop: Stop = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the text as it comes.")] = False,
-    adapters: Annotated[Path | None, typer.Option(help="A training run's output directory, for its adapters.")] = None,
+    adapters: Adapters = None,
     model: Model = None,
     cache: Cache = None,
     code: Code = None,
@@ -49,24 +46,15 @@ def generate(
     """Continue prompts. Each prompt and each fed-back token are releases under the policy, and charged."""
     if stream and (len(prompt) > 1 or output == "json"):
         raise typer.BadParameter("--stream prints one text as it comes, and no JSON")
-    secret = existing("the client's key", key_pass_file, key_pass_fd)
-    rules = trusted_policy(policy, policy_key, keys, "client", passphrase=secret)
+    site = connection(
+        policy, keys, server, policy_key, (key_pass_file, key_pass_fd), model=model, cache=cache, code=code, evidence=evidence,
+        adapters=adapters,
+    )  # fmt: skip
 
-    from securesplit.client.run import open_client
     from securesplit.client.sampling import Sampling
 
     sampling = Sampling(temperature, seed, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()))
-    with open_client(
-        rules,
-        keys,
-        server,
-        model=model,
-        cache=cache_or_default(cache),
-        adapters=adapters,
-        code=code,
-        evidence=evidence,
-        passphrase=secret,
-    ) as client:
+    with site.open() as client:
         if stream:
             _print_as_it_comes(client, prompt[0], max_new_tokens, sampling)
             return

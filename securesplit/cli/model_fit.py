@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from securesplit.cli.output import Cache, Output, cache_or_default, show
+from securesplit.cli.computing import Threads, take
+from securesplit.cli.connection import Cache, cache_or_default
+from securesplit.cli.output import Output, show
 from securesplit.cli.progress import ProgressStyle, reporting
 
 if TYPE_CHECKING:
@@ -37,13 +39,11 @@ def fit(
     ] = 48,
     limit: Annotated[int, typer.Option("--limit", help="Use at most so many sequences of text.", min=1)] = 1024,
     cache: Cache = None,
-    threads: Annotated[int, typer.Option(help="Threads of computation; 0 leaves torch's choice.")] = 0,
+    threads: Threads = 0,
     progress: ProgressStyle = "auto",
     output: Output = "text",
 ) -> None:
     """Fit the public code at the cut: a mean, a projection and a public first row, from public text alone."""
-    import torch
-
     from securesplit.model.code import save_code
     from securesplit.model.fit import fit_code
     from securesplit.model.manifest import hash_file, read_manifest
@@ -51,8 +51,7 @@ def fit(
     from securesplit.model.resolve import resolve_model
     from securesplit.model.store import load_front, load_middle, load_tokenizer
 
-    if threads:
-        torch.set_num_threads(threads)
+    take(threads)
     directory = resolve_model(model, cache_or_default(cache), CutPlan(front, back))
     tokenizer = load_tokenizer(directory)
     windows = _windows(text, tokenizer, rows, limit)

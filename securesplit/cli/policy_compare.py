@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from securesplit.cli.output import Evidence, Output, show
+from securesplit.cli.connection import Evidence
+from securesplit.cli.output import Output, show
 
 if TYPE_CHECKING:
     from securesplit.agree import Budget
@@ -64,7 +65,12 @@ def _budget_lines(budget: Budget) -> list[str]:
 
     if budget.delta is None:
         return ["budget: none before, none after: both are UNSAFE"]
-    lines = [f"budget: mu {pair(budget.mu)}, epsilon {pair(budget.epsilon)} at delta {budget.delta:g}"]
+    said = [str(meaning) for meaning in dict.fromkeys(budget.meaning) if meaning is not None]
+    lines = [f"budget: mu {pair(budget.mu)}, epsilon {pair(budget.epsilon)} {' -> '.join(said)}"]
+    if len(said) > 1:
+        lines.append(
+            "  the two differ in unit or relation: they are not one quantity, and the larger one may protect more"
+        )
     lines += [
         f"  {c.channel:11} mu {pair(c.mu)}, each {pair(c.mu_each)}, noise/clip {pair(c.sigma_over_clip)}, releases {pair(c.releases)}"
         for c in budget.channels

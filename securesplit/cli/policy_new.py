@@ -66,14 +66,15 @@ def new(
     policy = parse_policy(text, source=str(out))
     write_new(out, text)
     notes = [finding.line() for finding in lint(policy, records=records)]
+    meaning = answers.meaning
     lines = [
-        f"wrote {out}: epsilon {answers.budget:g}, delta {answers.delta:g}, unit {unit}",
+        f"wrote {out}: epsilon {answers.budget:g} {meaning}",
         f"digest {policy.digest}",
         *(f"note: {note}" for note in notes),
         f"Read it, then: securesplit policy show {out}; securesplit policy sign {out} --key OFFICER",
     ]
     value = {"path": str(out), "name": policy.name, "digest": policy.digest, "epsilon": answers.budget,
-             "delta": answers.delta, "unit": unit, "notes": notes}  # fmt: skip
+             "delta": meaning.delta, "unit": meaning.unit, "relation": meaning.relation, "notes": notes}  # fmt: skip
     show(output, "\n".join(lines), value)
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from securesplit.cli.output import Output, Policy, show
+from securesplit.cli.connection import Policy
+from securesplit.cli.output import Output, show
 from securesplit.cli.privacy_audit import audit
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def plan(
     """What a job will cost each record under a policy: channel by channel, and how far the budget reaches."""
     from securesplit.client.forecast import forecast
     from securesplit.policy.load import load_policy
+    from securesplit.policy.meaning import meaning_of
     from securesplit.policy.schema import Gaussian
     from securesplit.protocol.job import load_job
 
@@ -108,9 +110,14 @@ def plan(
         + ("" if c.fits else "  the policy refuses this")
         for c in ahead.costs
     ]
-    peer = "no noise protects against the other clients" if ahead.epsilon_peer is None else f"{ahead.epsilon_peer:.3f}"
+    meaning = meaning_of(privacy)
+    peer = (
+        "no noise protects against the other clients"
+        if ahead.epsilon_peer is None
+        else f"{ahead.epsilon_peer:.3f} {meaning}"
+    )
     lines += [
-        f"eps_server {ahead.epsilon:.3f} of {ahead.budget:.3f} for one training record; eps_peer: {peer}",
+        f"eps_server {ahead.epsilon:.3f} of {ahead.budget:.3f} {meaning} for one training record; eps_peer: {peer}",
         *_counted_on(ahead.honest),
         f"held-out records: {ahead.held_out} release(s) each",
         f"reach: rounds {_most(ahead.rounds)}, epochs {_most(ahead.epochs)}, generated tokens {ahead.tokens} at this site",

@@ -68,7 +68,7 @@ def _text(report: AuditReport) -> str:
         "",
         f"completeness  {_word(c.ok):5} {c.blocks} blocks of rows left, {c.unknown} unknown to the ledger, {c.silent} release(s) with wrong noise, {c.unknown_sums} of {c.sums} sum(s) unaccounted for, {c.undercharged} undercharged, resent alike: {c.resent}, learnt from noise alone: {'not tested' if c.learnt is None else c.learnt}, probes failed: {', '.join(c.probes) or 'none'}",
         f"joint         {_word(j.ok):5} mu >= {j.mu_lower:.4f}, by path {j.mu_path:.4f}, claimed {j.claimed_mu:.4f}; {j.jobs} jobs a world, {j.others} other records, regime {j.regime}",
-        f"one run       {_word(o.ok):5} epsilon >= {o.epsilon_lower:.3f}, claimed {o.claimed_epsilon:.3f} of one release at delta {o.delta:g}; {o.correct} of {o.guesses} guesses right",
+        f"one run       {_word(o.ok):5} epsilon >= {o.epsilon_lower:.3f}, claimed {o.claimed_epsilon:.3f} of one release at delta {o.delta:g}, unit {o.unit}, {o.relation}; {o.correct} of {o.guesses} guesses right",
         "",
         "Lower bounds: red is a broken claim, but for one run in a thousand; green is no proof.",
     ]

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from securesplit.cli.claims import claim
 from securesplit.cli.output import Output, show
 
 if TYPE_CHECKING:
-    from securesplit.runs.compare import RunDiff
-    from securesplit.runs.folder import RunFolder
+    from securesplit.runs.compare import Figure, RunDiff
+    from securesplit.runs.folder import ChannelLine, RunFolder
+    from securesplit.runs.spent import Spent
 
 app = typer.Typer(help="Runs: list them, show one, compare two.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="The --out folder of `securesplit train`.")]
@@ -71,7 +73,7 @@ def diff(before: Folder, after: Folder, output: Output = "text") -> None:
                     {"path": c.path, "before": c.before, "after": c.after, "effect": c.effect} for c in found.policy
                 ],
             },
-            "metrics": [{"name": f.name, "before": f.before, "after": f.after, "change": f.change} for f in found.figures],
+            "metrics": [_figure(figure) for figure in found.figures],
         },
     )  # fmt: skip
 
@@ -99,8 +101,20 @@ def _summary(run: RunFolder) -> dict[str, Any]:
         "policy": about.policy_name if about else done.policy if done else None,
         "policy_digest": about.policy_digest if about else done.policy_digest if done else None,
         "regime": about.regime if about else done.regime if done else None,
-        "steps": run.steps, "loss": run.loss, "epsilon": run.epsilon,
+        "steps": run.steps, "loss": run.loss, **claim(run.spent),
     }  # fmt: skip
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "name": figure.name,
+        "before": figure.before,
+        "after": figure.after,
+        "change": figure.change,
+    }
+    if figure.spent is not None:
+        value |= {"claims": [claim(spent) for spent in figure.spent], "comparable": figure.comparable}
+    return value
 
 
 def _line(run: RunFolder) -> tuple[str, ...]:
@@ -108,8 +122,14 @@ def _line(run: RunFolder) -> tuple[str, ...]:
     when = "-" if said["started"] is None else said["started"].replace("T", " ")[:16]
     return (
         str(said["path"]), when, said["job"] or (said["job_digest"] or "-")[:_DIGEST], said["policy"] or "-", said["regime"] or "-",
-        str(run.steps), _number(run.loss), _number(run.epsilon), run.state,
+        str(run.steps), _number(run.loss), *_spent_cells(run.spent), run.state,
     )  # fmt: skip
+
+
+def _spent_cells(spent: Spent) -> tuple[str, str, str, str]:
+    if (said := spent.meaning) is None:
+        return str(spent), "-", "-", "-"
+    return _number(spent.epsilon), f"{said.delta:g}", said.unit, said.relation
 
 
 def _table(lines: Sequence[tuple[str, ...]]) -> str:
@@ -117,7 +137,7 @@ def _table(lines: Sequence[tuple[str, ...]]) -> str:
         return "no runs"
     from securesplit.aggregate.findings import printable
 
-    head = ("run", "began", "job", "policy", "regime", "steps", "loss", "epsilon", "state")
+    head = ("run", "began", "job", "policy", "regime", "steps", "loss", "epsilon", "delta", "unit", "relation", "state")
     rows = [head, *(tuple(printable(cell) for cell in line) for line in lines)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
@@ -125,7 +145,7 @@ def _table(lines: Sequence[tuple[str, ...]]) -> str:
 
 def _story(run: RunFolder, curve: Sequence[float], losses: Sequence[float]) -> list[str]:
     about, done = run.about, run.finished
-    lines = [f"{run.path}: {run.state}, {run.steps} steps, loss {_number(run.loss)}, epsilon {_number(run.epsilon)}"]
+    lines = [f"{run.path}: {run.state}, {run.steps} steps, loss {_number(run.loss)}, epsilon {run.spent}"]
     if about is not None:
         v, d = about.versions, about.data
         commit = f" at {v.commit[:_DIGEST]}" if v.commit else ""
@@ -141,15 +161,16 @@ def _story(run: RunFolder, curve: Sequence[float], losses: Sequence[float]) -> l
         if values:
             lines.append(f"{name:<9} {sparkline(values)} {values[0]:.4f} -> {values[-1]:.4f}")
     if done is not None:
-        bound = (
-            f"delta {done.delta:g}, unit {done.unit}, {done.relation}" if done.delta is not None else "no bound: UNSAFE"
-        )
-        lines.append(f"budget    {_number(done.epsilon)} ({bound})")
-        lines += [f"  {c.channel:<9} {c.releases} releases so far, epsilon {c.epsilon:.3f}" for c in done.channels]
+        lines.append(f"budget    epsilon {run.spent} by the record that has spent most")
+        lines += [f"  {c.channel:<9} {c.releases} releases so far, {_of_channel(c, run.spent)}" for c in done.channels]
         lines += [f"  {c.channel:<9} {c.releases} sequences left in this run, {c.bytes} bytes" for c in done.released]
         lines.append(f"wire      {done.bytes_up} bytes up, {done.bytes_down} down, {done.seconds:.1f} s")
     lines += [f"damaged: {fault}" for fault in run.faults]
     return lines
+
+
+def _of_channel(line: ChannelLine, spent: Spent) -> str:
+    return f"epsilon {spent if spent.meaning is None else f'{line.epsilon:.3f} {spent.meaning}'}"
 
 
 def _differences(found: RunDiff) -> list[str]:
@@ -158,10 +179,17 @@ def _differences(found: RunDiff) -> list[str]:
         lines.append("policy: differs; one of the two is of a version that this one cannot read")
     else:
         lines += [f"policy {change.effect}: {change.line()}" for change in found.policy]
-    for figure in found.figures:
-        change = "" if figure.change is None else f" ({figure.change:+.6g})"
-        lines.append(f"{figure.name}: {_number(figure.before)} -> {_number(figure.after)}{change}")
-    return lines or ["no difference"]
+    return lines + [_told(figure) for figure in found.figures]
+
+
+def _told(figure: Figure) -> str:
+    change = "" if figure.change is None else f" ({figure.change:+.6g})"
+    if figure.spent is None:
+        return f"{figure.name}: {_number(figure.before)} -> {_number(figure.after)}{change}"
+    before, after = figure.spent
+    if figure.comparable:
+        return f"epsilon: {_number(before.epsilon)} -> {_number(after.epsilon)}{change}, both {before.meaning}"
+    return f"epsilon: {before} -> {after}; not one quantity, so not compared"
 
 
 def _printable(lines: Sequence[str]) -> list[str]:

@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from securesplit.cli.output import Cache, Code, Evidence, Keys, Model, Output, Policy, cache_or_default, show
+from securesplit.cli.computing import Threads, take
+from securesplit.cli.connection import Cache, Code, Evidence, Keys, Model, Policy, cache_or_default
+from securesplit.cli.output import Output, show
 from securesplit.cli.passphrase import KeyPassFd, KeyPassFile, existing
 from securesplit.cli.policy_sign import Trusted, refusals_logged, trusted_policy
 from securesplit.cli.progress import Plain
 
+if TYPE_CHECKING:
+    from securesplit.policy.schema import Policy as Rules
+    from securesplit.protocol.job import Job
+
+JobFile = Annotated[Path, typer.Option("--job", help="Job file; see examples/job.toml.")]
+Listen = Annotated[str, typer.Option(help="HOST:PORT; port 0 picks a free one.")]
+Record = Annotated[Path | None, typer.Option(help="Record all that the server sees into this new directory.")]
+Out = Annotated[Path | None, typer.Option(help="Write B's trained adapters here at the end.")]
+LimitsFile = Annotated[
+    Path | None, typer.Option("--limits", help="What the server takes from whom; see docs/limits.md.")
+]
+State = Annotated[
+    Path | None,
+    typer.Option(help="Keep the state of learning here; after a crash the same command goes on where it stood."),
+]
+KeepEvery = Annotated[int, typer.Option(min=1, help="With --state: learning steps between snapshots.")]
+
 
 def serve(
-    job: Annotated[Path, typer.Option("--job", help="Job file; see examples/job.toml.")],
+    job: JobFile,
     policy: Policy,
     keys: Keys,
-    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 picks a free one.")] = "127.0.0.1:8443",
+    listen: Listen = "127.0.0.1:8443",
     model: Model = None,
     cache: Cache = None,
     code: Code = None,
-    record: Annotated[
-        Path | None, typer.Option(help="Record all that the server sees into this new directory.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write B's trained adapters here at the end.")] = None,
+    record: Record = None,
+    out: Out = None,
     evidence: Evidence = None,
     policy_key: Trusted = None,
     key_pass_file: KeyPassFile = None,
     key_pass_fd: KeyPassFd = None,
-    limits: Annotated[
-        Path | None, typer.Option("--limits", help="What the server takes from whom; see docs/limits.md.")
-    ] = None,
-    state: Annotated[
-        Path | None,
-        typer.Option(help="Keep the state of learning here; after a crash the same command goes on where it stood."),
-    ] = None,
-    keep_every: Annotated[int, typer.Option(min=1, help="With --state: learning steps between snapshots.")] = 32,
-    threads: Annotated[int, typer.Option(help="Threads of computation; 0 leaves torch's choice.")] = 0,
+    limits: LimitsFile = None,
+    state: State = None,
+    keep_every: KeepEvery = 32,
+    threads: Threads = 0,
     output: Output = "text",
 ) -> None:
     """Serve a job until interrupted. With --output json the one object is printed when the server listens."""
@@ -48,41 +61,19 @@ def serve(
     rules = trusted_policy(policy, policy_key, keys, "server", passphrase=secret)
     bounds = None if limits is None else load_limits(limits)
 
-    import torch
-
     from securesplit.server.serve import serve as run
 
-    if threads:
-        torch.set_num_threads(threads)
-
-    def ready(host: str, port: int) -> None:
-        show(
-            output,
-            f"listening on {host}:{port}, job '{loaded.name}', policy '{rules.name}'",
-            {"host": host, "port": port, "job": loaded.digest},
-        )
-
+    take(threads)
     tell = Plain()
-
-    def progress(phase: str, _fraction: float) -> None:
-        tell(f"model: {phase}", 0, 1, None)
-
     with refusals_logged(keys, "server", secret):
         run(
-            loaded,
-            rules,
-            keys=keys,
-            listen=listen,
-            model=model,
-            cache=cache_or_default(cache),
-            code=code,
-            record=record,
-            out=out,
-            evidence=evidence,
-            limits=bounds,
-            passphrase=secret,
-            state=state,
-            every=keep_every,
-            ready=ready,
-            progress=progress,
-        )
+            loaded, rules, keys=keys, listen=listen, model=model, cache=cache_or_default(cache), code=code, record=record, out=out,
+            evidence=evidence, limits=bounds, passphrase=secret, state=state, every=keep_every,
+            ready=functools.partial(_listening, output, loaded, rules),
+            progress=lambda phase, _fraction: tell(f"model: {phase}", 0, 1, None),
+        )  # fmt: skip
+
+
+def _listening(output: str, job: Job, policy: Rules, host: str, port: int) -> None:
+    text = f"listening on {host}:{port}, job '{job.name}', policy '{policy.name}'"
+    show(output, text, {"host": host, "port": port, "job": job.digest})

@@ -29,6 +29,7 @@ from securesplit.model.resolve import resolve_model
 from securesplit.model.store import load_tokenizer
 from securesplit.policy.schema import Policy
 from securesplit.protocol.job import Job
+from securesplit.runs.spent import NO_BOUND
 
 __all__ = ["KINDS", "Comparison", "Kind", "Wanted", "compare_baselines"]
 
@@ -174,7 +175,7 @@ def _train(
             for i in range(len(sites)):
                 judge_client(model, i)
     row = Row(
-        name=kind, samples=made.samples, steps=len(made.losses) or _steps(job, data), epsilon=None, delta=None, unit=None,
+        name=kind, samples=made.samples, steps=len(made.losses) or _steps(job, data), spent=NO_BOUND,
         note=_NOTES[kind], losses=tuple(loss for j in judged for loss in j.losses), curve=made.curve,
         measures=measured(job, sites, judged), seconds=time.monotonic() - started, bytes_up=made.bytes_up,
         bytes_down=made.bytes_down,

@@ -17,6 +17,7 @@ from securesplit.data.tasks.score import Measured
 from securesplit.errors import InputError
 from securesplit.measures.interval import Estimate, estimate, mean
 from securesplit.runs.losses import RecordLoss
+from securesplit.runs.spent import Spent
 
 __all__ = ["Compared", "Row", "compare_rows", "require_same_records"]
 
@@ -29,7 +30,7 @@ class Row:
         name: unique in the table.
         samples: records that training steps were made of, each time anew.
         steps: training steps, all clients together.
-        epsilon, delta, unit: what any record has spent at most; None without a bound.
+        spent: what any record has spent at most, with what that means.
         note: what else must be known to read the row.
         losses: of every held-out record, client after client.
         curve: held-out loss before the first round and after each.
@@ -41,9 +42,7 @@ class Row:
     name: str
     samples: int
     steps: int
-    epsilon: float | None
-    delta: float | None
-    unit: str | None
+    spent: Spent
     note: str
     losses: tuple[RecordLoss, ...]
     curve: tuple[float, ...]

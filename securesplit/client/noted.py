@@ -15,6 +15,7 @@ from securesplit.client.step import cross
 from securesplit.data.batches import Batch
 from securesplit.data.corpus import Record
 from securesplit.model.persample import record_losses
+from securesplit.policy.meaning import meaning_of
 from securesplit.policy.schema import Gaussian
 from securesplit.privacy.plan import enforced_epsilon
 from securesplit.runs.about import About, DataNote, Option, Seeds, versions, write_about
@@ -106,7 +107,8 @@ class Meters:
             if ledger is not None and isinstance(privacy, Gaussian):
                 epsilon = enforced_epsilon(ledger.mu(), privacy.delta)
             self._known = (link.bytes_up, epsilon)
-        return Reading(link.bytes_up, link.bytes_down, self._known[1])
+        meaning = meaning_of(privacy) if isinstance(privacy, Gaussian) else None
+        return Reading(link.bytes_up, link.bytes_down, self._known[1], meaning)
 
 
 @torch.no_grad()

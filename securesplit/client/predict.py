@@ -25,6 +25,7 @@ from securesplit.data.tasks.registry import Task
 from securesplit.data.tasks.score import Prediction
 from securesplit.data.tasks.templates import Template
 from securesplit.errors import BudgetExhausted, InputError
+from securesplit.pki.passphrase import Passphrase
 from securesplit.policy.schema import Gaussian, Policy
 
 __all__ = ["Asking", "Site", "require_comparable", "split_predictor"]
@@ -41,6 +42,7 @@ class Site:
     cache: Path | None = None
     code: Path | None = None
     evidence: Path | None = None
+    passphrase: Passphrase | None = None
 
 
 def require_comparable(policy: Policy, checkpoints: Sequence[Path]) -> None:
@@ -93,7 +95,7 @@ def split_predictor(site: Site, task: Task, template: Template, asking: Asking) 
     def predict(checkpoint: Path, items: Sequence[Item]) -> Iterator[Prediction]:
         with open_client(
             site.policy, site.keys, site.server, model=site.model, cache=site.cache, adapters=checkpoint, code=site.code,
-            evidence=site.evidence,
+            evidence=site.evidence, passphrase=site.passphrase,
         ) as client:  # fmt: skip
             tokenizer: Any = client.tokenizer
             examples = fitted(

@@ -15,6 +15,7 @@ from securesplit.protocol.job import Job
 from securesplit.runs.compare import job_differences
 from securesplit.runs.folder import RunFolder, read_run
 from securesplit.runs.losses import RecordLoss, read_losses
+from securesplit.runs.spent import highest
 
 __all__ = ["SplitRun", "parse_run", "split_row"]
 
@@ -76,7 +77,8 @@ def _row(
 ) -> Row:
     done = [f.finished for f in found if f.finished is not None]
     about = [f.about for f in found if f.about is not None]
-    epsilons = [d.epsilon for d in done]
+    spents = [f.spent for f in found]
+    mixed = len({spent.meaning for spent in spents}) > 1
     keys = [d.key for a in about for d in job_differences(a.job, job.canonical())]  # Folders may be of several jobs.
     other = [key.removeprefix("job.") for key in dict.fromkeys(keys) if not key.startswith(_NOT_TRAINING)]
     samples = sum(round(d.steps / max(a.data.batches, 1) * a.data.records) for d, a in zip(done, about, strict=True))
@@ -87,8 +89,11 @@ def _row(
         measures = (Measured("accuracy", Estimate(value, None, None, sum(counts))),)
     return Row(
         name=name, samples=samples, steps=sum(d.steps for d in done),
-        epsilon=None if None in epsilons else max(e for e in epsilons if e is not None), delta=done[0].delta, unit=done[0].unit,
-        note="; ".join([f"regime {done[0].regime}", *([f"another job: {', '.join(other)}"] if other else [])]),
+        spent=highest(spents),
+        note="; ".join([
+            f"regime {done[0].regime}", *([f"another job: {', '.join(other)}"] if other else []),
+            *(["clients' epsilons differ in delta, unit or relation"] if mixed else []),
+        ]),
         losses=tuple(loss for client in losses for loss in client), curve=_joint_curve(_curves(found), losses),
         measures=measures, seconds=max(d.seconds for d in done), bytes_up=sum(d.bytes_up for d in done),
         bytes_down=sum(d.bytes_down for d in done),

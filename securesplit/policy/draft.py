@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from securesplit.errors import InputError
+from securesplit.policy.meaning import Meaning
 
 __all__ = ["EPSILONS", "Answers", "Sensitivity", "Use", "draft"]
 
@@ -93,6 +94,11 @@ class Answers:
         return EPSILONS[self.sensitivity] if self.epsilon is None else self.epsilon
 
     @property
+    def meaning(self) -> Meaning:
+        """Of :attr:`budget`."""
+        return Meaning(self.delta, self.unit, "replace-one")
+
+    @property
     def delta(self) -> float:
         """A tenth of one over the records, rounded down to one digit, and never above 1e-5, 1e-6 for special data."""
         most = 1e-6 if self.sensitivity == "special" else 1e-5
@@ -111,7 +117,7 @@ def _head(a: Answers) -> str:
 # A draft: read every line before it is signed. Every key is explained in policies/README.md; nothing is inherited.
 name = "{a.name}"
 purpose = "For {_USES[a.use]}; on {_KINDS[a.sensitivity]}."
-cost = "Noise for epsilon {a.budget:g}: compare with the client-only baseline before you pay for a server."
+cost = "Noise for epsilon {a.budget:g} {a.meaning}: compare with the client-only baseline before you pay for a server."
 '''
 
 
@@ -128,7 +134,7 @@ def _privacy(a: Answers) -> str:
     return f'''[privacy]
 mechanism = "gaussian"
 unit = "{a.unit}"          # {unit}
-relation = "replace-one"   # replaced by any other: sensitivity 2 C
+relation = "{a.meaning.relation}"   # replaced by any other: sensitivity 2 C
 epsilon = {a.budget!r}              # {right}
 delta = {a.delta!r}              # at most one over ten times {a.records} records
 regime = "{regime}"          # {why}

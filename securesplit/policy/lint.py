@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from securesplit.policy.meaning import meaning_of
 from securesplit.policy.schema import Gaussian, Leakage, Policy
 
 __all__ = ["CERTIFICATE_DAYS", "MOST_PROVEN", "Finding", "Severity", "at_least", "lint"]
@@ -73,12 +74,12 @@ def _budget(privacy: Gaussian, records: int | None) -> Iterator[Finding]:
     if privacy.epsilon > MOST_PROVEN:
         yield Finding(
             "danger", "privacy.epsilon",
-            f"{privacy.epsilon:g} per {privacy.unit}: beyond {MOST_PROVEN} the rounding of the noise's table is no longer proven negligible beside delta, and nothing is protected anyway",
+            f"{privacy.epsilon:g} {meaning_of(privacy)}: beyond {MOST_PROVEN} the rounding of the noise's table is no longer proven negligible beside delta, and nothing is protected anyway",
         )  # fmt: skip
     elif privacy.epsilon > 16:
         yield Finding(
             "warning", "privacy.epsilon",
-            f"{privacy.epsilon:g} per {privacy.unit}: a server may decide a yes-or-no question about one with over 92 % accuracy (replace-one, delta 1e-5)",
+            f"{privacy.epsilon:g} {meaning_of(privacy)}: a server may decide a yes-or-no question about one {privacy.unit} with over 92 % accuracy (at delta 1e-5)",
         )  # fmt: skip
     if privacy.delta > _MOST_DELTA:
         yield Finding("warning", "privacy.delta", f"{privacy.delta:g} is above 1e-5")

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict
 
 from securesplit.errors import PolicyDenied
+from securesplit.policy.meaning import Meaning
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.privacy.gate import BARE
 from securesplit.privacy.ledger import ALL, Ledger
@@ -95,15 +96,18 @@ class SpendingReport(_Frozen):
 
     def text(self) -> str:
         """The same in a few lines."""
-        peer = "none, no noise is known to be in all sums" if self.eps_peer is None else f"{self.eps_peer:.4f}"
+        meaning = Meaning(self.delta, self.unit, self.relation)
+        peer = (
+            "none, no noise is known to be in all sums" if self.eps_peer is None else f"{self.eps_peer:.4f} {meaning}"
+        )
         lines = [
             f"policy '{self.policy}': unit {self.unit}, {self.relation}, delta {self.delta:g}, regime {self.regime}",
-            f"eps_server {self.eps_server:.4f} of {self.budget_epsilon:g}; eps_peer: {peer}; {self.left:.1%} of the squared budget left",
+            f"eps_server {self.eps_server:.4f} of {self.budget_epsilon:g} {meaning}; eps_peer: {peer}; {self.left:.1%} of the squared budget left",
             *([] if self.honest == 1 else [f"these hold as each sum had at least {self.honest} honest clients in it"]),
             f"the server has learnt at most {self.bits:.3g} bits about the unit that spent most (mu {self.mu:.4f})",
         ]
         lines += [
-            f"  {c.channel:9} {c.releases} release(s), {c.records} record(s), {c.everyone} for all; worst mu {c.mu:.4f}, epsilon {c.epsilon:.4f}"
+            f"  {c.channel:9} {c.releases} release(s), {c.records} record(s), {c.everyone} for all; worst mu {c.mu:.4f}, epsilon {c.epsilon:.4f} {meaning}"
             for c in self.channels
         ]
         lines += [

@@ -13,6 +13,7 @@ from securesplit.policy.compare import Change, changes
 from securesplit.policy.schema import Policy
 from securesplit.runs.about import About
 from securesplit.runs.folder import RunFolder
+from securesplit.runs.spent import Spent
 
 __all__ = ["Difference", "Figure", "RunDiff", "Scalar", "compare_runs", "job_differences"]
 
@@ -31,16 +32,30 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One result of both runs; ``change`` is the second less the first, None where one is missing."""
+    """One result of both runs.
+
+    Attributes:
+        name: such as ``loss``.
+        before, after: None where a run does not have it.
+        spent: of an epsilon, what the two figures mean; None for any other.
+    """
 
     name: str
     before: float | None
     after: float | None
+    spent: tuple[Spent, Spent] | None = None
+
+    @property
+    def comparable(self) -> bool:
+        """Whether both are of one quantity. Epsilons of another unit, relation or delta, and none at all, are not."""
+        return self.spent is None or None is not self.spent[0].meaning == self.spent[1].meaning
 
     @property
     def change(self) -> float | None:
-        """After less before."""
-        return None if self.before is None or self.after is None else self.after - self.before
+        """After less before; None where one is missing, or where they are not of one quantity."""
+        if self.before is None or self.after is None or not self.comparable:
+            return None
+        return self.after - self.before
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +65,7 @@ class RunDiff:
     Attributes:
         settings: of job, options, seeds, versions, data and model.
         policy: key by key with the effect of going from the first to the second; None where a policy cannot be read any more.
-        figures: what came out; both runs' where at least one is known.
+        figures: what came out; both runs' where at least one is known, and in any case what was spent.
     """
 
     settings: tuple[Difference, ...]
@@ -76,7 +91,7 @@ def compare_runs(first: RunFolder, second: RunFolder) -> RunDiff:
     return RunDiff(
         settings=_different(dict(_settings(first.about)), dict(_settings(second.about))),
         policy=_policies(first.about, second.about),
-        figures=tuple(f for f in _figures(first, second) if (f.before, f.after) != (None, None)),
+        figures=tuple(f for f in _figures(first, second) if f.spent is not None or (f.before, f.after) != (None, None)),
     )
 
 
@@ -131,7 +146,11 @@ def _policies(first: About, second: About) -> tuple[Change, ...] | None:
 
 def _figures(first: RunFolder, second: RunFolder) -> Iterator[Figure]:
     for name in _FIGURES:
-        yield Figure(name, _figure(first, name), _figure(second, name))
+        if name == "epsilon":
+            before, after = first.spent, second.spent
+            yield Figure(name, before.epsilon, after.epsilon, (before, after))
+        else:
+            yield Figure(name, _figure(first, name), _figure(second, name))
 
 
 def _figure(run: RunFolder, name: str) -> float | None:

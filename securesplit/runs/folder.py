@@ -19,6 +19,7 @@ from securesplit.errors import InputError
 from securesplit.runs.about import ABOUT, About
 from securesplit.runs.losses import HELD_OUT
 from securesplit.runs.metrics import METRICS, Row, is_written, read_metrics
+from securesplit.runs.spent import UNKNOWN, Spent, spent_by, spent_under
 from securesplit.runs.tensorboard import FOLDER
 
 __all__ = [
@@ -124,9 +125,14 @@ class RunFolder:
         return self.finished.loss if self.finished else self.last.loss if self.last else None
 
     @property
-    def epsilon(self) -> float | None:
-        """What was spent by then; None without a bound, or before anything is known."""
-        return self.finished.epsilon if self.finished else self.last.epsilon if self.last else None
+    def spent(self) -> Spent:
+        """What was spent by then, with what it means: by the record, else by the last row, else by the policy it began with."""
+        if (done := self.finished) is not None:
+            return spent_by(done.epsilon, done.delta, done.unit, done.relation)
+        if self.last is not None and self.last.meaning is not None:
+            return Spent("stated", self.last.epsilon, self.last.meaning)
+        epsilon = None if self.last is None else self.last.epsilon
+        return UNKNOWN if self.about is None else spent_under(self.about.policy, epsilon)
 
 
 def claim(folder: Path, *, overwrite: bool) -> None:

@@ -21,6 +21,8 @@ from typing import IO, Annotated, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from securesplit.errors import InputError
+from securesplit.policy.meaning import Meaning
+from securesplit.runs.spent import Name, Share
 
 __all__ = ["METRICS", "Kind", "Metrics", "Reading", "Row", "Rows", "Sink", "is_written", "read_metrics"]
 
@@ -36,12 +38,14 @@ class Reading:
 
     Attributes:
         bytes_up, bytes_down: message bytes of this session.
-        epsilon: of the record that has spent most, at the policy's delta; None without a bound.
+        epsilon: of the record that has spent most; None without a bound.
+        meaning: of ``epsilon``.
     """
 
     bytes_up: int
     bytes_down: int
     epsilon: float | None
+    meaning: Meaning | None = None
 
 
 class Row(BaseModel):
@@ -56,6 +60,7 @@ class Row(BaseModel):
         seconds: since the run began; over an interruption it goes on.
         bytes_up, bytes_down: message bytes since the run began, over interruptions, too.
         epsilon: as :class:`Reading`.
+        delta, unit, relation: what ``epsilon`` speaks of; None without a bound, and in rows of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
@@ -68,6 +73,16 @@ class Row(BaseModel):
     bytes_up: Annotated[int, Field(ge=0, lt=1 << 63)]
     bytes_down: Annotated[int, Field(ge=0, lt=1 << 63)]
     epsilon: Annotated[float, Field(ge=0)] | None = None
+    delta: Share | None = None
+    unit: Name | None = None
+    relation: Name | None = None
+
+    @property
+    def meaning(self) -> Meaning | None:
+        """What ``epsilon`` speaks of, where the row says it whole."""
+        if self.delta is None or self.unit is None or self.relation is None:
+            return None
+        return Meaning(self.delta, self.unit, self.relation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +193,12 @@ class Metrics:
 
     def _write(self, kind: Kind, number: int, step: int, loss: float, lr: float | None) -> None:
         now = self._read()
+        said = now.meaning
         row = Row(
             kind=kind, step=step, round=number, loss=loss if math.isfinite(loss) else None, lr=lr,
             seconds=max(0.0, round(self._clock() - self._origin, 4)), bytes_up=self._up + now.bytes_up, bytes_down=self._down + now.bytes_down,
-            epsilon=now.epsilon,
+            epsilon=now.epsilon, delta=None if said is None else said.delta, unit=None if said is None else said.unit,
+            relation=None if said is None else said.relation,
         )  # fmt: skip
         line = row.model_dump_json().encode() + b"\n"
         while line:  # One write as a rule; a disk that takes less gets the rest.

@@ -30,7 +30,8 @@ def require_tensorboard() -> None:
 
 
 class TensorBoard:
-    """Writes scalars: ``loss/step``, ``loss/held-out``, ``lr``, ``epsilon``, ``bytes/up``, ``bytes/down``, by step.
+    """Writes scalars: ``loss/step``, ``loss/held-out``, ``lr``, ``bytes/up``, ``bytes/down``, and ``epsilon/`` with what it
+    means as its name, such as ``epsilon/at delta 1e-05, unit sequence, replace-one``; by step.
 
     Args:
         folder: of the run.
@@ -52,8 +53,8 @@ class TensorBoard:
     def take(self, row: Row) -> None:
         """See :class:`securesplit.runs.metrics.Sink`."""
         for tag, value in (
-            (f"loss/{row.kind}", row.loss), ("lr", row.lr), ("epsilon", row.epsilon), ("bytes/up", row.bytes_up),
-            ("bytes/down", row.bytes_down),
+            (f"loss/{row.kind}", row.loss), ("lr", row.lr), ("bytes/up", row.bytes_up),
+            ("bytes/down", row.bytes_down), (f"epsilon/{row.meaning}", None if row.meaning is None else row.epsilon),
         ):  # fmt: skip
             if value is not None:
                 self._writer.add_scalar(tag, value, row.step, wall_time=self._now())

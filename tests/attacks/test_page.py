@@ -11,8 +11,8 @@ import pytest
 
 from attacks.compare import compare
 from attacks.folder import write_folder, write_sweep_folder
-from attacks.markdown import markdown
-from attacks.page import page
+from attacks.markdown import markdown, sweep_markdown
+from attacks.page import page, sweep_page
 from attacks.report import (
     Baselines,
     Bounds,
@@ -266,6 +266,18 @@ def test_a_browser_draws_the_report(report, tmp_path, browser):
     assert drawn.count('class="span"') == 3, "one interval for each attack"
     assert 'class="curve"' in drawn
     assert "<title>1</title>" not in drawn
+
+
+def test_every_epsilon_of_a_sweep_has_its_meaning(sweep):
+    claim = "at delta 1e-05, unit sequence, replace-one"
+    assert [done.budget for done in sweep.cells] == ["none"] * 2 + [f"8 {claim}"] * 3
+    rows = [line for line in sweep_markdown(sweep).splitlines() if line.startswith("| balanced")]
+    assert len(rows) == 2
+    assert all(f"| 8 {claim} |" in row for row in rows)
+    made = sweep_page(sweep)
+    assert made.count(f'<td class="n">8</td><td>{claim}</td>') == 3
+    assert made.count('<td class="n">none</td><td>no bound</td>') == 2
+    assert f'"meanings": "{claim}"' in made
 
 
 def test_a_browser_draws_the_sweep(sweep, tmp_path, browser):

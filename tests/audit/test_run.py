@@ -48,6 +48,7 @@ def test_every_kind_of_private_policy_is_green(quick, policy):
     assert report.joint.mu_path <= report.joint.claimed_mu * (1 + 1e-6)
     whole = json.loads(json.dumps(report.as_json()))
     assert set(whole) >= {"channels", "distribution", "completeness", "joint", "one_run", "ok", "seconds"}
+    assert (whole["one_run"]["unit"], whole["one_run"]["relation"]) == (policy.privacy.unit, "replace-one")
     assert all(c["mu_lower"] <= c["claimed_mu"] for c in whole["channels"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -137,7 +138,7 @@ def test_findings_fail_only_when_asked_to(command):
     assert any(w.startswith("privacy.delta: ") for w in json.loads(out)["warnings"])
 
 
-def test_diff_names_each_change_and_its_effect(command):
+def test_diff_names_each_change_and_its_effect(command, tmp_path):
     code, out, err = command("policy", "diff", SHIPPED / "strict.toml", SHIPPED / "balanced.toml", "--output", "json")
     found = json.loads(out)
     assert (code, err, found["effect"]) == (0, "", "loosens")
@@ -147,12 +148,22 @@ def test_diff_names_each_change_and_its_effect(command):
         "privacy.generation": "loosens", "privacy.activations.share": "neutral",
     }  # fmt: skip
     assert found["budget"]["mu"][0] < found["budget"]["mu"][1]
+    smaller = {"delta": 1e-6, "unit": "sequence", "relation": "replace-one"}
+    assert found["budget"]["meaning"] == [smaller, smaller], "both are compared at the smaller delta"
     assert found["before"]["digest"] == load_policy(SHIPPED / "strict.toml").digest
     code, _, err = command("policy", "diff", SHIPPED / "strict.toml", SHIPPED / "balanced.toml", "--forbid", "loosens")
     assert code == 1
     assert err.startswith("error[SS-1591]: 3 change(s)")
     code, out, _ = command("policy", "diff", SHIPPED / "strict.toml", SHIPPED / "strict.toml")
     assert (code, "neutral, 0 change(s)" in out) == (0, True)
+    claim = "at delta 1e-06, unit sequence, replace-one"
+    assert re.search(rf"epsilon 2 -> 2 {claim}$", out, re.MULTILINE)
+    (tmp_path / "user.toml").write_text(
+        (SHIPPED / "strict.toml").read_text().replace('unit = "sequence"', 'unit = "user"', 1)
+    )
+    _, out, _ = command("policy", "diff", SHIPPED / "strict.toml", tmp_path / "user.toml")
+    assert f"{claim} -> {claim.replace('sequence', 'user')}" in out
+    assert "they are not one quantity" in out
     assert command("policy", "diff", SHIPPED / "lab.toml", SHIPPED / "lab.toml")[0] == 0
 
 
@@ -234,6 +245,8 @@ def test_new_writes_a_policy_that_check_accepts(command, tmp_path):
     found = json.loads(out)
     assert (code, err) == (0, "")
     assert (found["name"], found["epsilon"], found["delta"]) == ("ward", 2.0, 1e-6)
+    assert (found["unit"], found["relation"]) == ("sequence", "replace-one")
+    assert "epsilon 2 at delta 1e-06, unit sequence, replace-one:" in load_policy(path).cost
     code, _, _ = command("policy", "check", path, "--records", 40_000, "--fail-on", "warning")
     assert code == 0
     assert command("policy", "new", path, "--use", "both", "--data", "special")[0] == 2, "it exists"

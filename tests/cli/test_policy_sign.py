@@ -73,9 +73,14 @@ def test_commands_refuse_an_unsigned_or_a_tampered_policy_before_anything_else(s
         for keys in (alice, gpu):
             (keys / "officers.pem").write_bytes(officers.read_bytes())
     data = house.data("d.jsonl", 2, seed=1)
+    (signed.parent / "pairs.jsonl").write_text(json.dumps({"prompt": "w4", "answer": "w5"}) + "\n")
+    (signed.parent / "run").mkdir()
+    (signed.parent / "run" / "adapter-back.safetensors").touch()
+    evaluated = ("--task", "pairs", "--data", signed.parent / "pairs.jsonl", "--checkpoints", signed.parent / "run")
     calls = (
         ("train", "--keys", alice, "--server", "wss://localhost:1", "--data", data, "--out", signed.parent / "out"),
         ("generate", "--keys", alice, "--server", "wss://localhost:1", "--prompt", "w5"),
+        ("eval", *evaluated, "--keys", alice, "--server", "wss://localhost:1", "--out", signed.parent / "answers"),
         ("serve", "--keys", gpu, "--job", Path(__file__).parents[2] / "examples/job.toml", "--listen", "127.0.0.1:0"),
     )
     loosened(signed)
@@ -88,6 +93,7 @@ def test_commands_refuse_an_unsigned_or_a_tampered_policy_before_anything_else(s
         code, _, err = command(name, "--policy", signed, *option, *rest)
         assert (code, "error[SS-2062]: " in err) == (3, True), name
     assert not (signed.parent / "out").exists()
+    assert not (signed.parent / "answers").exists()
 
 
 def test_the_folder_above_a_partys_folder_does_not_hide_its_officers_and_each_refusal_is_logged(

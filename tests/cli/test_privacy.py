@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import mpmath
@@ -190,7 +191,11 @@ def test_plan_says_plainly_that_epsilon_8_is_useless(planned, command):
     assert found["channels"][0]["bits"] < 0.5
     assert found["eps_peer"] is None
     assert (found["max_rounds"], found["max_epochs"]) == (None, None)
-    assert "rounds any number, epochs any number" in planned(SILENT, text=True)
+    text = planned(SILENT, text=True)
+    assert "rounds any number, epochs any number" in text
+    claim = "at delta 1e-05, unit sequence, replace-one"
+    assert re.search(rf"eps_server [0-9.]+ of [0-9.]+ {claim} for one training record", text)
+    assert re.search(rf"eps_peer: [0-9.]+ {claim}", planned(ROUND, text=True, rounds=2, epochs=1))
     for name in ("strict", "balanced"):
         shipped = said(command, "plan", "--policy", SHIPPED / f"{name}.toml", "--job", EXAMPLE)
         assert (shipped["useless"], shipped["fits"]) == (True, True)

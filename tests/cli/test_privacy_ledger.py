@@ -85,7 +85,9 @@ def test_the_report_as_json_and_as_a_page(command, site, tmp_path):
     assert found["head"] in source
     code, out, err = command("privacy", "report", "--ledger", folder, "--policy", policy)
     assert (code, err) == (0, "")
-    assert "eps_server" in out
+    claim = f"at delta {found['delta']:g}, unit {found['unit']}, {found['relation']}"
+    assert out.count(claim) == out.count("epsilon ") + 1, "one for eps_server"
+    assert source.count("ε = ") <= source.count("(unit: one ")
     assert "written" not in out
 
 

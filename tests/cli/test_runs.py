@@ -104,7 +104,10 @@ def test_ls_lists_whole_half_and_damaged_runs(trained, command, tmp_path):
     }  # fmt: skip
     assert runs["alice"]["regime"] == "open"
     assert runs["alice"]["policy"] == "tiny"
-    assert runs["alice"]["epsilon"] is None
+    assert {(run["epsilon"], run["unit"], run["bound"]) for name, run in runs.items() if name != "carol"} == {
+        (None, None, "none")
+    }
+    assert runs["carol"]["bound"] == "unknown"
     assert runs["bob"]["steps"] == runs["alice"]["steps"] > 0
     assert runs["bob"]["loss"] is not None
     code, out, _ = command("runs", "ls", tmp_path)
@@ -116,6 +119,26 @@ def test_ls_lists_whole_half_and_damaged_runs(trained, command, tmp_path):
     assert command("runs", "ls", tmp_path / "empty")[1] == "no runs\n"
 
 
+def test_ls_shows_what_each_epsilon_means_finished_or_not(trained, command, tmp_path):
+    shutil.copytree(trained.root / "frozen", tmp_path / "frozen")
+    (tmp_path / "frozen" / "bob" / RUN).unlink()
+    runs = {run["name"]: run for run in said(command, "runs", "ls", tmp_path)["runs"]}
+    for name in CLIENTS:
+        assert runs[name]["epsilon"] > 0
+        assert [runs[name][key] for key in ("delta", "unit", "relation", "bound")] == [
+            1e-5,
+            "sequence",
+            "replace-one",
+            "stated",
+        ]
+    _, out, _ = command("runs", "ls", tmp_path)
+    head, *lines = out.splitlines()
+    assert head.split()[-5:] == ["epsilon", "delta", "unit", "relation", "state"]
+    assert all(line.split()[-4:-1] == ["1e-05", "sequence", "replace-one"] for line in lines)
+    _, out, _ = command("runs", "ls", trained.root / "lab")
+    assert all("none: UNSAFE" in line for line in out.splitlines()[1:])
+
+
 def test_show_tells_one_run_with_a_curve(trained, command):
     value = said(command, "runs", "show", trained.root / "frozen" / "alice")
     assert value["state"] == "finished"
@@ -124,7 +147,14 @@ def test_show_tells_one_run_with_a_curve(trained, command):
     assert value["about"]["seeds"] == {"adapters": 7, "batches": 7}
     assert value["record"]["channels"][0]["channel"]
     _, out, _ = command("runs", "show", trained.root / "frozen" / "alice")
-    assert "unit sequence, replace-one" in out
+    claim = "at delta 1e-05, unit sequence, replace-one"
+    spent = f"epsilon {value['epsilon']:.6g} {claim}"
+    assert spent in out.splitlines()[0]
+    assert out.count("epsilon") == out.count(claim), "no epsilon stands alone"
+    assert [value[key] for key in ("delta", "unit", "relation", "bound")] == [1e-5, "sequence", "replace-one", "stated"]
+    _, out, _ = command("runs", "show", trained.root / "lab" / "alice")
+    assert out.splitlines()[0].endswith("epsilon none: UNSAFE")
+    _, out, _ = command("runs", "show", trained.root / "frozen" / "alice")
     assert any(block in out for block in "▁█")
     assert "left in this run" in out
     assert command("runs", "show", trained.root)[0] == 2
@@ -141,9 +171,16 @@ def test_diff_tells_settings_policy_by_effect_and_figures(trained, command):
     figures = {line["name"]: line for line in value["metrics"]}
     assert figures["epsilon"]["before"] is None
     assert figures["epsilon"]["after"] > 0
+    assert (figures["epsilon"]["comparable"], figures["epsilon"]["change"]) == (False, None)
+    assert [claim["bound"] for claim in figures["epsilon"]["claims"]] == ["none", "stated"]
+    assert figures["epsilon"]["claims"][1]["unit"] == "sequence"
     assert figures["loss"]["change"] == pytest.approx(figures["loss"]["after"] - figures["loss"]["before"])
     _, out, _ = command("runs", "diff", lab, frozen)
     assert "policy tightens: privacy.mechanism" in out
+    assert "epsilon: none: UNSAFE -> " in out
+    assert "replace-one; not one quantity, so not compared" in out
+    _, out, _ = command("runs", "diff", frozen, frozen)
+    assert out.splitlines()[-4].endswith(" (+0), both at delta 1e-05, unit sequence, replace-one")
     same = said(command, "runs", "diff", lab, lab)
     assert (same["settings"], same["policy"]["changes"]) == ([], [])
     (code, _, complaint) = command("runs", "diff", lab, trained.root)
@@ -197,7 +234,12 @@ def test_baselines_stand_beside_the_runs_in_one_table(trained, command, tmp_path
             assert row["difference"] == pytest.approx(row["loss"] - rows["no noise"]["loss"], abs=1e-9)
             assert row["difference_ci95"][0] <= row["difference"] <= row["difference_ci95"][1]
     assert rows["noised"]["epsilon"] > 0
-    assert rows["noised"]["unit"] == "sequence"
+    assert (rows["noised"]["unit"], rows["noised"]["relation"], rows["noised"]["delta"]) == (
+        "sequence",
+        "replace-one",
+        1e-5,
+    )
+    assert (rows["noised"]["bound"], rows["no noise"]["bound"], rows["unsplit"]["bound"]) == ("stated", "none", "none")
     assert rows["no noise"]["epsilon"] is rows["unsplit"]["epsilon"] is None
     assert "regime frozen" in rows["noised"]["note"]
     assert rows["no noise"]["bytes_up"] > 0 == rows["unsplit"]["bytes_up"]

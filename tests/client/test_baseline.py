@@ -29,6 +29,7 @@ from securesplit.model.lora import adapter_layout, add_adapters, read_adapters, 
 from securesplit.protocol.training import Training
 from securesplit.runs.folder import RUN
 from securesplit.runs.losses import RecordLoss, write_losses
+from securesplit.runs.spent import NO_BOUND, UNKNOWN
 from tests.e2e.house import batches_of, build_house, build_model, build_tokenizer, policy_of, sentences
 from tests.e2e.ward import NAMES, with_task
 from tests.runs.test_folder import begun, record
@@ -266,7 +267,7 @@ def test_answers_of_the_joined_parts_are_the_library_s_greedy_ones(house):
 
 def row_of(name: str, losses, **changes) -> Row:
     values = {
-        "name": name, "samples": 4, "steps": 2, "epsilon": None, "delta": None, "unit": None, "note": "", "losses": tuple(losses),
+        "name": name, "samples": 4, "steps": 2, "spent": NO_BOUND, "note": "", "losses": tuple(losses),
         "curve": (3.0, 2.0), "measures": (), "seconds": 1.0,
     }  # fmt: skip
     return Row(**{**values, **changes})
@@ -413,7 +414,9 @@ def test_a_runs_own_answers_are_scored_on_the_held_out_examples_alone(house, tmp
     assert found.reference == "mine"
     counts = [r.tokens for r in first.losses]
     assert unsplit.difference.value == pytest.approx(-len(counts) / sum(counts))
-    assert (mine.row.epsilon, mine.row.steps, mine.row.samples) == (1.5, 4, 16)
+    assert (mine.row.spent.epsilon, mine.row.steps, mine.row.samples) == (1.5, 4, 16)
+    assert str(mine.row.spent.meaning) == "at delta 1e-05, unit sequence, replace-one"
+    assert unsplit.row.spent == NO_BOUND
     assert mine.row.note == "regime frozen", "the same job"
 
 
@@ -483,3 +486,23 @@ def test_in_mode_sequential_the_unsplit_baseline_sees_the_splits_samples(house):
                 optimiser.step()
                 optimiser.zero_grad()
     assert np.abs(np.array(found.losses) - losses).max() < 1e-5
+
+
+def test_epsilons_of_different_quantities_have_no_largest(house, tmp_path):
+    job = job_with(house)
+    mine = (RecordLoss(source=0, nats=3.0, tokens=2),)
+    stated = [{"epsilon": 1.5}, {"epsilon": 2.5}, {"epsilon": 2.0, "unit": "user"}, {"epsilon": None, "delta": None}]
+    for number, values in enumerate(stated):
+        begun(tmp_path / str(number), job=job)
+        write_losses(tmp_path / str(number), mine)
+        (tmp_path / str(number) / RUN).write_text(record(job=job.digest, **values))
+
+    def row(*numbers: int) -> Row:
+        folders = ",".join(str(tmp_path / str(number)) for number in numbers)
+        return split_row(parse_run(folders), job, [mine] * len(numbers), ())
+
+    assert row(0, 1).spent.epsilon == 2.5
+    assert "epsilons" not in row(0, 1).note
+    assert row(0, 2).spent == UNKNOWN
+    assert "clients' epsilons differ in delta, unit or relation" in row(0, 2).note
+    assert row(0, 3).spent == NO_BOUND

@@ -22,18 +22,23 @@ from tests.e2e.house import FROZEN, build_model, build_tokenizer, policy_of
 def test_answers_are_the_unsplit_model_s(house, monkeypatch):
     policy = policy_of()  # Buckets up to 16.
     client, _, _ = house.joined(house.job(blind=False), policy)
-    opened: list[Path] = []
+    opened: list[tuple[Path, bytes]] = []
 
     @contextmanager
-    def open_client(*_, adapters, **__):
-        opened.append(adapters)
+    def open_client(*_, adapters, passphrase, **__):
+        opened.append((adapters, passphrase()))
         yield client
 
     monkeypatch.setattr(module, "open_client", open_client)
     task = task_named("pairs")
     prompts = ["w4 w5 w6", " ".join(f"w{i}" for i in range(10, 40))]
     items = [Item(str(i), str(i), Parts(text=text), ("w3",)) for i, text in enumerate(prompts)]
-    predict = split_predictor(Site(policy, house.keys, "wss://x:1"), task, template_named("plain", task), Asking(4))
+    predict = split_predictor(
+        Site(policy, house.keys, "wss://x:1", passphrase=lambda: b"secret"),
+        task,
+        template_named("plain", task),
+        Asking(4),
+    )
     found = list(predict(Path("run/checkpoint-1"), items))
 
     model, tokenizer = build_model(), build_tokenizer()
@@ -43,7 +48,7 @@ def test_answers_are_the_unsplit_model_s(house, monkeypatch):
             whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
         assert prediction.prediction == tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True).strip()
     assert [p.id for p in found] == ["0", "1"]
-    assert opened == [Path("run/checkpoint-1")], "one connection for a checkpoint"
+    assert opened == [(Path("run/checkpoint-1"), b"secret")], "one connection for a checkpoint"
 
 
 def test_likelihoods_of_gold_answers_are_the_unsplit_model_s(house, monkeypatch):

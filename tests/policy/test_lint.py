@@ -71,7 +71,7 @@ def test_lint_names_the_unit_of_a_large_epsilon():
     policy = parse_policy(
         changed(BALANCED, ("epsilon = 8.0", "epsilon = 20.0"), ('unit = "sequence"', 'unit = "user"'))
     )
-    assert ["per user" in line for line in lint(policy)] == [True]
+    assert ["20 at delta 1e-05, unit user, replace-one" in line for line in lint(policy)] == [True]
 
 
 def test_lint_on_a_head_alone_in_a_learning_regime():

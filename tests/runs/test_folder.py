@@ -15,18 +15,22 @@ from hypothesis import strategies as st
 from securesplit.data.corpus import Record
 from securesplit.errors import InputError
 from securesplit.policy.load import load_policy
+from securesplit.policy.meaning import Meaning
 from securesplit.policy.schema import Policy
 from securesplit.protocol.job import Job, load_job
 from securesplit.runs.about import ABOUT, About, DataNote, Option, Seeds, versions, write_about
-from securesplit.runs.compare import compare_runs, job_differences
+from securesplit.runs.compare import Figure, compare_runs, job_differences
 from securesplit.runs.fingerprint import KEY, fingerprint, run_key
 from securesplit.runs.folder import RUN, claim, clear, list_runs, read_run
 from securesplit.runs.losses import HELD_OUT, RecordLoss, read_losses, write_losses
 from securesplit.runs.metrics import METRICS, Metrics, Reading
+from securesplit.runs.spent import NO_BOUND, UNKNOWN, Spent
 
 ROOT = Path(__file__).parents[2]
 JOB = load_job(ROOT / "examples" / "job.toml")
 POLICY = load_policy(ROOT / "policies" / "balanced.toml")
+LAB = load_policy(ROOT / "policies" / "lab.toml")
+MEANING = Meaning(1e-5, "sequence", "replace-one")
 
 
 def about(*, job: Job = JOB, policy: Policy = POLICY, minute: int = 0, **options: object) -> About:
@@ -61,12 +65,24 @@ def test_a_finished_an_interrupted_and_a_running_run(tmp_path):
     done = begun(tmp_path / "done", 2)
     (done / RUN).write_text(record())
     found = read_run(done)
-    assert (found.state, found.steps, found.loss, found.epsilon, found.faults) == ("finished", 4, 2.0, 1.5, ())
+    assert (found.state, found.steps, found.loss, found.spent, found.faults) == (
+        "finished",
+        4,
+        2.0,
+        Spent("stated", 1.5, MEANING),
+        (),
+    )
     half = begun(tmp_path / "half", 2)
     with (half / METRICS).open("a") as file:
         file.write('{"kind": "ste')
     found = read_run(half)
-    assert (found.state, found.steps, found.loss, found.epsilon, found.faults) == ("interrupted", 2, 2.0, 0.5, ())
+    assert (found.state, found.steps, found.loss, found.spent, found.faults) == (
+        "interrupted",
+        2,
+        2.0,
+        Spent("stated", 0.5, MEANING),
+        (),
+    )
     metrics = Metrics(half, lambda: Reading(0, 0, None), after=2)
     assert read_run(half).state == "running"
     metrics.close()
@@ -166,6 +182,46 @@ def test_what_differs_is_told_and_policies_by_effect(tmp_path):
     assert [(f.name, f.change) for f in found.figures if f.change] == [("loss", -0.5), ("epsilon", 1.5)]
     same = compare_runs(read_run(one), read_run(one))
     assert (same.settings, same.policy) == ((), ())
+
+
+def figure_of(one: Path, two: Path) -> Figure:
+    return next(f for f in compare_runs(read_run(one), read_run(two)).figures if f.name == "epsilon")
+
+
+@pytest.mark.parametrize("other", [{"delta": 1e-6}, {"unit": "user"}, {"relation": "add-remove"}])
+def test_epsilons_of_different_quantities_are_not_subtracted(tmp_path, other):
+    one, two = begun(tmp_path / "one"), begun(tmp_path / "two")
+    (one / RUN).write_text(record())
+    (two / RUN).write_text(record(epsilon=3.0, **other))
+    found = figure_of(one, two)
+    assert (found.before, found.after, found.comparable, found.change) == (1.5, 3.0, False, None)
+    assert figure_of(two, two).change == 0.0
+
+
+def test_a_run_without_a_bound_has_no_epsilon_to_compare(tmp_path):
+    one, two = begun(tmp_path / "one"), begun(tmp_path / "two", policy=LAB)
+    (one / RUN).write_text(record())
+    assert read_run(two).spent == NO_BOUND
+    (two / RUN).write_text(record(epsilon=None, delta=None))
+    assert read_run(two).spent == NO_BOUND
+    for pair in ((one, two), (two, two)):
+        assert (figure_of(*pair).comparable, figure_of(*pair).change) == (False, None)
+
+
+def test_the_meaning_is_the_records_else_the_last_rows_else_the_policys(tmp_path):
+    folder = begun(tmp_path / "run", 1, policy=LAB)
+    by_user = Meaning(1e-6, "user", "replace-one")
+    with_meaning = Metrics(folder, lambda: Reading(5, 6, 0.75, by_user), after=1)
+    assert read_run(folder).spent == NO_BOUND, "the row says nothing, and the policy that nothing is bounded"
+    with_meaning.step(number=0, step=2, loss=1.0)
+    with_meaning.close()
+    assert read_run(folder).spent == Spent("stated", 0.75, by_user)
+    (folder / RUN).write_text(record())
+    assert read_run(folder).spent == Spent("stated", 1.5, MEANING)
+    (folder / RUN).unlink()
+    (folder / METRICS).unlink()
+    (folder / ABOUT).write_text("{}")
+    assert read_run(folder).spent == UNKNOWN
 
 
 def test_an_interrupted_run_is_compared_as_far_as_it_got(tmp_path):

@@ -54,6 +54,12 @@ def said(*argv: object):
         {"about": {"job": "[" * 5000}},
         {"about": {"job": '{"a":' * 400 + "1" + "}" * 400}},
         {"about": {"job": '{"a": NaN}', "policy": "[" * 5000}},
+        {"about": {"policy": '{"privacy": {"mechanism": "gaussian", "delta": 1e-5, "unit": "' + "x" * 99 + '"}}'}, "row": {"epsilon": 1.0}},
+        {"about": {"policy": '{"privacy": ' * 400 + "1" + "}" * 400}, "row": {"epsilon": 1e308}},
+        {"row": {"epsilon": 1.0, "delta": 1e-5, "unit": "sequence"}},
+        {"row": {"epsilon": 1.0, "delta": 2.0, "unit": "x\x1b[2J", "relation": ""}},
+        {"run": {"epsilon": 1.0}},
+        {"run": {"epsilon": -1e308, "delta": 1e308, "unit": "x" * 5000, "relation": "\n"}},
         {"about": {"started": "0001-01-01T00:00:00+14:00"}},
         {"about": {"started": "9999-12-31T23:59:59-14:00"}},
     ],
@@ -94,12 +100,27 @@ def test_names_do_not_speak_to_the_terminal(tmp_path):
         about={"job_name": evil, "policy_name": evil, "client": evil, "regime": evil, "tls": evil, evil: 1,
                "options": [{"name": "o", "value": evil}]},
     )  # fmt: skip
-    other = hostile(tmp_path / "b", run={"regime": evil}, about={"job": json.dumps({evil: evil}), "job_name": evil})
+    claimed = {"regime": evil, "epsilon": 1.0, "delta": 1e-5, "unit": evil, "relation": evil}
+    other = hostile(tmp_path / "b", run=claimed, about={"job": json.dumps({evil: evil}), "job_name": evil})
     for argv in (("ls", tmp_path), ("show", folder), ("show", other), ("diff", other, other)):
         done = said("runs", *argv)
         assert done.exit_code == 0, (done.output, done.exception)
         assert all(char.isprintable() or char == "\n" for char in done.stdout)
         assert not any(line.startswith("forged") for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("parts", [{"row": {"epsilon": 123.25}}, {"run": {"epsilon": 123.25}}])
+def test_a_figure_whose_meaning_nobody_can_read_is_not_shown(tmp_path, parts):
+    folder = hostile(tmp_path / "a", about={"policy": "{"}, **parts)
+    other = hostile(tmp_path / "b", run={"epsilon": 1.0, "delta": 1e-5})
+    for argv in (("ls", tmp_path), ("show", folder), ("diff", folder, other)):
+        text = said("runs", *argv).stdout
+        assert "unknown" in text
+        assert "123" not in text
+    (run,) = (
+        run for run in json.loads(said("runs", "ls", tmp_path, "--output", "json").stdout)["runs"] if run["name"] == "a"
+    )
+    assert (run["epsilon"], run["bound"]) == (None, "unknown")
 
 
 def test_a_folder_whose_name_is_no_text_is_listed(tmp_path):

@@ -17,8 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from securesplit.errors import InputError
+from securesplit.policy.meaning import Meaning
 from securesplit.runs.metrics import METRICS, Metrics, Reading, is_written, read_metrics
 from securesplit.runs.tensorboard import TensorBoard
+
+BY_USER = Meaning(1e-6, "user", "replace-one")
 
 
 class Meter:
@@ -29,7 +32,7 @@ class Meter:
         self.epsilon: float | None = None
 
     def __call__(self) -> Reading:
-        return Reading(self.up, 2 * self.up, self.epsilon)
+        return Reading(self.up, 2 * self.up, self.epsilon, None if self.epsilon is None else BY_USER)
 
 
 def ticking(step: float = 1.0):
@@ -51,8 +54,10 @@ def test_each_row_is_on_the_disk_before_the_next_and_private(tmp_path):
     meter.up, meter.epsilon = 10, 0.25
     metrics.step(number=0, step=1, loss=2.5)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"kind": "held-out", "step": 0, "round": 0, "loss": 3.0, "lr": None, "seconds": 1.0, "bytes_up": 0, "bytes_down": 0, "epsilon": None},
-        {"kind": "step", "step": 1, "round": 0, "loss": 2.5, "lr": 0.5, "seconds": 2.0, "bytes_up": 10, "bytes_down": 20, "epsilon": 0.25},
+        {"kind": "held-out", "step": 0, "round": 0, "loss": 3.0, "lr": None, "seconds": 1.0, "bytes_up": 0, "bytes_down": 0, "epsilon": None,
+         "delta": None, "unit": None, "relation": None},
+        {"kind": "step", "step": 1, "round": 0, "loss": 2.5, "lr": 0.5, "seconds": 2.0, "bytes_up": 10, "bytes_down": 20, "epsilon": 0.25,
+         "delta": 1e-6, "unit": "user", "relation": "replace-one"},
     ]  # fmt: skip
     metrics.step(number=0, step=2, loss=float("nan"), lr=0.25)
     metrics.close()
@@ -73,7 +78,7 @@ def written(folder, steps: int) -> bytes:
 
 
 @settings(deadline=None, max_examples=25)
-@given(cut=st.integers(min_value=0, max_value=600), after=st.integers(min_value=0, max_value=5))
+@given(cut=st.integers(min_value=0, max_value=900), after=st.integers(min_value=0, max_value=5))
 def test_a_file_cut_anywhere_is_read_and_gone_on_with(tmp_path_factory, cut, after):
     folder = tmp_path_factory.mktemp("cut")
     whole = written(folder, 4)

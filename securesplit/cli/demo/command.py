@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from securesplit.cli.output import Cache, Output, cache_or_default, show
+from securesplit.cli.connection import Cache, cache_or_default
+from securesplit.cli.output import Output, show
 
 
 def demo(

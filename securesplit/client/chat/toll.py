@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from securesplit.errors import BudgetExhausted
+from securesplit.policy.meaning import Meaning, meaning_of
 from securesplit.policy.schema import Gaussian
 from securesplit.privacy.ledger import ALL
 from securesplit.privacy.plan import UNITS, enforced_epsilon
@@ -32,24 +33,21 @@ class Price:
     """What one turn costs; for people, before and after it.
 
     Attributes:
-        before, after: epsilon of what has been said in this conversation, before and after this turn; unit and relation are
-            the policy's.
+        before, after: epsilon of what has been said in this conversation, before and after this turn.
         budget: the policy's epsilon.
-        delta: of the same claims.
-        unit: of privacy.
+        meaning: of all three.
         tokens_left: how many generated tokens this site can still feed back, after this turn.
     """
 
     before: float
     after: float
     budget: float
-    delta: float
-    unit: str
+    meaning: Meaning
     tokens_left: int
 
     def __str__(self) -> str:
         return (
-            f"epsilon {self.before:.2f} -> {self.after:.2f} of {self.budget:g} at delta {self.delta:g}, "
+            f"epsilon {self.before:.2f} -> {self.after:.2f} of {self.budget:g} {self.meaning}; "
             f"{self.tokens_left} generated tokens left"
         )
 
@@ -84,8 +82,7 @@ class Toll:
             before=enforced_epsilon(math.sqrt((spent + before) / UNITS), privacy.delta),
             after=enforced_epsilon(math.sqrt((spent + after) / UNITS), privacy.delta),
             budget=privacy.epsilon,
-            delta=privacy.delta,
-            unit=privacy.unit,
+            meaning=meaning_of(privacy),
             tokens_left=max(0, tokens_left(client) - (max_new_tokens - 1)),
         )
 

@@ -107,7 +107,7 @@ def price_json(price: Price | None) -> dict[str, object]:
     if price is None:
         return {"epsilon": None}
     return {
-        "epsilon": price.after, "budget": price.budget, "delta": price.delta, "unit": price.unit, "relation": "replace-one",
+        "epsilon": price.after, "budget": price.budget, "delta": price.meaning.delta, "unit": price.meaning.unit, "relation": price.meaning.relation,
         "tokens_left": price.tokens_left,
     }  # fmt: skip
 

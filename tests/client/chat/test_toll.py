@@ -53,7 +53,7 @@ def test_each_turn_of_a_conversation_adds_to_what_was_said_first(house, open_led
     assert seen[1][0] == pytest.approx(epsilon(cut + token), rel=1e-6)
     assert seen[1][1] == pytest.approx(epsilon(2 * cut + 2 * token), rel=1e-6)
     assert seen[1][2] == tokens_left(client) == 6
-    assert "of 8 at delta 1e-05, 6 generated tokens left" in str(turn.price)
+    assert "of 8 at delta 1e-05, unit sequence, replace-one; 6 generated tokens left" in str(turn.price)
 
 
 def test_a_conversation_ends_where_its_first_words_have_spent_the_budget(house, open_ledger):
@@ -129,7 +129,7 @@ def test_under_unit_user_everybody_pays_for_every_prompt(house, open_ledger):
     turn, _ = talk(client, toll, Conversation().said("user", "w4"))
     assert turn.price.before == pytest.approx(epsilon(0.2 + 0.4 / 24), rel=1e-6)
     assert turn.price.after == pytest.approx(epsilon(0.4 + 2 * 0.4 / 24), rel=1e-6)
-    assert turn.price.unit == "user"
+    assert turn.price.meaning.unit == "user"
 
 
 def test_without_protection_nothing_is_counted(house):

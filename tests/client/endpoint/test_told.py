@@ -19,9 +19,10 @@ from securesplit.errors import (
     PolicyDenied,
     RemoteProtocolError,
 )
+from securesplit.policy.meaning import Meaning
 from securesplit.transport.http import Late
 
-PRICE = Price(before=1.0, after=2.0, budget=8.0, delta=1e-5, unit="sequence", tokens_left=3)
+PRICE = Price(before=1.0, after=2.0, budget=8.0, meaning=Meaning(1e-5, "sequence", "replace-one"), tokens_left=3)
 
 
 @pytest.mark.parametrize(

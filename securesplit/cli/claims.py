@@ -1,0 +1,19 @@
+"""An epsilon as JSON: never without what it speaks of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from securesplit.runs.spent import Spent
+
+__all__ = ["claim"]
+
+
+def claim(spent: Spent) -> dict[str, Any]:
+    """Keys for an object: ``epsilon`` with its ``delta``, ``unit`` and ``relation``; ``bound`` says why where there is none."""
+    said = spent.meaning
+    return {
+        "epsilon": spent.epsilon, "delta": said and said.delta, "unit": said and said.unit,
+        "relation": said and said.relation, "bound": spent.bound,
+    }  # fmt: skip

@@ -243,9 +243,10 @@ def test_baselines_stand_beside_the_runs_in_one_table(trained, command, tmp_path
     assert rows["no noise"]["epsilon"] is rows["unsplit"]["epsilon"] is None
     assert "regime frozen" in rows["noised"]["note"]
     assert rows["no noise"]["bytes_up"] > 0 == rows["unsplit"]["bytes_up"]
-    # Before any training all whole models are one and the same.
-    for name in ("unsplit", "fedavg"):
-        assert rows[name]["curve"][0] == pytest.approx(rows["no noise"]["curve"][0], abs=1e-4)
+    # Before any training all whole models are one and the same; of the split's clients one may have taught B a step or two before
+    # another looked for the first time.
+    assert rows["unsplit"]["curve"][0] == pytest.approx(rows["fedavg"]["curve"][0], abs=1e-6)
+    assert rows["unsplit"]["curve"][0] == pytest.approx(rows["no noise"]["curve"][0], abs=5e-3)
     page = (tmp_path / "out" / "baseline.html").read_text()
     assert "<svg" in page
     assert "<script" not in page

@@ -231,3 +231,57 @@ def test_one_that_was_away_for_rounds_comes_back(four, monkeypatch):
     assert alice.survivors[0] == FOUR
     assert alice.survivors[1] == CLIENTS
     assert alice.survivors[-1] == FOUR
+
+
+def test_one_that_is_killed_right_after_it_was_helped_on_goes_on(four, monkeypatch):
+    policy = policy_of(LAB)
+    core = core_of(four, job_of(four, rounds=5), policy)
+    looks, killed = Trainer._evaluate, threading.Event()
+
+    def dies(self):
+        loss = looks(self)
+        if self._client.link.name == "dora" and not killed.is_set():
+            killed.set()
+            raise KeyboardInterrupt  # Its answers are on disk, and nothing that came after.
+        return loss
+
+    monkeypatch.setattr(Trainer, "_evaluate", dies)
+    with Loopback(core, four.keys) as loop:
+        party = Party(four, policy, loop)
+        party.start(*CLIENTS)
+        until(lambda: core.sums.finished >= 1)
+        party.start("dora")
+        until(lambda: "dora" in party.errors)
+        assert isinstance(party.errors.pop("dora"), KeyboardInterrupt)
+        party.start("dora", resume=True)
+        party.finish()
+    assert party.errors == {}
+    alike(four, FOUR)
+    assert party.records["dora"].missed[0] == 0
+
+
+def test_a_round_that_went_on_without_its_update_counts_once_for_the_rate(four, monkeypatch):
+    policy = policy_of(LAB)
+    core = core_of(four, job_of(four), policy)
+    summed, run, moves = Trainer._summed, Trainer.run, {}
+
+    def slow(self, number, *rest):
+        if self._client.link.name == "dora" and number == 1:
+            until(lambda: core.sums.finished >= 2)
+        return summed(self, number, *rest)
+
+    def noted(self):
+        trained = run(self)
+        moves[self._client.link.name] = self._at.moves / len(self._batches)
+        return trained
+
+    monkeypatch.setattr(Trainer, "_summed", slow)
+    monkeypatch.setattr(Trainer, "run", noted)
+    with Loopback(core, four.keys) as loop:
+        party = Party(four, policy, loop)
+        party.start(*FOUR)
+        party.finish()
+    assert party.errors == {}
+    alike(four, FOUR)
+    assert party.records["dora"].missed[0] == 1
+    assert moves == dict.fromkeys(FOUR, 4.0)

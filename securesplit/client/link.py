@@ -471,7 +471,8 @@ class Link:
 
     def handed(self, *, within: float) -> Handover:
         """The next answer to :meth:`late`."""
-        while not isinstance(message := self.next(within=within), Handover):
+        until = time.monotonic() + within
+        while not isinstance(message := self.next(within=max(until - time.monotonic(), 0.0)), Handover):
             continue
         return message
 

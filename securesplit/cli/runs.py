@@ -141,6 +141,8 @@ def _story(run: RunFolder, curve: Sequence[float], losses: Sequence[float]) -> l
         if values:
             lines.append(f"{name:<9} {sparkline(values)} {values[0]:.4f} -> {values[-1]:.4f}")
     if done is not None:
+        if done.missed:
+            lines.append(f"missed    {len(done.missed)} rounds, which went on without this client")
         bound = (
             f"delta {done.delta:g}, unit {done.unit}, {done.relation}" if done.delta is not None else "no bound: UNSAFE"
         )

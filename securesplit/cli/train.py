@@ -101,6 +101,8 @@ def train(
         named += f", best {record.best[1]:.3f} after {record.best[0]} optimiser steps, in {out / 'best'}"
     if record.stopped:
         named += "; stopped early"
+    if record.missed:
+        named += f"; {len(record.missed)} rounds went on without this client"
     if not record.exact:
         missed = max(record.residuals, default=0.0)
         named += f"; INEXACT sums, which missed up to {missed:.1%} of the mean of the adapters' products"

@@ -88,7 +88,7 @@ class HelpsLate:
             return
         if self._waits or self._common is None:
             self._asked[join.name] = join
-        elif (answer := self._answer(join, self._common)) is not None:
+        elif self._client.link.alive and (answer := self._answer(join, self._common)) is not None:
             self._client.link.tell(answer)
 
     def waits(self) -> None:

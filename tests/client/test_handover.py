@@ -20,7 +20,7 @@ from tests.e2e.house import policy_of
 
 LAB_POLICY: Policy = policy_of()
 JOB = SimpleNamespace(digest="0" * 64, sums=SimpleNamespace(threshold=3, roster=("alice", "bob", "carol", "dora")))
-HELD = Common(3, bytes(32), np.arange(4, dtype=np.float32))
+HELD = Common(3, bytes(32), np.arange(100, dtype=np.float32))
 
 
 class Line:
@@ -128,3 +128,46 @@ def test_digests_are_given_as_often_as_asked_and_values_so_often_only(house):
     values = [ask(20 + i, whole=True) for i in range(6)]
     assert min(values[:4]) > max(digests)
     assert max(values[4:]) <= max(digests)
+
+
+def test_who_asked_meanwhile_does_no_harm_where_the_session_is_over(house):
+    line = Line("alice")
+    helps = HelpsLate(SimpleNamespace(link=line, job=JOB, gate=Gate(LAB_POLICY, None)), house.folder("alice"))
+    helps.settle(HELD)
+    bob, channel = house.folder("bob"), Channel(bytes([9]) * 32)
+    statement = Wanted(JOB.digest, line.model, 1, "bob", channel.public).statement
+    join = Join(round=1, name="bob", certificate=bob.cert_der, key=channel.public, signature=bob.sign(statement))
+
+    def tell(message: Handover) -> None:
+        assert line.alive, "SS-4101: what a session that is over does, in the place of the code that ended it"
+        line.told.append(message)
+
+    line.tell = tell
+    helps.waits()
+    helps.asked(join)
+    line.alive = False  # The server has ended it, as by SS-6013, and the round is tried again.
+    helps.goes_on()
+    line.alive = True
+    helps.asked(join)
+    assert len(line.told) == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"certificate": b"x"}, {"signature": bytes(8)}, {"key": bytes(32)}, {"key": b"\x09" * 32}, {"round": 2}, {"name": "carol"},
+        {"name": "eve"}, {"round": 4},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_nothing_is_given_to_who_did_not_sign_for_it(house, changed):
+    line = Line("alice")
+    helps = HelpsLate(SimpleNamespace(link=line, job=JOB, gate=Gate(LAB_POLICY, None)), house.folder("alice"))
+    helps.settle(HELD)
+    bob, channel = house.folder("bob"), Channel(bytes([9]) * 32)
+    statement = Wanted(JOB.digest, line.model, 1, "bob", channel.public).statement
+    join = Join(
+        round=1, name="bob", certificate=bob.cert_der, key=channel.public, signature=bob.sign(statement), whole=True
+    )
+    helps.asked(join.model_copy(update=changed))
+    assert line.told == []

@@ -11,7 +11,7 @@ import pytest
 from securesplit.aggregate.handover import Common, Wanted
 from securesplit.aggregate.keys import Channel
 from securesplit.client import handover
-from securesplit.client.handover import HelpsLate, catch_up
+from securesplit.client.handover import HelpsLate, catch_up, take_over
 from securesplit.errors import AggregationAborted, ConnectionFailed
 from securesplit.policy.schema import Policy
 from securesplit.privacy.gate import Gate
@@ -171,3 +171,28 @@ def test_nothing_is_given_to_who_did_not_sign_for_it(house, changed):
     )
     helps.asked(join.model_copy(update=changed))
     assert line.told == []
+
+
+@pytest.mark.parametrize(
+    "common",
+    [
+        Common(3, b"", np.zeros(5, dtype=np.float32)), Common(3, b"", np.full(4, np.nan, dtype=np.float32)),
+        Common(9, b"", np.zeros(4, dtype=np.float32)), Common((1 << 31) - 1, b"", np.zeros(4, dtype=np.float32)),
+    ],
+    ids=["length", "nan", "round", "far"],
+)  # fmt: skip
+def test_what_is_none_of_the_job_is_not_taken_over(monkeypatch, common):
+    monkeypatch.setattr(handover, "_common_factor", lambda _client: None)
+    written = []
+    job = SimpleNamespace(schedule=SimpleNamespace(rounds=8))
+    gate = SimpleNamespace(received=lambda: None)
+    held = np.zeros(4, dtype=np.float32)
+    client = SimpleNamespace(
+        job=job, gate=gate, read=lambda _factor: held, write=lambda *values: written.append(values)
+    )
+    with pytest.raises(AggregationAborted) as caught:
+        take_over(client, common)
+    assert caught.value.code == "SS-6037"
+    assert written == []
+    take_over(client, Common(8, b"", held))
+    assert len(written) == 1

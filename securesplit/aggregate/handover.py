@@ -162,7 +162,7 @@ class Answers:
         verify: checks a certificate, its name and its signature; raises.
 
     Attributes:
-        refused: names of those whose answer was no answer, in order; for people to read.
+        refused: those of the roster in whose name something came that was no answer, in order; for people to read.
     """
 
     def __init__(
@@ -174,6 +174,12 @@ class Answers:
         self._needed, self._verify = needed, verify
         self._said: dict[str, tuple[int, bytes]] = {}  # Of each, what it said last.
         self._values: dict[str, Common] = {}
+
+    @property
+    def agreed(self) -> int:
+        """How many have signed the same so far; at most as many as are needed, where values are all that is missing."""
+        said = list(self._said.values())
+        return min(max((said.count(one) for one in said), default=0), self._needed)
 
     def take(self, name: str, sealed: Sealed) -> Common | None:
         """One answer; what counts by now, or None. An answer that is none is passed over: another's may be good.
@@ -187,7 +193,8 @@ class Answers:
             signed = self._wanted.signed(name, content.round, content.digest)
             self._verify(name, content.certificate, content.signature, signed)
         except SecureSplitError:
-            self.refused.append(name)
+            if name in self._roster and name not in self.refused:
+                self.refused.append(name)
             return None
         if content.round < self._wanted.round:  # It is behind itself.
             return None

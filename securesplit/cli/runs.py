@@ -161,6 +161,8 @@ def _story(run: RunFolder, curve: Sequence[float], losses: Sequence[float]) -> l
         if values:
             lines.append(f"{name:<9} {sparkline(values)} {values[0]:.4f} -> {values[-1]:.4f}")
     if done is not None:
+        if done.missed:
+            lines.append(f"missed    {len(done.missed)} rounds, which went on without this client")
         lines.append(f"budget    epsilon {run.spent} by the record that has spent most")
         lines += [f"  {c.channel:<9} {c.releases} releases so far, {_of_channel(c, run.spent)}" for c in done.channels]
         lines += [f"  {c.channel:<9} {c.releases} sequences left in this run, {c.bytes} bytes" for c in done.released]

@@ -117,6 +117,8 @@ def _text(record: RunRecord, out: Path) -> str:
         text += f", best {record.best[1]:.3f} after {record.best[0]} optimiser steps, in {out / 'best'}"
     if record.stopped:
         text += "; stopped early"
+    if record.missed:
+        text += f"; {len(record.missed)} rounds went on without this client"
     if not record.exact:
         missed = max(record.residuals, default=0.0)
         text += f"; INEXACT sums, which missed up to {missed:.1%} of the mean of the adapters' products"

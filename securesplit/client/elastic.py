@@ -86,7 +86,8 @@ class Elastic:
         take_over(client, common)
         missed = range(at.done, common.round)
         at.missed += missed
-        at.moves += sum(self._moves_in(number) for number in missed)
+        # Of all rounds, not of those that it missed: what it did in the first of these may be counted already.
+        at.moves = sum(self._moves_in(number) for number in range(common.round))
         at.done, at.heard = common.round, common.heard
         self.settle()
         self._tell(f"rounds went on without this client; it goes on with the others at round {common.round + 1}")

@@ -30,6 +30,9 @@ __all__ = ["HelpsLate", "catch_up", "common_at", "take_over"]
 
 _MOST = 4
 """Answers with values, for one client and round: more would be work for nothing."""
+_ANEW = 60.0
+"""Seconds after which a client asks anew, so that another one gives the values; twice as many each time, for slow lines."""
+_FIRST, _LONGEST = 0.05, 2.0
 
 
 def _common_factor(client: Client) -> Learned | None:
@@ -48,7 +51,8 @@ def take_over(client: Client, common: Common) -> None:
         AggregationAborted: SS-6037 when it is none of this job's.
     """
     factor = _common_factor(client)
-    if common.values.shape != client.read(factor).shape or not np.isfinite(common.values).all():
+    fits = common.round <= client.job.schedule.rounds and common.values.shape == client.read(factor).shape
+    if not fits or not np.isfinite(common.values).all():
         raise AggregationAborted(
             "SS-6037",
             "what the others handed over does not fit this job's adapters",
@@ -85,7 +89,7 @@ class HelpsLate:
             return
         if self._waits or self._common is None:
             self._asked[join.name] = join
-        elif (answer := self._answer(join, self._common)) is not None:
+        elif self._client.link.alive and (answer := self._answer(join, self._common)) is not None:
             self._client.link.tell(answer)
 
     def waits(self) -> None:
@@ -105,10 +109,10 @@ class HelpsLate:
         if join.name == link.name or common.round < join.round:
             return None
         wanted = Wanted(client.job.digest, link.model, join.round, join.name, join.key)
-        self._given[join.name, common.round] += 1
-        whole = join.whole and self._given[join.name, common.round] <= _MOST
+        whole = join.whole and self._given[join.name, common.round] < _MOST
         try:
             verifier(folder)(join.name, join.certificate, join.signature, wanted.statement)
+            self._given[join.name, common.round] += whole
             values = client.gate.release_common(common.payload).payload if whole else b""
             sealed = seal_answer(
                 wanted, common, name=link.name, certificate=folder.cert_der, values=values, sign=folder.sign, randomness=os.urandom
@@ -138,15 +142,23 @@ def catch_up(
     Raises:
         AggregationAborted: SS-6036 when too few of the others answered alike in time. ConnectionFailed.
     """
-    deadline = time.monotonic() + within
+    deadline, anew, pause = time.monotonic() + within, _ANEW, _FIRST
     while True:
         try:
-            return _ask(client, folder, number, progress, deadline)
+            return _ask(client, folder, number, progress, min(deadline, time.monotonic() + anew))
         except ConnectionFailed as lost:
             left = deadline - time.monotonic()
             if lost.code in FINAL or left <= 0:
                 raise
+            time.sleep(
+                min(pause, left)
+            )  # A server that lets a client in and drops it at once is not asked without a break.
+            pause = min(2 * pause, _LONGEST)
             client.link.reconnect(lost, within=left)
+        except AggregationAborted as few:
+            if few.code != "SS-6036" or time.monotonic() >= deadline:
+                raise
+            anew *= 2
         finally:
             client.link.caught_up()
 
@@ -166,19 +178,24 @@ def _ask(
         return None
     needed = max(sums.threshold - 1, 1)
     answers = Answers(wanted, channel, roster=sums.roster, needed=needed, verify=verifier(folder))
-    heard: set[str] = set()
     while True:
-        progress(f"rounds went on without this client: {len(heard)} of {needed} others have told where they are")
+        progress(f"rounds went on without this client: {answers.agreed} of {needed} others have told where they are")
         try:
-            answer = link.handed(within=max(deadline - time.monotonic(), 0.0))
+            if (left := deadline - time.monotonic()) <= 0:
+                raise ConnectionFailed("SS-3021", "what came was no answer that counts")
+            answer = link.handed(within=left)
         except ConnectionFailed as silent:
             if silent.code != "SS-3021":
                 raise
-            raise AggregationAborted(
-                "SS-6036",
-                f"rounds went on without this client, and {len(heard)} of {needed} others told where they are in time",
-                hint="Start it again with --resume when the others are there; they answer when a round begins or ends.",
-            ) from None
-        heard.add(answer.of)
+            raise _too_few(answers, needed) from None
         if (common := answers.take(answer.of, Sealed(answer.key, answer.box.data))) is not None:
             return common
+
+
+def _too_few(answers: Answers, needed: int) -> AggregationAborted:
+    bad = f"; what came in the name of {', '.join(answers.refused)} was no answer of theirs" if answers.refused else ""
+    return AggregationAborted(
+        "SS-6036",
+        f"rounds went on without this client, and {answers.agreed} of {needed} others told alike in time where they are{bad}",
+        hint="Start it again with --resume when the others are there; if they have finished the job, nobody is left to ask.",
+    )

@@ -464,14 +464,15 @@ class Link:
         """
         self._late = True
         self.tell(join)
-        while not isinstance(message := self.next(), RoundStatus):  # Of a round that this client is not in any more.
-            continue
+        while not (isinstance(message := self.next(), RoundStatus) and message.round == join.round):
+            continue  # Of a round that this client is not in any more.
         self._late = message.closed
         return message.closed
 
     def handed(self, *, within: float) -> Handover:
         """The next answer to :meth:`late`."""
-        while not isinstance(message := self.next(within=within), Handover):
+        until = time.monotonic() + within
+        while not isinstance(message := self.next(within=max(until - time.monotonic(), 0.0)), Handover):
             continue
         return message
 

@@ -72,9 +72,9 @@ class _Note(BaseModel):
     moves: int
     rate: float
     done: int
-    missed: list[int]
+    missed: list[int] = []  # This and ``looked`` are absent from runs that an earlier release began.
     curve: list[float]
-    looked: int
+    looked: int | None = None
     rounds: list[_Round]
     heard: str
     losses: list[float]
@@ -246,7 +246,7 @@ class Remembered:
         link = client.link
         link.step, link.bytes_up, link.bytes_down = note.link_step, link.bytes_up + note.up, link.bytes_down + note.down
         at = Position(
-            pace, run=bytes.fromhex(note.run), steps=note.steps, moves=note.moves, rate=note.rate, done=note.done, missed=list(note.missed), curve=list(note.curve), looked=note.looked, heard=bytes.fromhex(note.heard),
+            pace, run=bytes.fromhex(note.run), steps=note.steps, moves=note.moves, rate=note.rate, done=note.done, missed=list(note.missed), curve=list(note.curve), looked=len(note.curve) - 1 if note.looked is None else note.looked, heard=bytes.fromhex(note.heard),
             rounds=[self._read_round(record) for record in note.rounds], losses=list(note.losses),
             moments=_under(found, _DESCENT),
         )  # fmt: skip

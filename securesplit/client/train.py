@@ -175,6 +175,7 @@ class Trainer:
             self._elastic.comes(asks=self._memory is None or not self._memory.replays)
             if self._at.done != done:  # The others have closed that round without this client.
                 self._close = lambda: None
+                self._keep(now=True)  # What it does from here on follows from what it was given.
 
     def _tell(self, what: str) -> None:
         self._progress(what, 0, 1, None)

@@ -83,6 +83,7 @@ class Finished(BaseModel):
     initial_loss: float | None
     curve: tuple[float | None, ...] = ()
     alone: tuple[float | None, ...] | None = None
+    missed: tuple[Whole, ...] = ()
     accuracy: float | None = None
     epsilon: float | None
     delta: float | None

@@ -309,7 +309,7 @@ class ServerCore:
             case RoundKept():
                 return self.sums.kept(name, message, self._now)
             case Join():
-                return self.sums.asks(name, message)
+                return self.sums.asks(name, message, self._now)
             case Handover():
                 return self.sums.answers(name, message, self._now)
             case _:

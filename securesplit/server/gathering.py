@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from securesplit.protocol.messages import RoundReady
 
+_HELD_UP = 3
+"""Times the seconds that a group waits for the roster: for how much longer one that comes late, and is at work, is waited for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -33,14 +36,17 @@ class Gathering:
         roster: names of all clients.
         quorum: fewest clients that a round may begin with.
         seconds: how long the first of a group waits for the rest of the roster.
+        late: whether those at an earlier round are helped on; of two groups alike that at the later round then decides.
     """
 
-    def __init__(self, roster: tuple[str, ...], quorum: int, seconds: float) -> None:
+    def __init__(self, roster: tuple[str, ...], quorum: int, seconds: float, *, late: bool = False) -> None:
         self._roster = frozenset(roster)
         self._quorum = quorum
         self._seconds = seconds
+        self._late = late
         self._ready: dict[str, tuple[RoundReady, float]] = {}
         self.worked = 0.0  # When somebody whom all wait for was last seen to be at work.
+        self.helped = 0.0  # When one that comes late was helped on, or seen at work since: not waited for for ever.
 
     def add(self, name: str, message: RoundReady, now: float) -> None:
         """A client is ready. Said once more, it waits since the first time."""
@@ -83,7 +89,8 @@ class Gathering:
             return False
         leading, missing = self._leading(), self._roster - set(self._ready)
         enough = len(leading) >= self._quorum
-        waited = now - max(self.worked, min(self._ready[name][1] for name in leading))
+        first = min(self._ready[name][1] for name in leading)
+        waited = now - max(self.worked, first, min(self.helped, first + _HELD_UP * self._seconds))
         return not missing or waited > self._seconds or (enough and missing <= lost)
 
     def take(self) -> tuple[Group, bool]:
@@ -94,13 +101,14 @@ class Gathering:
         return group, len(leading) >= self._quorum
 
     def _leading(self) -> tuple[str, ...]:
-        """Names of the largest group; of two alike, the one that has waited for longer."""
+        """Names of the largest group; of two alike, the one at the later round if ``late``, else that has waited for longer."""
         groups: dict[RoundReady, list[str]] = {}
         for name, (message, _) in self._ready.items():
             groups.setdefault(message, []).append(name)
 
-        def weight(names: list[str]) -> tuple[int, float]:
-            return len(names), -min(self._ready[name][1] for name in names)
+        def weight(names: list[str]) -> tuple[int, int, float]:
+            number = self._ready[names[0]][0].round if self._late else 0
+            return len(names), number, -min(self._ready[name][1] for name in names)
 
         leading = max(groups.values(), key=weight)
         return tuple(leading)

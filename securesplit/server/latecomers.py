@@ -15,6 +15,10 @@ from securesplit.protocol.messages import Handover, Join
 __all__ = ["Latecomers"]
 
 
+_ONCE_IN = 1.0
+"""Seconds between two questions of one client that the others are troubled with."""
+
+
 @dataclass(slots=True)
 class _Waiting:
     """One that asks: its message, whom the values are asked of, and who was asked for them before, in vain."""
@@ -29,6 +33,7 @@ class Latecomers:
 
     def __init__(self) -> None:
         self._waiting: dict[str, _Waiting] = {}
+        self._asked: dict[str, float] = {}  # When each was last shown because it asked.
         self._helped: set[str] = set()  # Who was helped on, and is not ready for a sum yet.
         self._working: set[str] = set()  # Who of them has begun, and needs no more help.
 
@@ -39,13 +44,16 @@ class Latecomers:
         self._working.add(name)
         return True
 
-    def asks(self, name: str, join: Join, here: Iterable[str]) -> list[tuple[str, Join]]:
-        """A client asks, for the first time or again, by another key."""
+    def asks(self, name: str, join: Join, here: Iterable[str], now: float) -> list[tuple[str, Join]]:
+        """A client asks, for the first time or again, by another key. One that asks all the time is shown once in a while."""
         before, others = self._waiting.get(name), sorted(set(here) - {name})
         tried = set() if before is None else before.tried | {before.giver}
         self._helped.discard(name)
         self._working.discard(name)
         self._waiting[name] = _Waiting(join, tried=set() if tried >= set(others) else tried)
+        if now - self._asked.get(name, -_ONCE_IN) < _ONCE_IN:  # Whose round begins or ends is shown it all the same.
+            return []
+        self._asked[name] = now
         return [shown for other in others for shown in self._shown(name, other)]
 
     def speaks(self, name: str) -> list[tuple[str, Join]]:

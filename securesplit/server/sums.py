@@ -104,6 +104,7 @@ class Sums:
         self.aborted = 0
         self.last: ServerResult | None = None
         self._roster = roster
+        self._quorum = quorum
         self._again = closed is not None
         self._ending = Ending(closed or ClosedRuns(), quorum, patience.gather)
         self._news = News()
@@ -116,7 +117,7 @@ class Sums:
         self._verify = verify
         self._keep = keep
         self._lock = threading.Lock()
-        self._gathering = Gathering(roster, quorum, patience.gather)
+        self._gathering = Gathering(roster, quorum, patience.gather, late=late)
         self._presence = Presence(self._gone)
         self._behind: set[str] = set()  # Whom the round goes on without.
         self._stage: tuple[int, float] = (0, 0.0)
@@ -217,7 +218,7 @@ class Sums:
                 raise RemoteProtocolError("SS-6013", "a client came back to a round that goes on without it")
             return [self._outbound(message.round, d) for d in told] if self._round is None else self._carry(told, now)
 
-    def asks(self, name: str, message: Join) -> list[Outbound]:
+    def asks(self, name: str, message: Join, now: float) -> list[Outbound]:
         """A client that was away asks what the others hold in common; told whether rounds went on without it.
 
         Raises:
@@ -228,7 +229,7 @@ class Sums:
             self._presence.settle()
             behind = message.round < self._next(name)
             status = Outbound(name, RoundStatus(round=message.round, closed=behind))
-            shown = late.asks(name, message, self._presence.here & set(self._roster)) if behind else []
+            shown = late.asks(name, message, self._presence.here & set(self._roster), now) if behind else []
             return [status, *(Outbound(*one) for one in shown)]
 
     def answers(self, name: str, message: Handover, now: float) -> list[Outbound]:
@@ -239,8 +240,10 @@ class Sums:
         """
         late = self._latecomers(name, message.of)
         with self._lock:
-            self._gathering.worked = now
-            return [Outbound(*one) for one in late.answers(name, message)]
+            given = late.answers(name, message)
+            if given:
+                self._gathering.helped = now
+            return [Outbound(*one) for one in given]
 
     def _latecomers(self, name: str, said: str) -> Latecomers:
         if self._late is None:
@@ -253,8 +256,9 @@ class Sums:
         """The round that a client begins next when it was in all that this server knows of."""
         if self._owes(name):
             return self._ending.number
-        waits = [number for other, number in self._gathering.rounds.items() if other != name]
-        known, begun = [self._ending.number + 1, *waits], self._begun
+        # Of fewer clients than make a quorum with this one the word is not enough: one alone could keep all from beginning.
+        waits = sorted((number for other, number in self._gathering.rounds.items() if other != name), reverse=True)
+        known, begun = [self._ending.number + 1, *waits[self._quorum - 2 :][:1]], self._begun
         return max(known if self._round is None or begun is None else [*known, begun[0].round])
 
     def _owes(self, name: str) -> bool:
@@ -271,8 +275,10 @@ class Sums:
 
     def works(self, name: str, now: float, *, awaited: bool) -> None:
         """A client has made a step. If the others wait for it, whoever gathers waits from now on. Returns at once."""
-        if awaited or (self._late is not None and self._late.works(name)):
+        if awaited:
             self._gathering.worked = now
+        if self._late is not None and self._late.works(name):
+            self._gathering.helped = now
 
     def join(self, name: str) -> None:
         """A client is connected, for the first time or again. Returns at once."""
@@ -338,6 +344,10 @@ class Sums:
             return self._status(set(self._roster) - set(self._gathering.rounds))
         group, enough = self._gathering.take()
         others = [Outbound(name, Failure(code="SS-6004")) for name in group.others]
+        if not enough and others and self._late is not None:  # They come back where these are, and are waited for.
+            for name in group.names:
+                self._gathering.add(name, group.message, now)
+            return others
         if not enough:
             return [*others, *self._give_up(group.names, "SS-6004" if others else "SS-6010")]
         return [*others, *self._begin(group.message, group.names, now)]

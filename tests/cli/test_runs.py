@@ -160,6 +160,15 @@ def test_show_tells_one_run_with_a_curve(trained, command):
     assert command("runs", "show", trained.root)[0] == 2
 
 
+def test_show_tells_of_rounds_that_went_on_without_the_client(trained, command, tmp_path):
+    shutil.copytree(trained.root / "lab" / "alice", tmp_path / "late")
+    raw = json.loads((tmp_path / "late" / RUN).read_text())
+    (tmp_path / "late" / RUN).write_text(json.dumps(raw | {"missed": [0, 1, 2]}))
+    assert said(command, "runs", "show", tmp_path / "late")["record"]["missed"] == [0, 1, 2]
+    assert "3 rounds, which went on without" in command("runs", "show", tmp_path / "late")[1]
+    assert "missed" not in command("runs", "show", trained.root / "lab" / "alice")[1]
+
+
 def test_diff_tells_settings_policy_by_effect_and_figures(trained, command):
     lab, frozen = trained.root / "lab" / "alice", trained.root / "frozen" / "alice"
     value = said(command, "runs", "diff", lab, frozen)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from securesplit.client import memory
 from securesplit.client.memory import Remembered
 from securesplit.client.resume import clean, is_finished, ready
 from securesplit.client.run import _TruthWriter
@@ -89,6 +90,16 @@ def test_a_run_that_dies_all_the_time_ends_as_one_that_does_not(wrecks, seed):
     assert all(len(payloads) == 1 for payloads in wreck.releases().values()), "a step number had two contents"
     assert wreck.releases() == calm.releases()
     assert wreck.core.steps.taken == calm.core.steps.taken, "a step was learnt twice"
+
+
+def test_a_run_that_an_earlier_release_began_goes_on(wrecks, monkeypatch):
+    whole = memory._Note.model_dump_json
+    monkeypatch.setattr(memory._Note, "model_dump_json", lambda note: whole(note, exclude={"missed", "looked"}))
+    policy = policy_of(LAB)
+    expected = outcome(wrecks(policy, epochs=2))
+    wreck = wrecks(policy, now_and_then(0), epochs=2)
+    assert outcome(wreck) == expected
+    assert wreck.deaths > 2
 
 
 @pytest.mark.parametrize("regime", sorted(PRIVATE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from securesplit.client import attempts, elastic
+from securesplit.client import run as run_module
 from securesplit.client.run import Run, RunRecord, run_training
 from securesplit.client.train import Trainer
 from securesplit.privacy.ledger import Ledger
@@ -231,3 +233,115 @@ def test_one_that_was_away_for_rounds_comes_back(four, monkeypatch):
     assert alice.survivors[0] == FOUR
     assert alice.survivors[1] == CLIENTS
     assert alice.survivors[-1] == FOUR
+
+
+def test_one_that_is_killed_right_after_it_was_helped_on_goes_on(four, monkeypatch):
+    policy = policy_of(LAB)
+    core = core_of(four, job_of(four, rounds=5), policy)
+    looks, killed = Trainer._evaluate, threading.Event()
+
+    def dies(self):
+        loss = looks(self)
+        if self._client.link.name == "dora" and not killed.is_set():
+            killed.set()
+            raise KeyboardInterrupt  # Its answers are on disk, and nothing that came after.
+        return loss
+
+    monkeypatch.setattr(Trainer, "_evaluate", dies)
+    with Loopback(core, four.keys) as loop:
+        party = Party(four, policy, loop)
+        party.start(*CLIENTS)
+        until(lambda: core.sums.finished >= 1)
+        party.start("dora")
+        until(lambda: "dora" in party.errors)
+        assert isinstance(party.errors.pop("dora"), KeyboardInterrupt)
+        party.start("dora", resume=True)
+        party.finish()
+    assert party.errors == {}
+    alike(four, FOUR)
+    assert party.records["dora"].missed[0] == 0
+
+
+def test_a_round_that_went_on_without_its_update_counts_once_for_the_rate(four, monkeypatch):
+    policy = policy_of(LAB)
+    core = core_of(four, job_of(four), policy)
+    summed, run, moves = Trainer._summed, Trainer.run, {}
+
+    def slow(self, number, *rest):
+        if self._client.link.name == "dora" and number == 1:
+            until(lambda: core.sums.finished >= 2)
+        return summed(self, number, *rest)
+
+    def noted(self):
+        trained = run(self)
+        moves[self._client.link.name] = self._at.moves / len(self._batches)
+        return trained
+
+    monkeypatch.setattr(Trainer, "_summed", slow)
+    monkeypatch.setattr(Trainer, "run", noted)
+    with Loopback(core, four.keys) as loop:
+        party = Party(four, policy, loop)
+        party.start(*FOUR)
+        party.finish()
+    assert party.errors == {}
+    alike(four, FOUR)
+    assert party.records["dora"].missed[0] == 1
+    assert moves == dict.fromkeys(FOUR, 4.0)
+
+
+def test_a_quorum_that_is_lost_is_regained_by_two_who_lost_everything(four, monkeypatch):
+    policy = policy_of(LAB)
+    core = core_of(four, job_of(four), policy)
+    local, died = Trainer._local_steps, set()
+
+    def dies(self, number, factor, start):
+        name = self._client.link.name
+        if name in ("carol", "dora") and number == 2 and name not in died:
+            died.add(name)
+            raise KeyboardInterrupt
+        return local(self, number, factor, start)
+
+    monkeypatch.setattr(Trainer, "_local_steps", dies)
+    with Loopback(core, four.keys) as loop:
+        party = Party(four, policy, loop)
+        party.start(*FOUR)
+        until(lambda: {"carol", "dora"} <= set(party.errors))
+        for name in ("carol", "dora"):
+            party.threads[name].join(30)
+            assert isinstance(party.errors.pop(name), KeyboardInterrupt)
+            shutil.rmtree(four.root / name)
+        party.start("carol", "dora")
+        party.finish()
+    assert party.errors == {}
+    alike(four, FOUR)
+    for name in ("carol", "dora"):
+        assert party.records[name].missed == (0, 1)
+        assert party.records[name].survivors == (FOUR, FOUR)
+
+
+def test_one_that_comes_after_the_last_round_takes_what_all_have(four, monkeypatch):
+    policy = policy_of(LAB)
+    core = core_of(four, job_of(four, rounds=2), policy)
+    losses, there = run_module.held_out_losses, threading.Event()
+
+    def waits(client, held_out):  # The others are still at their last figures.
+        if client.link.name in CLIENTS:
+            deadline = time.monotonic() + 30
+            while not there.is_set() and time.monotonic() < deadline:
+                client.loss(held_out[0])
+                time.sleep(0.1)
+        else:
+            there.set()
+        return losses(client, held_out)
+
+    monkeypatch.setattr(run_module, "held_out_losses", waits)
+    with Loopback(core, four.keys) as loop:
+        party = Party(four, policy, loop)
+        party.start(*CLIENTS)
+        until(lambda: core.sums.finished >= 2 and core.sums._ending.number == 1 and not core.sums._ending.open)
+        party.start("dora")
+        party.finish()
+    assert party.errors == {}
+    alike(four, FOUR)
+    dora = party.records["dora"]
+    assert (dora.missed, dora.survivors, dora.steps, len(dora.curve)) == ((0, 1), (), 0, 1)

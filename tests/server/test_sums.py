@@ -450,28 +450,28 @@ def elastic(job):
 
 def test_nobody_comes_late_where_nothing_is_handed_over(sums):
     with pytest.raises(RemoteProtocolError) as caught:
-        sums.asks("alice", join("alice"))
+        sums.asks("alice", join("alice"), 0.0)
     assert caught.value.code == "SS-4052"
 
 
 @pytest.mark.parametrize(("name", "said"), [("alice", "bob"), ("mallory", "mallory")])
 def test_a_client_comes_late_in_its_own_name_and_from_the_roster(elastic, name, said):
     with pytest.raises(RemoteProtocolError) as caught:
-        elastic.asks(name, join(said))
+        elastic.asks(name, join(said), 0.0)
     assert caught.value.code == "SS-6003"
 
 
 def test_where_no_round_is_over_nobody_is_late(elastic):
-    assert elastic.asks("alice", join("alice")) == [Outbound("alice", RoundStatus(round=0, closed=False))]
+    assert elastic.asks("alice", join("alice"), 0.0) == [Outbound("alice", RoundStatus(round=0, closed=False))]
     elastic.ready("bob", ready(0), 0.0)
-    assert [item.to for item in elastic.asks("alice", join("alice"))] == ["alice"], (
+    assert [item.to for item in elastic.asks("alice", join("alice"), 0.0)] == ["alice"], (
         "the others wait for this very round"
     )
 
 
 def test_the_others_are_shown_who_is_late_by_what_they_are_ready_for(elastic):
     elastic.ready("bob", ready(3), 0.0)  # All that a server knows that was started anew.
-    status, *shown = elastic.asks("alice", join("alice", 1))
+    status, *shown = elastic.asks("alice", join("alice", 1), 0.0)
     assert status == Outbound("alice", RoundStatus(round=1, closed=True))
     assert [(item.to, item.message.whole) for item in shown] == [("bob", True), ("carol", False)]
     again = elastic.ready("carol", ready(3), 1.0)
@@ -483,7 +483,7 @@ def test_the_others_are_shown_who_is_late_by_what_they_are_ready_for(elastic):
 def test_whoever_was_helped_on_is_awaited_while_it_works(elastic):
     elastic.ready("bob", ready(1), 0.0)
     elastic.ready("carol", ready(1), 0.0)
-    elastic.asks("alice", join("alice"))
+    elastic.asks("alice", join("alice"), 0.0)
     box = Blob(dtype="u8", shape=(1,), data=b"x")
     given = Handover(to="alice", of="bob", asked=bytes([7]) * 32, key=bytes(32), box=box)
     assert elastic.answers("bob", given, 20.0) == [Outbound("alice", given)]
@@ -500,3 +500,69 @@ def test_a_round_that_is_over_is_not_gathered_for_again(elastic):
     with pytest.raises(RemoteProtocolError) as caught:
         elastic.ready("alice", ready(0), 1.0)
     assert caught.value.code == "SS-6033"
+
+
+def test_the_word_of_too_few_to_have_made_a_sum_keeps_nobody_from_beginning(house):
+    job = house.job(blind=False)
+    roster = (*CLIENTS, "mallory")
+
+    def config_of(run, ready):
+        return round_config(job, model="0" * 64, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen)
+
+    made = Sums(
+        roster=roster, quorum=3, patience=PATIENCE, config_of=config_of, randomness=Counter(), closed=ClosedRuns(), late=True
+    )  # fmt: skip
+    for name in roster:
+        made.join(name)
+    made.ready("mallory", ready(1000), 0.0)
+    assert made.asks("alice", join("alice"), 0.0) == [Outbound("alice", RoundStatus(round=0, closed=False))]
+    made.ready("bob", ready(3), 1.0)
+    status, *_shown = made.asks("alice", join("alice"), 0.0)
+    assert status == Outbound("alice", RoundStatus(round=0, closed=True)), "two others, with whom it is a quorum"
+    assert made.asks("alice", join("alice", 3), 0.0) == [Outbound("alice", RoundStatus(round=3, closed=False))]
+
+
+def test_what_nobody_asked_for_holds_nobody_up(elastic):
+    elastic.ready("bob", ready(), 0.0)
+    elastic.ready("carol", ready(), 0.0)
+    box = Blob(dtype="u8", shape=(1,), data=b"x")
+    given = Handover(to="bob", of="alice", asked=bytes(32), key=bytes(32), box=box)
+    assert elastic.answers("alice", given, 29.0) == []
+    assert elastic.due(31.0)
+
+
+def test_one_that_comes_late_and_is_never_ready_is_not_awaited_for_ever(elastic):
+    elastic.ready("bob", ready(1), 0.0)
+    elastic.ready("carol", ready(1), 0.0)
+    box = Blob(dtype="u8", shape=(1,), data=b"x")
+    for second in range(0, 600, 20):
+        elastic.asks("alice", join("alice", key=7), 0.0)
+        elastic.answers("bob", Handover(to="alice", of="bob", asked=bytes([7]) * 32, key=bytes(32), box=box), second)
+        elastic.works("alice", second + 1, awaited=False)
+        if elastic.due(second + 2):
+            break
+    assert 30 < second <= 121
+
+
+def test_who_stands_elsewhere_is_let_go_and_too_few_of_the_rest_wait_on(job):
+    roster = (*CLIENTS, "dora")
+
+    def config_of(run, ready):
+        return round_config(job, model="0" * 64, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen)
+
+    made = Sums(
+        roster=roster, quorum=3, patience=PATIENCE, config_of=config_of, randomness=Counter(), closed=ClosedRuns(), late=True
+    )  # fmt: skip
+    for name in roster:
+        made.join(name)
+    out = []
+    for name, number in (("carol", 0), ("dora", 0), ("alice", 3), ("bob", 3)):
+        out += made.ready(name, ready(number), 0.0)
+    gone = {item.to for item in out if isinstance(item.message, Failure)}
+    assert gone == {"carol", "dora"}, "after a restart of the server: those at the later round are what they need"
+    status, *shown = made.asks("carol", join("carol"), 0.0)
+    assert status.message.closed
+    assert {item.to for item in shown} == {"alice", "bob", "dora"}
+    made.ready("carol", ready(3), 1.0)
+    begun = made.ready("dora", ready(3), 1.0)
+    assert {item.to for item in begun if isinstance(item.message, RoundBegin)} == set(roster)

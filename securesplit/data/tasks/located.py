@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ class _Twice(ValueError):
     """A key stands twice in one object."""
 
 
+class _More(ValueError):
+    """Something stands behind the end."""
+
+
 def json_entries(path: Path, faults: Faults) -> Iterator[Located]:
     """The entries of an array, when the file is one, else one entry a line."""
     with _opened(path) as file:
@@ -64,9 +69,9 @@ def keyed_entries(path: Path, key: str | None, faults: Faults) -> Iterator[Locat
         return
     walk = _Walk(text)
     try:
-        if key is not None:
-            walk.enter(key)
+        others = set() if key is None else walk.enter(key)
         yield from walk.entries()
+        walk.leave(None if key is None else {*others, key})
     except (ValueError, RecursionError, IndexError) as error:
         faults.add(path, walk.line(), _complaint(error))
 
@@ -95,7 +100,8 @@ def table_rows(path: Path, faults: Faults) -> Iterator[Located]:
     text = whole_text(path, faults)
     if text is None:
         return
-    rows = csv.reader(text.splitlines(keepends=True), strict=True)
+    # Lines end where CSV's do, not at every mark that Unicode calls a line's end.
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
         if not header or len(set(header)) < len(header) or not all(header):
@@ -142,34 +148,61 @@ class _Walk:
         self._counted = (self._at, line + self._text.count("\n", at, self._at))
         return self._counted[1]
 
-    def enter(self, key: str) -> None:
-        """Into the object, up to the value of this key."""
+    def enter(self, key: str) -> set[str]:
+        """Into the object, up to the value of this key; the keys before it."""
         self._take("{")
+        before: set[str] = set()
         while True:
-            self._skip()
-            name, self._at = self._decode(self._text, self._at)
-            self._take(":")
-            self._skip()
+            name = self._name(before)
             if name == key:
-                return
-            _, self._at = self._decode(self._text, self._at)
+                return before
+            before.add(name)
+            self._value()
             self._take(",")
 
-    def entries(self) -> Iterator[Located]:
-        """Each entry of the array at the cursor."""
-        self._take("[")
+    def leave(self, keys: set[str] | None) -> None:
+        """To the end of the text; where the array was a key's value, over the keys that are left of its object."""
+        if keys is not None:
+            while self._next() != "}":
+                self._take(",")
+                keys.add(self._name(keys))
+                self._value()
+            self._at += 1
         self._skip()
-        if self._text[self._at] == "]":
-            return
-        while True:
-            self._skip()
-            line = self.line()
-            value, self._at = self._decode(self._text, self._at)
-            yield Located(line, value)
-            self._skip()
-            if self._text[self._at] == "]":
-                return
-            self._take(",")
+        if self._at < len(self._text):
+            raise _More
+
+    def entries(self) -> Iterator[Located]:
+        """Each entry of the array at the cursor, which stands behind the array then."""
+        self._take("[")
+        if self._next() != "]":
+            while True:
+                self._skip()
+                line = self.line()
+                yield Located(line, self._value())
+                if self._next() == "]":
+                    break
+                self._take(",")
+        self._at += 1
+
+    def _name(self, before: set[str]) -> str:
+        """The next key of an object; the cursor stands behind its colon then."""
+        name = self._value()
+        if not isinstance(name, str):
+            raise ValueError  # noqa: TRY004 - the fault is of the file, not of a caller
+        if name in before:
+            raise _Twice
+        self._take(":")
+        return name
+
+    def _value(self) -> object:
+        self._skip()
+        value, self._at = self._decode(self._text, self._at)
+        return value
+
+    def _next(self) -> str:
+        self._skip()
+        return self._text[self._at]
 
     def _skip(self) -> None:
         while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
@@ -201,6 +234,8 @@ def _complaint(error: Exception) -> str:
     match error:
         case _Twice():
             return "holds a key twice in one object"
+        case _More():
+            return "stands behind the end of the JSON value that the file is"
         case RecursionError():
             return "is nested too deeply"
         case json.JSONDecodeError(colno=column, lineno=1):

@@ -208,6 +208,62 @@ def test_free_formats(tmp_path):
     assert [i.answers for i in read("text", lines(tmp_path, {"text": "one"}))] == [("one",)]
 
 
+def told(task, path):
+    with pytest.raises(InputError) as caught:
+        read(task, path)
+    assert caught.value.code == "SS-1240"
+    return [detail.removeprefix(f"{path}:") for detail in caught.value.details]
+
+
+@pytest.mark.parametrize("rest", ['[{"question": "c", "answer": "d"}]', "and so on", "]", '{"question": "c"}'])
+def test_what_stands_behind_an_array_is_not_left_out_in_silence(tmp_path, rest):
+    path = tmp_path / "two.json"
+    path.write_text(f'[{{"question": "a", "answer": "b"}}]\n{rest}\n')
+    assert told("huatuo", path) == ["2: stands behind the end of the JSON value that the file is"]
+
+
+@pytest.mark.parametrize(
+    ("head", "tail", "line"),
+    [
+        ('{"version": "1.0", ', "", 2),  # No end at all.
+        ('{"version": "1.0", ', "\n oops}", 3),
+        ('{"version": "1.0", ', "}\n{}", 3),
+        ('{"version": "1.0", ', ',\n "data": []}', 3),
+        ('{"version": "1.0", "version": "2.0", ', "}", 1),
+        ('{"version": "1.0", ', ', "version": "1.0"}', 2),
+        ('{[1]: "1.0", ', "}", 1),
+        ('{"version": "1.0", ', ', {"a": 1}: 1}', 2),
+    ],
+)
+def test_the_object_around_an_array_is_read_to_its_end(tmp_path, head, tail, line):
+    path = tmp_path / "coqa.json"
+    path.write_text(head + '"data":\n' + json.dumps(COQA["data"]) + tail)
+    assert [detail.partition(":")[0] for detail in told("coqa", path)] == [str(line)]
+
+
+def test_keys_behind_the_array_are_fine(tmp_path):
+    path = tmp_path / "coqa.json"
+    path.write_text(json.dumps({"data": COQA["data"], "version": "1.0", "more": {"a": [1]}}) + "\r\n")
+    assert len(read("coqa", path)) == 2
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_a_row_of_csv_ends_at_no_other_mark_than_a_line_break(tmp_path, mark):
+    path = tmp_path / "a.csv"
+    path.write_text(f'prompt,answer\r\none{mark}two,"three{mark}\r\nfour"\r\nfive,six,seven\r\n', newline="")
+    assert [detail.partition(":")[0] for detail in told("pairs", path)] == ["4"]
+    path.write_text(f"text\none{mark}two\nthree\n", newline="")
+    found = read("text", path)
+    assert [item.answers[0] for item in found] == [f"one{mark}two", "three"]
+    assert [item.line for item in found] == [2, 3]
+
+
+def test_a_passage_or_a_story_stands_for_a_user(tmp_path):
+    assert {i.user for i in read("multirc", lines(tmp_path, MULTIRC))} == {"passage:7"}
+    assert {i.user for i in read("record", lines(tmp_path, RECORD))} == {"passage:1"}
+    assert {i.user for i in read("coqa", lines(tmp_path, COQA, name="a.json"))} == {"story:s1"}
+
+
 def test_a_saved_data_set_needs_its_package(tmp_path, monkeypatch):
     folder = tmp_path / "saved"
     folder.mkdir()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from securesplit.client import federated as federated_module
 from securesplit.client import train as train_module
 from securesplit.client.alone import train_alone
 from securesplit.client.baseline import Wanted, compare_baselines
@@ -201,6 +202,24 @@ def test_fedavg_is_the_weighted_mean_of_plain_local_training(house):
     size = adapter_layout(whole, "B").size + adapter_layout(whole, "A").size
     assert found.bytes_up == found.bytes_down == 3 * 4 * size
     assert (found.samples, len(found.losses)) == (2 * 2 * 14, 2 * 2 * sum(len(t.batches) for t in data))
+
+
+def test_fedavg_goes_on_where_its_schedule_stands_also_after_a_move_of_fewer_gradients(house, monkeypatch):
+    job = job_with(house, rounds=3, epochs=1)
+    job = job.model_copy(update={"optimiser": job.optimiser.model_copy(update={"accumulate": 2})})
+    data = [texts_of(10, 1), texts_of(1, 2)]
+    made, plain = [], federated_module.descent_of
+
+    def watched(*args, **options):
+        made.append((options["moves"], plain(*args, **options)))
+        return made[-1][1]
+
+    monkeypatch.setattr(federated_module, "descent_of", watched)
+    train_federated(Joined.load(house.model, job, alike=True), job, data, quiet, lambda _: None)
+    assert [len(texts.batches) for texts in data] == [3, 1]
+    # Of three gradients two make a move, and the third one makes another at the round's end; so does a single one.
+    assert [begun for begun, _ in made] == [0, 0, 0, 0, 2, 2, 1, 1, 4, 4, 2, 2]
+    assert [descent.moves for _, descent in made[-4:]] == [6, 6, 3, 3]
 
 
 def test_fedavg_of_one_client_is_its_own_training(house):

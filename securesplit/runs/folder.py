@@ -168,7 +168,7 @@ def read_run(folder: Path) -> RunFolder:
     Raises:
         InputError: SS-1281 when there is nothing of a run.
     """
-    if not any((folder / name).is_file() for name in (RUN, ABOUT, METRICS)):
+    if not any(_is_file(folder / name) for name in (RUN, ABOUT, METRICS)):
         raise InputError(
             "SS-1281",
             f"{folder} holds no run",
@@ -203,7 +203,14 @@ def list_runs(root: Path) -> tuple[RunFolder, ...]:
 
 
 def _looks_like_a_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (RUN, ABOUT))
+    return any(_is_file(folder / name) for name in (RUN, ABOUT))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # In a folder that may not be entered.
+        return False
 
 
 def _folders(root: Path, depth: int) -> Iterator[Path]:

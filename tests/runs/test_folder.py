@@ -100,6 +100,23 @@ def test_whatever_lies_there_the_list_is_made(tmp_path_factory, one, two, three)
     assert states == {"good": "interrupted", "bad": "damaged"}
 
 
+def test_a_folder_that_may_not_be_entered_does_not_bring_the_list_down(tmp_path, monkeypatch):
+    begun(tmp_path / "mine")
+    (tmp_path / "theirs").mkdir()
+    plain = Path.is_file
+
+    def is_file(path):  # Also where the tests run as root, whom no mode keeps out.
+        if path.parent.name == "theirs":
+            raise PermissionError
+        return plain(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert [run.path.name for run in list_runs(tmp_path)] == ["mine"]
+    with pytest.raises(InputError) as caught:
+        read_run(tmp_path / "theirs")
+    assert caught.value.code == "SS-1281"
+
+
 def test_runs_are_listed_by_when_they_began_three_levels_deep(tmp_path):
     begun(tmp_path / "b" / "alice", minute=1)
     begun(tmp_path / "a" / "x" / "bob", minute=2)

@@ -40,7 +40,7 @@ M = TypeVar("M", bound=BaseModel)
 _DEPTH = 3
 _TAIL = 1 << 16
 _MOST_BYTES = 1 << 26
-_OWN = ("adapter-*.safetensors", "round-*.npz", "round-*.record")
+_OWN = ("adapter-*.safetensors", "best/adapter-*.safetensors", "round-*.npz", "round-*.record")
 
 
 Whole = Annotated[int, Field(ge=0, lt=1 << 63)]

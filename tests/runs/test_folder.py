@@ -132,6 +132,18 @@ def test_runs_are_listed_by_when_they_began_three_levels_deep(tmp_path):
         read_run(tmp_path / "a")
 
 
+def test_the_best_adapters_of_a_deleted_run_are_not_taken_for_the_new_one_s(tmp_path):
+    folder = begun(tmp_path / "run", 1)
+    (folder / "best").mkdir()
+    for name in ("best/adapter-back.safetensors", "adapter-back.safetensors", "best/mine.txt"):
+        (folder / name).touch()
+    clear(folder, results=False)
+    assert (folder / "best/adapter-back.safetensors").exists()
+    clear(folder, results=True)
+    assert not list(folder.rglob("*.safetensors"))
+    assert (folder / "best/mine.txt").exists()
+
+
 def test_a_finished_run_is_deleted_only_where_that_was_asked_for(tmp_path):
     folder = begun(tmp_path / "run", 1)
     names = [

@@ -41,6 +41,15 @@ def test_classes_of_the_data_s_own():
     assert values["accuracy"] == 0.5
 
 
+def test_a_class_may_be_named_by_its_number():
+    for task, names in {
+        "rte": ("entailment", "not_entailment"),
+        "cb": ("entailment", "contradiction", "neutral"),
+    }.items():
+        gold = items(*((name,) for name in names))
+        assert scored(task, gold, {str(i): i for i in range(len(names))})[1] == {"accuracy": 1, "macro_f1": 1}
+
+
 def test_copa_takes_numbers_letters_and_names():
     _, values = scored("copa", items(("0",), ("1",), ("1",), ("0",)), {"0": 0, "1": "B", "2": "choice2", "3": "B"})
     assert values["accuracy"] == 0.75

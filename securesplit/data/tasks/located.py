@@ -7,8 +7,8 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 from securesplit.data.tasks.faults import Faults
 from securesplit.errors import InputError
@@ -18,6 +18,7 @@ __all__ = ["Located", "json_entries", "json_lines", "keyed_entries", "paragraphs
 MAX_LINE_BYTES = 1 << 22
 MAX_FILE_BYTES = 1 << 28
 MAX_LINES_BYTES = 1 << 31
+_GLANCE = 4096
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -43,15 +44,21 @@ class _More(ValueError):
 
 
 def json_entries(path: Path, faults: Faults) -> Iterator[Located]:
-    """The entries of an array, when the file is one, else one entry a line."""
+    """The entries of an array, when the file is one, else one entry a line. It is opened once: it may be a pipe."""
     with _opened(path) as file:
-        array = file.read(4096).removeprefix(_BOM).lstrip().startswith(b"[")
-    yield from (keyed_entries(path, None, faults) if array else json_lines(path, faults))
+        if file.peek(_GLANCE).removeprefix(_BOM).lstrip().startswith(b"["):
+            yield from _array(_text(file, path, faults), path, None, faults)
+        else:
+            yield from _values(_lines_of(file, path, faults), path, faults)
 
 
 def json_lines(path: Path, faults: Faults) -> Iterator[Located]:
     """One JSON value a line; blank lines are skipped."""
-    for number, text in _lines(path, faults):
+    yield from _values(_lines(path, faults), path, faults)
+
+
+def _values(lines: Iterator[tuple[int, str]], path: Path, faults: Faults) -> Iterator[Located]:
+    for number, text in lines:
         if text.strip():
             try:
                 yield Located(number, _decoder().decode(text.strip()))
@@ -64,7 +71,10 @@ def keyed_entries(path: Path, key: str | None, faults: Faults) -> Iterator[Locat
 
     A file that stops being JSON somewhere is read up to there.
     """
-    text = whole_text(path, faults)
+    yield from _array(whole_text(path, faults), path, key, faults)
+
+
+def _array(text: str | None, path: Path, key: str | None, faults: Faults) -> Iterator[Located]:
     if text is None:
         return
     walk = _Walk(text)
@@ -83,7 +93,11 @@ def whole_text(path: Path, faults: Faults) -> str | None:
         InputError: SS-1201, SS-1205.
     """
     with _opened(path) as file:
-        data = file.read(MAX_FILE_BYTES + 1)
+        return _text(file, path, faults)
+
+
+def _text(file: BufferedReader, path: Path, faults: Faults) -> str | None:
+    data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise InputError(
             "SS-1205", f"{path} is over {MAX_FILE_BYTES} bytes", hint="Use JSON lines, which are read one by one."
@@ -244,7 +258,7 @@ def _complaint(error: Exception) -> str:
             return "is not JSON, or not of the shape that the format has here"
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except OSError as error:
@@ -255,18 +269,20 @@ def _opened(path: Path) -> IO[bytes]:
 
 def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
     with _opened(path) as file:
-        number = total = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            total += len(line)
-            if total > MAX_LINES_BYTES:
-                raise InputError(
-                    "SS-1205", f"{path} is over {MAX_LINES_BYTES} bytes", hint="Cut it into several files."
-                )
-            if len(line) > MAX_LINE_BYTES:
-                faults.add(path, number, f"is over {MAX_LINE_BYTES} bytes; nothing after it was read")
-                return
-            try:
-                yield number, (line.removeprefix(_BOM) if number == 1 else line).decode("utf-8")
-            except UnicodeDecodeError as error:
-                faults.add(path, number, f"is not UTF-8 at byte {error.start + 1}")
+        yield from _lines_of(file, path, faults)
+
+
+def _lines_of(file: BufferedReader, path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
+    number = total = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        total += len(line)
+        if total > MAX_LINES_BYTES:
+            raise InputError("SS-1205", f"{path} is over {MAX_LINES_BYTES} bytes", hint="Cut it into several files.")
+        if len(line) > MAX_LINE_BYTES:
+            faults.add(path, number, f"is over {MAX_LINE_BYTES} bytes; nothing after it was read")
+            return
+        try:
+            yield number, (line.removeprefix(_BOM) if number == 1 else line).decode("utf-8")
+        except UnicodeDecodeError as error:
+            faults.add(path, number, f"is not UTF-8 at byte {error.start + 1}")

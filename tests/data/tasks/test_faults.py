@@ -200,3 +200,17 @@ def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path_factory, task, val
     path.write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
     with contextlib.suppress(InputError):  # Anything else that is raised is a defect.
         assert read_task(task_named(task), Source(path))
+
+
+def test_a_place_is_told_once_though_its_value_may_be_of_several_types(tmp_path):
+    path = raw(
+        tmp_path,
+        '{"prompt": "x", "id": true}',
+        '{"prompt": "x", "answers": "y"}',
+        '{"prompt": "x", "one": 1, "two": 2}',
+    )
+    told = [detail.removeprefix(f"{path}:") for detail in refused("pairs", path)]
+    assert told == [
+        "1: id: Input should be a valid string, or Input should be a valid integer", "2: answers: must be a list",
+        "3: this entry: has a key that the format does not know",
+    ]  # fmt: skip

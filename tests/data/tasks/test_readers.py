@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -182,6 +184,23 @@ def test_huatuo_is_an_array_or_lines(tmp_path):
         (r["question"], (r["answer"],)) for r in rows
     ]
     assert [i.answers for i in read("huatuo", lines(tmp_path, *rows))] == [(r["answer"],) for r in rows]
+
+
+@pytest.mark.parametrize("array", [False, True])
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="no names for open files here")
+def test_a_pipe_is_read_from_its_beginning(array):
+    """As in ``--data <(zcat notes.json.gz)``: what was looked at is not lost for what is read."""
+    rows = [{"question": f"{i} 问", "answer": "答" * 50} for i in range(200)]
+    text = json.dumps(rows) if array else "\n".join(map(json.dumps, rows))
+    assert 4096 < len(text) < 1 << 17
+    end, begin = os.pipe()
+    writer = threading.Thread(target=lambda: (os.write(begin, text.encode()), os.close(begin)))
+    writer.start()
+    try:
+        assert [item.parts.question for item in read("huatuo", Path(f"/dev/fd/{end}"))] == [r["question"] for r in rows]
+    finally:
+        os.close(end)
+        writer.join(10)
 
 
 def test_free_formats(tmp_path):

@@ -110,7 +110,7 @@ def test_predictions_are_refused_all_at_once(tmp_path):
     with pytest.raises(InputError, match="SS-1240") as caught:
         read_predictions(path, items(("true",), ("false",)))
     told = [d.removeprefix(f"{path}:") for d in caught.value.details]
-    assert [d[0] for d in told] == ["3", "4", "5", "5", "6", "7"]
+    assert [d[0] for d in told] == ["3", "4", "5", "6", "7"]
     assert "Wilhelmina" not in str(caught.value.details)
     path.write_text("\n".join(rows[:2]))
     assert [p.prediction for p in read_predictions(path, items(("true",), ("false",)))] == ["yes", True]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -434,6 +435,30 @@ def test_a_runs_own_answers_are_scored_on_the_held_out_examples_alone(house, tmp
     assert unsplit.difference.value == pytest.approx(-len(counts) / sum(counts))
     assert (mine.row.epsilon, mine.row.steps, mine.row.samples) == (1.5, 4, 16)
     assert mine.row.note == "regime frozen", "the same job"
+
+
+def test_folders_in_another_order_than_the_data_are_refused(house, tmp_path):
+    """Where answers are as long as each other's, places and lengths do not tell whose records they are."""
+    job, names = job_with(house, rounds=1), ("alice", "bob", "carol")
+    losses = [RecordLoss(source=0, nats=1.0, tokens=3)]
+    for name in names:
+        begun(tmp_path / name, job=job, data=f"/elsewhere/{name}.jsonl")
+        write_losses(tmp_path / name, losses)
+        (tmp_path / name / RUN).write_text(record(job=job.digest))
+
+    def row(order, data=tuple(Path(f"{name}.jsonl") for name in names)):
+        run = parse_run("x=" + ",".join(str(tmp_path / name) for name in order))
+        return split_row(run, job, [losses] * 3, (), data)
+
+    assert row(names).name == "x"
+    with pytest.raises(InputError, match="SS-1285") as caught:
+        row(("alice", "carol", "bob"))
+    assert [detail.partition(":")[0] for detail in caught.value.details] == [
+        str(tmp_path / n) for n in ("carol", "bob")
+    ]
+    # Files that were named otherwise, or all alike, tell nothing.
+    assert row(("alice", "carol", "bob"), tuple(Path(f"{i}/notes.jsonl") for i in range(3))).name == "x"
+    assert row(("alice", "carol", "bob"), tuple(Path(f"{i}.jsonl") for i in range(3))).name == "x"
 
 
 def test_a_job_with_classes_is_measured_by_accuracy(house, tmp_path):

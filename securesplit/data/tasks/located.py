@@ -99,9 +99,7 @@ def whole_text(path: Path, faults: Faults) -> str | None:
 def _text(file: BufferedReader, path: Path, faults: Faults) -> str | None:
     data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        raise InputError(
-            "SS-1205", f"{path} is over {MAX_FILE_BYTES} bytes", hint="Use JSON lines, which are read one by one."
-        )
+        raise InputError("SS-1205", f"{path} is over {MAX_FILE_BYTES} bytes", hint="Use JSON lines, read one by one.")
     try:
         return data.removeprefix(_BOM).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -114,22 +112,36 @@ def table_rows(path: Path, faults: Faults) -> Iterator[Located]:
     text = whole_text(path, faults)
     if text is None:
         return
-    # Lines end where CSV's do, not at every mark that Unicode calls a line's end.
+    # Lines end where CSV's do, not at every mark that Unicode calls a line's end. How long a text may be says its format.
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    bound = csv.field_size_limit(MAX_FILE_BYTES)
     try:
-        header = [name.strip() for name in next(rows, [])]
-        if not header or len(set(header)) < len(header) or not all(header):
-            faults.add(path, 1, "is no header: columns need names, each its own")
+        yield from _rows(rows, path, faults)
+    finally:
+        csv.field_size_limit(bound)
+
+
+def _rows(rows: Iterator[list[str]], path: Path, faults: Faults) -> Iterator[Located]:
+    header: list[str] | None = None
+    line = 1
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error:  # The next row begins with the next line.
+            faults.add(path, line, "is not CSV: a quote is not closed, or something stands behind one")
+            row = []
+        if row is None:
             return
-        line = rows.line_num + 1
-        for row in rows:
-            if len(row) not in {0, len(header)}:
-                faults.add(path, line, f"has {len(row)} columns, the header has {len(header)}")
-            elif row:
-                yield Located(line, {name: cell for name, cell in zip(header, row, strict=True) if cell.strip()})
-            line = rows.line_num + 1
-    except csv.Error:
-        faults.add(path, rows.line_num, "is not CSV: a quote is not closed, or a field is too long")
+        if header is None:
+            header = [name.strip() for name in row]
+            if not header or len(set(header)) < len(header) or not all(header):
+                faults.add(path, line, "is no header: columns need names, each its own")
+                return
+        elif len(row) not in {0, len(header)}:
+            faults.add(path, line, f"has {len(row)} columns, the header has {len(header)}")
+        elif row:
+            yield Located(line, {name: cell for name, cell in zip(header, row, strict=True) if cell.strip()})
+        line = rows.line_num + 1  # type: ignore[attr-defined]
 
 
 def paragraphs(path: Path, faults: Faults) -> Iterator[Located]:
@@ -262,9 +274,7 @@ def _opened(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except OSError as error:
-        raise InputError(
-            "SS-1201", f"cannot read {path}: {type(error).__name__}", hint="Name a readable file."
-        ) from None
+        raise InputError("SS-1201", f"cannot read {path}: {type(error).__name__}", hint="Name a readable file.") from None  # fmt: skip
 
 
 def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
@@ -275,14 +285,16 @@ def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
 def _lines_of(file: BufferedReader, path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
     number = total = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        total += len(line)
+        number, total, rest = number + 1, total + len(line), line
+        while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n") and total <= MAX_LINES_BYTES:
+            rest = file.readline(MAX_LINE_BYTES + 1)
+            total += len(rest)
         if total > MAX_LINES_BYTES:
             raise InputError("SS-1205", f"{path} is over {MAX_LINES_BYTES} bytes", hint="Cut it into several files.")
-        if len(line) > MAX_LINE_BYTES:
-            faults.add(path, number, f"is over {MAX_LINE_BYTES} bytes; nothing after it was read")
-            return
         try:
-            yield number, (line.removeprefix(_BOM) if number == 1 else line).decode("utf-8")
+            if len(line) <= MAX_LINE_BYTES:
+                yield number, (line.removeprefix(_BOM) if number == 1 else line).decode("utf-8")
+                continue
+            faults.add(path, number, f"is over {MAX_LINE_BYTES} bytes")
         except UnicodeDecodeError as error:
             faults.add(path, number, f"is not UTF-8 at byte {error.start + 1}")

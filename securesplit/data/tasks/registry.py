@@ -109,6 +109,10 @@ def read_task(task: Task, source: Source, limit: int | None = None) -> tuple[Ite
     if limit is not None and limit < 1:
         raise InputError("SS-1207", f"a limit of {limit} leaves nothing to read", hint="Use a limit of at least 1.")
     faults = Faults(f"Task '{task.name}' reads {task.format}; docs/tasks.md shows an example of each format.")
+    if (source.ids or source.split) and not (task.read is read_xsum and source.path.is_dir()):
+        faults.add(
+            source.path, None, "is no folder of documents of task 'xsum': leave the file of ids and the split out"
+        )
     items: list[Item] = []
     seen: set[str] = set()
     for item in task.read(source, faults):

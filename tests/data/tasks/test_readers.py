@@ -319,6 +319,16 @@ def test_a_state_that_names_no_files_of_its_folder_is_refused(tmp_path, state):
     assert caught.value.details == (f"{tmp_path / 'state.json'}: does not name the Arrow files of a data set",)
 
 
+def test_a_split_of_what_has_none_is_refused_not_passed_over(tmp_path):
+    path = lines(tmp_path, MULTIRC)
+    for options in ({"ids": path}, {"split": "train"}):
+        with pytest.raises(InputError, match="SS-1240"):
+            read("multirc", path, **options)
+    article = lines(tmp_path, {"id": "1", "document": "d", "summary": "s"}, name="x.jsonl")
+    with pytest.raises(InputError, match="SS-1240"):
+        read("xsum", article, split="train")
+
+
 def test_names_and_limits(tmp_path):
     with pytest.raises(InputError, match="SS-1241"):
         task_named("nothing")

@@ -105,7 +105,7 @@ def compare_baselines(wanted: Wanted, progress: Progress) -> Comparison:
     sites = tuple(read_site(asked, path, tokenizer, read_manifest(directory).digest) for path in wanted.data)
     ours = [lengths(site) for site in sites]
     rows = [
-        split_row(run, job, ours, predicted(sites, wanted.predictions[i] if wanted.predictions else ()))
+        split_row(run, job, ours, predicted(sites, wanted.predictions[i] if wanted.predictions else ()), wanted.data)
         for i, run in enumerate(wanted.runs)
     ]
     steps: list[tuple[float, ...]] = [() for _ in rows]

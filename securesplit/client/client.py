@@ -331,9 +331,11 @@ class Client:
         """Continue a prompt; see securesplit/client/generate.py for what it costs."""
         return generate(self, prompt, max_new_tokens=max_new_tokens, sampling=sampling or Sampling())
 
-    def stream(self, prompt: Prompt, *, max_new_tokens: int = 32, sampling: Sampling | None = None) -> Iterator[Piece]:
-        """The same, text as it comes; the last piece says why it ended."""
-        return stream(self, prompt, max_new_tokens=max_new_tokens, sampling=sampling or Sampling())
+    def stream(
+        self, prompt: Prompt, *, max_new_tokens: int = 32, sampling: Sampling | None = None, ends: int | None = None
+    ) -> Iterator[Piece]:
+        """The same, text as it comes; the last piece says why it ended. ``ends``: another token that ends it."""
+        return stream(self, prompt, max_new_tokens=max_new_tokens, sampling=sampling or Sampling(), ends=ends)
 
     def generate_batch(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int = 32, sampling: Sampling | None = None

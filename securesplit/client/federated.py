@@ -47,6 +47,7 @@ def train_federated(
     weights /= weights.sum()
     total = job.schedule.rounds * job.schedule.epochs * sum(len(texts.batches) for texts in data)
     losses, curve, sent = list[float](), [_mean(model, states, data)], 0
+    moves = [0] * len(data)
     for number in range(job.schedule.rounds):
         turn = turn_of(job.adapters.shared, number)
         start = _of(model, states[0], turn.summed)
@@ -54,9 +55,8 @@ def train_federated(
         for i, texts in enumerate(data):
             model.write(states[i])
             model.learn(turn.learned, turn.learned)
-            for loss in _passes(
-                model, job, texts.batches, number * job.schedule.epochs * len(texts.batches) // job.optimiser.accumulate
-            ):
+            made, moves[i] = _passes(model, job, texts.batches, moves[i])
+            for loss in made:
                 losses.append(loss)
                 progress("FedAvg of the whole model", len(losses), total, loss)
             moved += weights[i] * (model.read(turn.summed).astype(np.float64) - start)
@@ -75,8 +75,11 @@ def train_federated(
     return Fitted(tuple(losses), tuple(curve), samples, bytes_up=sent, bytes_down=sent)
 
 
-def _passes(model: Joined, job: Job, batches: Sequence[Batch], moves: int) -> list[float]:
-    """One client's local work; the losses of its steps."""
+def _passes(model: Joined, job: Job, batches: Sequence[Batch], moves: int) -> tuple[list[float], int]:
+    """One client's local work: the losses of its steps, and where its schedule stands then.
+
+    As in the split, gradients that still wait at a round's end make a move of their own.
+    """
     descents = (
         descent_of(model.ends(), job, "client", moves=moves),
         descent_of(model.served(), job, "server", moves=moves),
@@ -86,7 +89,7 @@ def _passes(model: Joined, job: Job, batches: Sequence[Batch], moves: int) -> li
     for descent in descents:
         if descent is not None:
             descent.finish()
-    return losses
+    return losses, max((d.moves for d in descents if d is not None), default=moves)
 
 
 def _of(model: Joined, state: npt.NDArray[np.float32], factor: Learned) -> npt.NDArray[np.float32]:

@@ -74,10 +74,10 @@ class Piece:
 
 
 class _Text:
-    """One continuation while it grows."""
+    """One continuation while it grows; ``ends`` is a token that ends it, besides the model's own end."""
 
-    def __init__(self, tokenizer: Any, sampling: Sampling) -> None:
-        self._eos = tokenizer.eos_token_id
+    def __init__(self, tokenizer: Any, sampling: Sampling, ends: int | None = None) -> None:
+        self._ends = (tokenizer.eos_token_id, ends)
         self._spoken, self._stops = Spoken(tokenizer), Stops(sampling.stop)
         self.tokens: list[int] = []
         self.finish: Finish | None = None
@@ -86,7 +86,7 @@ class _Text:
         """The next token; what can be shown now. After the end nothing is."""
         if self.finish is not None:
             return ""
-        if token == self._eos:
+        if token in self._ends:
             self.finish = "stop"
             return ""
         self.tokens.append(token)
@@ -140,19 +140,23 @@ def generate_batch(
     return tuple(_generated(client, ask, said[i] + texts[i].end(), texts[i]) for i, ask in enumerate(asks))
 
 
-def stream(client: Client, prompt: Prompt, *, max_new_tokens: int, sampling: Sampling) -> Iterator[Piece]:
+def stream(
+    client: Client, prompt: Prompt, *, max_new_tokens: int, sampling: Sampling, ends: int | None = None
+) -> Iterator[Piece]:
     """Continue a prompt and give the text as it comes; all pieces' texts together are :attr:`Generated.text`.
+
+    ``ends`` is another token that ends the text as the model's own end does, such as the end of a message.
 
     Under a private policy the last piece comes when as many tokens have crossed as were asked for, however short the text
     is; closing the iterator before sends the rest, too. Args and errors as :func:`generate_batch`; faults of the input are
     raised at once, others where the next piece would be.
     """
     (ask,) = asked(client, [prompt], max_new_tokens)
-    return _pieces(client, ask, max_new_tokens, sampling)
+    return _pieces(client, ask, max_new_tokens, sampling, ends)
 
 
-def _pieces(client: Client, ask: Ask, count: int, sampling: Sampling) -> Iterator[Piece]:
-    text = _Text(client.tokenizer, sampling)
+def _pieces(client: Client, ask: Ask, count: int, sampling: Sampling, ends: int | None) -> Iterator[Piece]:
+    text = _Text(client.tokenizer, sampling, ends)
     steps = decoded(client, [ask], count, sampling)
     try:
         for (token,) in steps:

@@ -84,7 +84,9 @@ def _options(run: Run) -> tuple[Option, ...]:
         if field.name in _NO_OPTIONS or value is None:
             continue
         if field.name == "tasked":
-            found += [Option(name="task", value=value.task), Option(name="template", value=value.template)]
+            chosen = ("task", "template", "ids", "split", "kept")
+            said = [(name, getattr(value, name)) for name in chosen]
+            found += [Option(name=name, value=str(what)) for name, what in said if what is not None]
             continue
         found.append(
             Option(name=field.name, value=value if isinstance(value, str | int | float | bool) else str(value))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ class Asking:
     Attributes:
         max_new_tokens: of each answer.
         stop: texts that end an answer.
-        perplexity: whether the likelihood of the gold answers is wanted, too: one more release of each example.
+        perplexity: whether the likelihood of the gold answers is wanted, too: one more release of each example. Of texts
+            alone it always is, and nothing else.
         batch: how many prompts cross together.
     """
 
@@ -102,13 +104,17 @@ def split_predictor(site: Site, task: Task, template: Template, asking: Asking) 
                 task, template, items, most=_most(client, asking),
                 prompt_length=lambda text: len(prompt_tokens(text, tokenizer)),
             )  # fmt: skip
+            alone = task.measure == "text"  # Texts alone are asked nothing: how likely they are is all that there is.
             for start in range(0, len(items), asking.batch):
                 part = slice(start, start + asking.batch)
-                known = list(likelihoods(client, task, template, items[part])) if asking.perplexity else []
-                made = _answers(client, [e.prompt for e in examples[part]], asking)
-                for i, (example, answer) in enumerate(zip(examples[part], made, strict=True)):
-                    nats, tokens = (known[i].nats, known[i].tokens) if known else (None, None)
-                    yield Prediction(id=example.id, prediction=answer.text.strip(), nats=nats, tokens=tokens)
+                nothing = repeat(None, len(examples[part]))
+                wanted = alone or asking.perplexity
+                known = list(likelihoods(client, task, template, items[part])) if wanted else nothing
+                made = nothing if alone else _answers(client, [e.prompt for e in examples[part]], asking)
+                for example, likely, answer in zip(examples[part], known, made, strict=True):
+                    nats, tokens = (None, None) if likely is None else (likely.nats, likely.tokens)
+                    said = None if answer is None else answer.text.strip()
+                    yield Prediction(id=example.id, prediction=said, nats=nats, tokens=tokens)
 
     return predict
 

@@ -24,6 +24,7 @@ from securesplit.data.tasks.registry import Task
 from securesplit.data.tasks.score import Prediction, Scores, as_line, read_predictions, score
 from securesplit.data.tasks.templates import Template
 from securesplit.errors import InputError
+from securesplit.pki.files import write_atomically
 
 __all__ = ["Plan", "Predictor", "Selected", "drawn", "matching", "select"]
 
@@ -31,6 +32,7 @@ Predictor = Callable[[Path, Sequence[Item]], Iterator[Prediction]]
 """A checkpoint's folder and examples, to predictions in their order, one at a time."""
 Progress = Callable[[str, int, int, float | None], None]
 _NUMBER = re.compile(r"(\d+)")
+_OF_A_CLIENT = "adapter-back.safetensors"
 _LOWER_IS_BETTER = frozenset({"perplexity"})
 
 
@@ -69,7 +71,10 @@ class Selected:
 
 
 def matching(pattern: str) -> tuple[Path, ...]:
-    """The folders that a pattern such as ``run/checkpoint-*`` names, numbers in their names counted as numbers.
+    """The checkpoints that a pattern such as ``run/checkpoint-*`` names, numbers in their names counted as numbers.
+
+    What holds no adapters of a client, such as a server's folder or this command's own, is none: it would end the evaluation
+    when its turn comes, after others have been paid for.
 
     Raises:
         InputError: SS-1248 when there is none.
@@ -80,6 +85,12 @@ def matching(pattern: str) -> tuple[Path, ...]:
     found = [folder for folder in base.glob(names) if folder.is_dir()] if names not in {"", "."} else []
     if not found:
         raise InputError("SS-1248", "no folder matches --checkpoints", hint="Quote the pattern: --checkpoints 'run/*'.")
+    count, found = len(found), [folder for folder in found if (folder / _OF_A_CLIENT).is_file()]
+    if not found:
+        raise InputError(
+            "SS-1248", f"none of the {count} folder(s) that match --checkpoints holds adapters of a client",
+            hint="Name --out folders of `securesplit train`, or what is in them, as 'runs/alice/best'.",
+        )  # fmt: skip
     return tuple(sorted(found, key=_natural))
 
 
@@ -113,7 +124,7 @@ def select(plan: Plan, checkpoints: Sequence[Path], predict: Predictor, folder: 
         progress: told of every prediction.
 
     Raises:
-        InputError: SS-1247 when the folder belongs to another evaluation or cannot be used; SS-1245, SS-1248.
+        InputError: SS-1247 when the folder belongs to another evaluation or cannot be used; SS-1245, SS-1248, SS-1804.
     """
     _claim(plan, checkpoints, folder)
     part = tuple(range(len(plan.items))) if plan.subset is None else drawn(plan.items, plan.subset)
@@ -182,9 +193,7 @@ def _claim(plan: Plan, checkpoints: Sequence[Path], folder: Path) -> None:
         if not path.is_file():
             if any(folder.glob("*.jsonl")):
                 raise _another(folder)
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            write_atomically(path, text.encode(), mode=0o600)
         elif path.read_text(encoding="utf-8") != text:
             raise _another(folder)
     except (OSError, UnicodeDecodeError) as error:

@@ -38,7 +38,13 @@ def parse_run(text: str) -> SplitRun:
     return SplitRun(name, tuple(Path(part.strip()) for part in rest.split(",") if part.strip()))
 
 
-def split_row(run: SplitRun, job: Job, ours: Sequence[Sequence[RecordLoss]], measures: tuple[Measured, ...]) -> Row:
+def split_row(
+    run: SplitRun,
+    job: Job,
+    ours: Sequence[Sequence[RecordLoss]],
+    measures: tuple[Measured, ...],
+    data: Sequence[Path] = (),
+) -> Row:
     """The row of a finished run.
 
     Args:
@@ -46,6 +52,7 @@ def split_row(run: SplitRun, job: Job, ours: Sequence[Sequence[RecordLoss]], mea
         job: of the baselines.
         ours: the held-out records of the data here, for comparison; only places and lengths count.
         measures: of the run's own predictions, if there are any.
+        data: each client's file, where folders in another order are to be found out.
 
     Raises:
         InputError: SS-1281, SS-1284 with every fault of every folder; SS-1285 for other records; SS-1286 for too few folders.
@@ -62,10 +69,29 @@ def split_row(run: SplitRun, job: Job, ours: Sequence[Sequence[RecordLoss]], mea
             "SS-1284", f"{len(unfinished)} folder(s) hold no finished run of this version",
             hint="Train again, or leave the run out.", details=tuple(unfinished),
         )  # fmt: skip
+    _require_order(run, found, data)
     losses = [read_losses(folder) for folder in run.folders]
     name = run.name or f"split, {found[0].about.policy_name}"  # type: ignore[union-attr]
     require_same_records(name, losses, ours)
     return _row(name, job, found, losses, measures)
+
+
+def _require_order(run: SplitRun, found: Sequence[RunFolder], data: Sequence[Path]) -> None:
+    """No folder is of a run on another client's file, as far as names tell: records that are equally long would not show it."""
+    names = [path.name for path in data]
+    theirs = [
+        next((str(o.value) for o in f.about.options if o.name == "data"), "") for f in found if f.about is not None
+    ]
+    faults = [
+        f"{folder}: of a run on a file {Path(said).name}, and stands beside --data {name}"
+        for folder, said, name in zip(run.folders, theirs, names, strict=False)
+        if Path(said).name != name and names.count(Path(said).name) == names.count(name) == 1
+    ]
+    if faults:
+        raise InputError(
+            "SS-1285", f"{len(faults)} folder(s) of run {run.name or run.folders[0]} stand beside another client's data",
+            hint="Give the folders in the order of --data.", details=tuple(faults),
+        )  # fmt: skip
 
 
 def _row(

@@ -13,7 +13,9 @@ __all__ = ["Spoken", "Stops", "Tokens"]
 
 _UNFINISHED = "\ufffd"
 _MOST_UNFINISHED = 8
-"""Tokens for which an unfinished character is waited for: UTF-8 has at most four bytes, and no tokenizer has less than one each."""
+"""Tokens for which unfinished characters are waited for: UTF-8 has at most four bytes, and no tokenizer has less than one each."""
+_LONGEST = 64
+"""Tokens that are spelled together at most; every new one spells all of them once more."""
 
 
 class Tokens(Protocol):
@@ -36,27 +38,36 @@ class Spoken:
         self._tokens: list[int] = []
         self._from = 0  # Tokens before this one have no say in how later ones are spelled.
         self._until = 0  # Tokens before this one have been spelled out.
+        self._said = 0  # Characters that have been said, of the text from the first of these places on.
 
     def add(self, token: int) -> str:
         """What is certain now that was not before; often empty."""
         self._tokens.append(token)
-        text, known = self._text(len(self._tokens)), self._text(self._until)
-        unfinished = text.endswith(_UNFINISHED) and len(self._tokens) - self._until < _MOST_UNFINISHED
-        if unfinished or len(text) <= len(known):
+        text, waited = self._text(), len(self._tokens) - self._until
+        loose = len(text) - len(text.rstrip(_UNFINISHED))
+        if waited >= _LONGEST:  # Bytes and bytes, and never a whole text: what was before is forgotten.
+            loose = 0
+        elif loose and waited >= _MOST_UNFINISHED:
+            loose = 1  # The last one alone can become a character still; those before it stay what they are.
+        new = text[self._said : len(text) - loose]
+        if not new:
             return ""
-        self._from, self._until = self._until, len(self._tokens)
-        return text[len(known) :]
+        self._said += len(new)
+        if not loose:
+            self._from, self._until = self._until, len(self._tokens)
+            self._said = len(self._text())
+        return new
 
     def end(self) -> str:
         """What was held back."""
-        known = len(self._text(self._until))
-        rest = self._text(len(self._tokens))[known:]
+        rest = self._text()[self._said :]
         self._from = self._until = len(self._tokens)
+        self._said = 0
         return rest
 
-    def _text(self, until: int) -> str:
+    def _text(self) -> str:
         return self._tokenizer.decode(
-            self._tokens[self._from : until], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            self._tokens[self._from :], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
 

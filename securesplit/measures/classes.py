@@ -4,6 +4,10 @@ A text names a class when it begins with one of the class's words, as a whole wo
 is not no. Words of one letter, as in "A or B", count only when they stand alone before the first mark or line break, or
 "A man came in" would be choice A. Of several that fit the longest counts. A text that names none is unparsable, and
 unparsable is wrong.
+
+What stands before a text's first letter is passed over, be it a quote or a bullet, but for classes that begin with a mark
+themselves: "-1" names -1 where that is a class, and 1 where it is not. A text that is a class's name letter by letter names that
+one, also where names differ in nothing but case or marks.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ __all__ = ["Label", "accuracy", "class_row", "macro_f1", "named_class"]
 
 _Sums = npt.NDArray[np.float64]
 _LEADING = re.compile(r"^[\W_]+")
+# So many marks before the first letter are looked through; more say nothing.
+_MOST_MARKS = 32
 _HEAD = re.compile(r"[^\W_]+(?:[ '\u2019-][^\W_]+)*")
 
 
@@ -38,13 +44,20 @@ class Label:
 
 def named_class(text: str, labels: Sequence[Label]) -> int | None:
     """The index of the class that a text names, None when it names none."""
-    plain = _plain(text)
-    head = match.group() if (match := _HEAD.match(plain)) else ""
-    found, longest = None, 0
+    bare = text.strip()
     for index, label in enumerate(labels):
-        for word in map(_plain, (label.name, *label.words)):
-            if len(word) > longest and _begins(plain, head, word):
-                found, longest = index, len(word)
+        if bare == label.name.strip():
+            return index
+    starts = _starts(_folded(text))
+    head = match.group() if (match := _HEAD.match(starts[-1])) else ""
+    found, longest = None, (0, False)
+    for index, label in enumerate(labels):
+        for word in (label.name, *label.words):
+            plain = _folded(word)
+            # Of names that differ in case alone, the one that is spelled as the text is.
+            rank = len(plain), word.strip() in text
+            if rank > longest and _begins(starts, head, plain):
+                found, longest = index, rank
     return found
 
 
@@ -83,14 +96,21 @@ def macro_f1(sums: _Sums) -> _Sums:
     return found
 
 
-def _plain(text: str) -> str:
-    folded = unicodedata.normalize("NFKC", text).casefold().replace("_", " ")
-    return _LEADING.sub("", folded).rstrip()
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold().replace("_", " ").strip()
 
 
-def _begins(plain: str, head: str, word: str) -> bool:
-    if not word or not plain.startswith(word):
+def _starts(folded: str) -> tuple[str, ...]:
+    """The text from each mark before its first letter on, and last from that letter on."""
+    marks = match.end() if (match := _LEADING.match(folded)) else 0
+    return tuple(folded[at:] for at in range(max(0, marks - _MOST_MARKS), marks + 1))
+
+
+def _begins(starts: Sequence[str], head: str, word: str) -> bool:
+    if not word:
         return False
-    if len(word) == 1:
+    if len(word) == 1 and word.isalnum():
         return head == word
-    return len(plain) == len(word) or not plain[len(word)].isalnum()
+    # A class that begins with a mark is named with it; any other begins where the text's first letter is.
+    among = starts if _LEADING.match(word) else starts[-1:]
+    return any(s.startswith(word) and not s[len(word) : len(word) + 1].isalnum() for s in among)

@@ -25,6 +25,7 @@ _WORD = re.compile(
     r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af]|[^\W_\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af]+"
 )
 _ORDER = 4
+_MOST_NATS = 700.0
 
 
 def words(text: str) -> list[str]:
@@ -69,12 +70,13 @@ def bleu(sums: _Sums) -> _Sums:
         ).score
         for row in sums
     ]  # fmt: skip
-    return np.asarray(scores, dtype=np.float64) / 100
+    # The geometric mean of ones is a rounding error above one.
+    return np.minimum(np.asarray(scores, dtype=np.float64) / 100, 1.0)
 
 
 def perplexity(sums: _Sums) -> _Sums:
-    """exp of nats per token, from sums of ``(nats, tokens)``, (R, 2) to (R,)."""
-    found: _Sums = np.exp(sums[:, 0] / sums[:, 1])
+    """exp of nats per token, from sums of ``(nats, tokens)``, (R, 2) to (R,); at most e to the 700th, which is a number still."""
+    found: _Sums = np.exp(np.minimum(sums[:, 0] / sums[:, 1], _MOST_NATS))
     return found
 
 

@@ -52,7 +52,9 @@ class Recipe:
             return self.learning_rate * moves / self.warmup
         if self.schedule == "constant":
             return self.learning_rate
-        progress = min(1.0, (moves - self.warmup) / max(1, self.span - self.warmup))
+        if moves >= self.span:  # Also where the warm-up fills the whole span.
+            return 0.0
+        progress = (moves - self.warmup) / (self.span - self.warmup)
         if self.schedule == "linear":
             return self.learning_rate * (1.0 - progress)
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -41,7 +41,7 @@ M = TypeVar("M", bound=BaseModel)
 _DEPTH = 3
 _TAIL = 1 << 16
 _MOST_BYTES = 1 << 26
-_OWN = ("adapter-*.safetensors", "round-*.npz", "round-*.record")
+_OWN = ("adapter-*.safetensors", "best/adapter-*.safetensors", "round-*.npz", "round-*.record")
 
 
 Whole = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -175,7 +175,7 @@ def read_run(folder: Path) -> RunFolder:
     Raises:
         InputError: SS-1281 when there is nothing of a run.
     """
-    if not any((folder / name).is_file() for name in (RUN, ABOUT, METRICS)):
+    if not any(_is_file(folder / name) for name in (RUN, ABOUT, METRICS)):
         raise InputError(
             "SS-1281",
             f"{folder} holds no run",
@@ -210,7 +210,14 @@ def list_runs(root: Path) -> tuple[RunFolder, ...]:
 
 
 def _looks_like_a_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (RUN, ABOUT))
+    return any(_is_file(folder / name) for name in (RUN, ABOUT))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # In a folder that may not be entered.
+        return False
 
 
 def _folders(root: Path, depth: int) -> Iterator[Path]:

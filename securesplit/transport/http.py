@@ -63,6 +63,7 @@ class Wire:
         self._admit = admit
         self._most_body = most_body
         self._head: Head | None = None
+        self._bodiless = False
         self._body = bytearray()
 
     def receive(self, data: bytes) -> Request | None:
@@ -79,6 +80,7 @@ class Wire:
                 if event is h11.NEED_DATA or event is h11.PAUSED:
                     return None
                 if isinstance(event, h11.Request):
+                    self._bodiless = event.method == b"HEAD"
                     self._head = self._checked(event)
                     self._admit(self._head)
                 elif isinstance(event, h11.Data):
@@ -112,7 +114,9 @@ class Wire:
         return self._connection.send(h11.Response(status_code=status, headers=lines)) or b""
 
     def part(self, data: bytes) -> bytes:
-        """A piece of the body."""
+        """A piece of the body; nothing for a request that asked for the head of an answer alone."""
+        if self._bodiless:
+            return b""
         return self._connection.send(h11.Data(data=data)) or b""
 
     def end(self) -> bytes:

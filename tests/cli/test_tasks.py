@@ -114,6 +114,7 @@ def test_eval_wants_predictions_or_checkpoints(command, data, tmp_path):
     policy.write_text(policy_text())
     for name in ("a", "b"):
         (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / "adapter-back.safetensors").touch()
     rest = ("--out", tmp_path / "out", "--policy", policy, "--keys", tmp_path, "--server", "wss://127.0.0.1:1")
     for pattern, told in (
         (tmp_path / "none/*", "no folder matches"),

@@ -7,12 +7,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from securesplit.client import federated as federated_module
 from securesplit.client import train as train_module
 from securesplit.client.alone import train_alone
 from securesplit.client.baseline import Wanted, compare_baselines
@@ -202,6 +204,24 @@ def test_fedavg_is_the_weighted_mean_of_plain_local_training(house):
     size = adapter_layout(whole, "B").size + adapter_layout(whole, "A").size
     assert found.bytes_up == found.bytes_down == 3 * 4 * size
     assert (found.samples, len(found.losses)) == (2 * 2 * 14, 2 * 2 * sum(len(t.batches) for t in data))
+
+
+def test_fedavg_goes_on_where_its_schedule_stands_also_after_a_move_of_fewer_gradients(house, monkeypatch):
+    job = job_with(house, rounds=3, epochs=1)
+    job = job.model_copy(update={"optimiser": job.optimiser.model_copy(update={"accumulate": 2})})
+    data = [texts_of(10, 1), texts_of(1, 2)]
+    made, plain = [], federated_module.descent_of
+
+    def watched(*args, **options):
+        made.append((options["moves"], plain(*args, **options)))
+        return made[-1][1]
+
+    monkeypatch.setattr(federated_module, "descent_of", watched)
+    train_federated(Joined.load(house.model, job, alike=True), job, data, quiet, lambda _: None)
+    assert [len(texts.batches) for texts in data] == [3, 1]
+    # Of three gradients two make a move, and the third one makes another at the round's end; so does a single one.
+    assert [begun for begun, _ in made] == [0, 0, 0, 0, 2, 2, 1, 1, 4, 4, 2, 2]
+    assert [descent.moves for _, descent in made[-4:]] == [6, 6, 3, 3]
 
 
 def test_fedavg_of_one_client_is_its_own_training(house):
@@ -418,6 +438,30 @@ def test_a_runs_own_answers_are_scored_on_the_held_out_examples_alone(house, tmp
     assert str(mine.row.spent.meaning) == "at delta 1e-05, unit sequence, replace-one"
     assert unsplit.row.spent == NO_BOUND
     assert mine.row.note == "regime frozen", "the same job"
+
+
+def test_folders_in_another_order_than_the_data_are_refused(house, tmp_path):
+    """Where answers are as long as each other's, places and lengths do not tell whose records they are."""
+    job, names = job_with(house, rounds=1), ("alice", "bob", "carol")
+    losses = [RecordLoss(source=0, nats=1.0, tokens=3)]
+    for name in names:
+        begun(tmp_path / name, job=job, data=f"/elsewhere/{name}.jsonl")
+        write_losses(tmp_path / name, losses)
+        (tmp_path / name / RUN).write_text(record(job=job.digest))
+
+    def row(order, data=tuple(Path(f"{name}.jsonl") for name in names)):
+        run = parse_run("x=" + ",".join(str(tmp_path / name) for name in order))
+        return split_row(run, job, [losses] * 3, (), data)
+
+    assert row(names).name == "x"
+    with pytest.raises(InputError, match="SS-1285") as caught:
+        row(("alice", "carol", "bob"))
+    assert [detail.partition(":")[0] for detail in caught.value.details] == [
+        str(tmp_path / n) for n in ("carol", "bob")
+    ]
+    # Files that were named otherwise, or all alike, tell nothing.
+    assert row(("alice", "carol", "bob"), tuple(Path(f"{i}/notes.jsonl") for i in range(3))).name == "x"
+    assert row(("alice", "carol", "bob"), tuple(Path(f"{i}.jsonl") for i in range(3))).name == "x"
 
 
 def test_a_job_with_classes_is_measured_by_accuracy(house, tmp_path):

@@ -16,6 +16,7 @@ from securesplit.data.tasks.registry import task_named
 from securesplit.data.tasks.score import score
 from securesplit.data.tasks.templates import prompt_of, template_named
 from securesplit.errors import BudgetExhausted, InputError
+from securesplit.protocol.messages import Forward
 from tests.e2e.house import FROZEN, build_model, build_tokenizer, policy_of
 
 
@@ -80,6 +81,31 @@ def test_likelihoods_of_gold_answers_are_the_unsplit_model_s(house, monkeypatch)
     scored = score(task, items, found)
     whole = sum(p.nats for p in found) / sum(p.tokens for p in found)
     assert {m.name: m.estimate.value for m in scored.measures}["perplexity"] == pytest.approx(math.exp(whole))
+
+
+def test_texts_alone_are_asked_nothing_and_their_likelihood_is_the_unsplit_model_s(house, monkeypatch):
+    policy = policy_of()
+    client, spy, _ = house.joined(house.job(blind=False), policy)
+
+    @contextmanager
+    def open_client(*_, **__):
+        yield client
+
+    monkeypatch.setattr(module, "open_client", open_client)
+    task, texts = task_named("text"), ("w4 w5 w6", "w9 w10 w11 w12", "w13")
+    items = [Item(str(i), str(i), Parts(), (text,)) for i, text in enumerate(texts)]
+    predict = split_predictor(Site(policy, house.keys, "wss://x:1"), task, template_named("plain", task), Asking(3))
+    found = list(predict(Path("run"), items))
+    assert [(p.id, p.prediction) for p in found] == [("0", None), ("1", None), ("2", None)]
+    assert len(spy.messages(Forward)) == len(texts), "one release each, and nothing is generated"
+    model, tokenizer = build_model(), build_tokenizer()
+    for prediction, text in zip(found, texts, strict=True):
+        ids = [*tokenizer.encode(text), tokenizer.eos_token_id]
+        with torch.no_grad():
+            said = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
+        assert prediction.nats == pytest.approx(-sum(float(said[i, ids[i + 1]]) for i in range(len(ids) - 1)), rel=1e-5)
+        assert prediction.tokens == len(ids) - 1
+    assert [m.name for m in score(task, items, found).measures] == ["perplexity"]
 
 
 def test_a_batch_that_the_budget_cannot_pay_is_asked_one_by_one(house, open_ledger):

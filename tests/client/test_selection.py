@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 
 import pytest
@@ -67,6 +68,30 @@ def test_folders_are_found_and_numbers_are_counted_as_numbers(run, monkeypatch):
     for pattern in ("nothing/*", "", "run/notes.txt"):
         with pytest.raises(InputError, match="SS-1248"):
             matching(pattern)
+
+
+def test_folders_without_a_client_s_adapters_are_no_checkpoints(run):
+    """A server's folder, a run that has not ended, and this command's own folder, which a pattern meets the second time."""
+    before = matching(str(run / "run/*"))
+    for name in ("gpu", "unfinished", "scores"):
+        (run / "run" / name).mkdir()
+    (run / "run/gpu/adapter-middle.safetensors").touch()
+    assert matching(str(run / "run/*")) == before
+    first, second = (chosen(run, Model(FOND), out="run/scores", subset=4) for _ in range(2))
+    assert first == second
+    with pytest.raises(InputError) as caught:
+        matching(str(run / "run/[gs]*"))
+    assert (caught.value.code, "2 folder(s)" in caught.value.what) == ("SS-1248", True)
+
+
+def test_a_plan_that_was_not_written_whole_is_none(run, monkeypatch):
+    """As after ``kill -9`` between making the file and filling it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            chosen(run, Model(FOND))
+    assert not (run / "out/plan.json").exists()
+    assert chosen(run, Model(FOND)).scores.examples == len(ITEMS)
 
 
 def test_a_part_is_whole_groups_and_the_same_each_time():

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from securesplit.client import noted
 from securesplit.client.records import job_batches
+from securesplit.client.run import Run
 from securesplit.client.tasked import tasked_batches
 from securesplit.data.batches import IGNORED
 from securesplit.data.tasks.chosen import Chosen, read_tasked
@@ -123,3 +125,14 @@ def test_under_unit_user_a_passage_stands_for_one(house, tmp_path):
         )
     )
     assert {record.user for record in read_tasked(Chosen("multirc"), path, None).records} == {"passage:3"}
+
+
+def test_what_was_chosen_stands_in_the_record_of_a_run(tmp_path):
+    run = Run(
+        policy=policy_of(), keys=tmp_path, server="wss://localhost:1", data=tmp_path / "docs", out=tmp_path / "out", held_out=2, limit=None, max_tokens=None, truth=None, alone=False, model=None, cache=None,
+        tasked=Chosen("xsum", "plain", tmp_path / "ids.json", "train"),
+    )  # fmt: skip
+    said = {option.name: option.value for option in noted._options(run)}
+    expected = {"task": "xsum", "template": "plain", "ids": str(tmp_path / "ids.json"), "split": "train"}
+    assert said.items() >= expected.items()
+    assert "kept" not in said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -49,6 +49,27 @@ def test_pieces_are_whole_characters_and_together_the_text(kind, text):
     assert "".join(pieces) == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     assert not any("\ufffd" in piece for piece in pieces)
     assert pieces[-1] == ""
+
+
+@FEW
+@example([160, 102, 160, 244, 172, 160, 116, 163, 234, 254, 127, 234])
+@given(st.lists(st.sampled_from(TOKENIZERS["bytes"].encode("你好世界é🙂")) | st.integers(0, 255), max_size=60))
+def test_bytes_without_sense_lose_no_character_that_has_any(ids):
+    """As noise makes them: what is unfinished for long hides neither what is whole nor what becomes so."""
+    tokenizer = TOKENIZERS["bytes"]
+    spoken = Spoken(tokenizer)
+    pieces = [*map(spoken.add, ids), spoken.end()]
+    assert "".join(pieces) == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_text_goes_on_behind_many_bytes_without_sense(kind):
+    tokenizer = TOKENIZERS[kind]
+    (first, *_), rest = tokenizer.encode("你")[-3:], tokenizer.encode("abc")
+    spoken = Spoken(tokenizer)
+    said = "".join(spoken.add(i) for i in [*[first] * 300, *rest]) + spoken.end()
+    assert said.endswith("abc")
+    assert set(said[:-3]) - {" "} == {"\ufffd"}  # Some tokenizers begin a word with a blank.
 
 
 def test_a_character_waits_for_its_last_byte():

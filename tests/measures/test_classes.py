@@ -52,3 +52,33 @@ def test_against_precision_and_recall(pairs):
         scores.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
     want = sum(g == p for g, p in pairs) / len(pairs), sum(scores) / len(scores)
     assert measured(pairs, 3) == pytest.approx(want, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("-1", "0", "1"), ("+", "-"), ("Good", "good"), ("<5", ">5", "5"), ("😀", "😢"), ("阳性", "阴性"), ("C", "C++", "C#"),
+        ("not_x", "not x"), ("B-PER", "B-LOC", "O"), ("1", "10", "1.5"), ("positive!", "positive"), ("-", "--"),
+    ],
+)  # fmt: skip
+def test_a_class_is_named_by_its_own_name(names):
+    labels = [Label(name) for name in names]
+    for spelled in ("{}", " {}", "{}\n"):
+        assert [named_class(spelled.format(name), labels) for name in names] == list(range(len(names)))
+
+
+def test_marks_before_a_class_count_only_where_a_class_has_them():
+    signed = [Label("-1"), Label("0"), Label("1")]
+    assert [named_class(t, signed) for t in ("-1.", "**-1**", '"1"', "1, because", "- 1", "+1", "2")] == [
+        0,
+        0,
+        2,
+        2,
+        2,
+        2,
+        None,
+    ]
+    assert named_class("1", [Label("-1"), Label("+1")]) is None, "neither of the two"
+    assert named_class("-1", [Label("0"), Label("1")]) == 1
+    assert [named_class(t, [Label("+"), Label("-")]) for t in ("+", "'-'", "- bad", "+-")] == [0, 1, 1, 0]
+    assert [named_class(t, [Label("Good"), Label("good")]) for t in ("Good.", "good.")] == [0, 1]

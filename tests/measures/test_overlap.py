@@ -81,3 +81,9 @@ def test_corpus_bleu_is_no_mean_of_sentences():
 
 def test_perplexity_weighs_tokens():
     assert perplexity(np.array([[2 * math.log(2) + math.log(32), 3.0]]))[0] == pytest.approx(2 ** (7 / 3))
+
+
+def test_no_figure_leaves_its_range():
+    same = "答案是甲乙丙"
+    assert bleu(np.array([bleu_row([same], same, "zh")]))[0] == 1, "not a rounding error more"
+    assert np.isfinite(perplexity(np.array([[1e300, 1.0]]))).all()

@@ -74,6 +74,13 @@ def test_old_states_of_another_kind_are_refused():
         descent.restore([piece for piece in descent.state() if piece.name != "moves"])
 
 
+def test_the_rate_is_0_at_the_end_of_the_span_also_where_the_warm_up_fills_it():
+    for schedule in ("linear", "cosine"):
+        recipe = Recipe(0.5, schedule=schedule, warmup=4, span=4)
+        assert [recipe.rate(n) for n in range(7)] == [0.0, 0.125, 0.25, 0.375, 0.0, 0.0, 0.0]
+        assert Recipe(0.5, schedule=schedule, warmup=0, span=1).rate(1) == 0.0
+
+
 NAMES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 

@@ -116,6 +116,23 @@ def test_whatever_lies_there_the_list_is_made(tmp_path_factory, one, two, three)
     assert states == {"good": "interrupted", "bad": "damaged"}
 
 
+def test_a_folder_that_may_not_be_entered_does_not_bring_the_list_down(tmp_path, monkeypatch):
+    begun(tmp_path / "mine")
+    (tmp_path / "theirs").mkdir()
+    plain = Path.is_file
+
+    def is_file(path):  # Also where the tests run as root, whom no mode keeps out.
+        if path.parent.name == "theirs":
+            raise PermissionError
+        return plain(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert [run.path.name for run in list_runs(tmp_path)] == ["mine"]
+    with pytest.raises(InputError) as caught:
+        read_run(tmp_path / "theirs")
+    assert caught.value.code == "SS-1281"
+
+
 def test_runs_are_listed_by_when_they_began_three_levels_deep(tmp_path):
     begun(tmp_path / "b" / "alice", minute=1)
     begun(tmp_path / "a" / "x" / "bob", minute=2)
@@ -129,6 +146,18 @@ def test_runs_are_listed_by_when_they_began_three_levels_deep(tmp_path):
         list_runs(tmp_path / "nowhere")
     with pytest.raises(InputError, match="SS-1281"):
         read_run(tmp_path / "a")
+
+
+def test_the_best_adapters_of_a_deleted_run_are_not_taken_for_the_new_one_s(tmp_path):
+    folder = begun(tmp_path / "run", 1)
+    (folder / "best").mkdir()
+    for name in ("best/adapter-back.safetensors", "adapter-back.safetensors", "best/mine.txt"):
+        (folder / name).touch()
+    clear(folder, results=False)
+    assert (folder / "best/adapter-back.safetensors").exists()
+    clear(folder, results=True)
+    assert not list(folder.rglob("*.safetensors"))
+    assert (folder / "best/mine.txt").exists()
 
 
 def test_a_finished_run_is_deleted_only_where_that_was_asked_for(tmp_path):

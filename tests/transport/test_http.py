@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -96,3 +97,18 @@ def test_a_second_request_is_not_read_from_the_same_connection():
     wire = Wire(anybody)
     assert wire.receive(one + b"GET /b HTTP/1.1\r\nHost: h\r\n\r\n").head.path == "/a"
     assert wire.receive(b"") is None
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_whoever_asks_for_the_head_of_an_answer_gets_no_more(refused):
+    def admit(head):
+        if refused:
+            raise InputError("SS-1271", "no", hint="No.")
+
+    wire = Wire(admit)
+    with suppress(InputError):
+        wire.receive(b"HEAD /v1/models HTTP/1.1\r\nHost: h\r\n\r\n")
+    told = wire.begin(404, (("content-type", "text/plain"),), length=5) + wire.part(b"hello") + wire.end()
+    head, _, body = told.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 404 ")
+    assert body == b""

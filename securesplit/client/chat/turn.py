@@ -15,7 +15,6 @@ from securesplit.client.chat.template import Rendered, fit
 from securesplit.client.chat.toll import Price, Toll
 from securesplit.client.generate import Piece
 from securesplit.client.sampling import Sampling
-from securesplit.policy.schema import Gaussian
 
 if TYPE_CHECKING:
     from securesplit.client.client import Client
@@ -84,18 +83,7 @@ def speak(client: Client, toll: Toll, turn: Turn) -> Iterator[Piece]:
         As :meth:`securesplit.client.client.Client.stream`.
     """
     # What the client refuses is refused here, and costs nothing; the first byte leaves with the first piece.
-    stream = client.stream(turn.prompt, max_new_tokens=turn.max_new_tokens, sampling=turn.sampling)
+    stream = client.stream(turn.prompt, max_new_tokens=turn.max_new_tokens, sampling=turn.sampling, ends=turn.ends)
     toll.pay(client, turn.said, turn.prompt)
     with closing(cast("Generator[Piece]", stream)) as pieces:
-        for piece in pieces:
-            if turn.ends is not None and piece.token == turn.ends:
-                break
-            yield piece
-        else:
-            return
-        if isinstance(client.policy.privacy, Gaussian):
-            for (
-                _
-            ) in pieces:  # As many tokens cross as were asked for, or their number would say where the message ended.
-                continue
-    yield Piece("", None, "stop")
+        yield from pieces

@@ -126,7 +126,8 @@ def models_json(model: str, created: int, *, alone: bool) -> bytes:
 def fault_json(error: SecureSplitError, status: int) -> dict[str, object]:
     """A refusal in OpenAI's form; ``code`` is ours, for `securesplit explain`."""
     said = "; ".join((error.what, *error.details))
-    param = error.details[0].partition(":")[0] if error.code == "SS-1272" and error.details else None
+    place, colon, _ = error.details[0].partition(":") if error.code == "SS-1272" and error.details else ("", "", "")
+    param = place if colon and place != "body" else None  # A fault of the whole body has no place in it.
     message = f"{said}. {error.hint}" if error.hint else said
     return {
         "error": {"message": message, "type": _TYPES.get(status, "server_error"), "param": param, "code": error.code}

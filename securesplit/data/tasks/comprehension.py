@@ -157,6 +157,7 @@ def read_record(source: Source, faults: Faults) -> Iterator[Item]:
         text = row.passage.text.replace("@highlight", "").strip()
         for query in row.qas:
             answers = tuple(dict.fromkeys(a.text for a in query.answers or ()))
+            parts = Parts(text=text, question=query.query)
             yield Item(
-                f"{row.idx}/{query.idx}", str(row.idx), Parts(text=text, question=query.query), answers, line=entry.line
+                f"{row.idx}/{query.idx}", str(row.idx), parts, answers, user=f"passage:{row.idx}", line=entry.line
             )

@@ -51,8 +51,13 @@ class Faults:
         try:
             return model.model_validate(value)
         except ValidationError as error:
+            told: dict[str, list[str]] = {}
             for fault in error.errors(include_url=False, include_input=False, include_context=False):
-                self.add(path, line, _told(model, fault["type"], fault["loc"], fault["msg"]))
+                where, what = _told(model, fault["type"], fault["loc"], fault["msg"])
+                told.setdefault(where, []).append(what)
+            for where, whats in told.items():
+                # One place may have several: of each of its types one, or of each key that is not known.
+                self.add(path, line, f"{where}: {', or '.join(dict.fromkeys(whats))}")
             return None
 
     def done(self) -> None:
@@ -68,7 +73,7 @@ class Faults:
         raise InputError("SS-1240", f"the data has {self._count} fault(s)", hint=self._hint, details=details)
 
 
-def _told(model: type[BaseModel], kind: str, place: tuple[int | str, ...], message: str) -> str:
+def _told(model: type[BaseModel], kind: str, place: tuple[int | str, ...], message: str) -> tuple[str, str]:
     known = _keys(model)
     if kind == "extra_forbidden":
         place, message = place[:-1], "has a key that the format does not know"
@@ -76,10 +81,12 @@ def _told(model: type[BaseModel], kind: str, place: tuple[int | str, ...], messa
         message = message.removeprefix("Value error, ")
     elif kind in {"model_type", "model_attributes_type"}:
         message = "must be a JSON object"
+    elif kind == "tuple_type":
+        message = "must be a list"
     elif kind.startswith("string_pattern"):
         message = "has not the form that the format asks for"
     where = ".".join(str(part) for part in place if isinstance(part, int) or part in known)
-    return f"{where or 'this entry'}: {message}"
+    return where or "this entry", message
 
 
 @cache

@@ -55,7 +55,7 @@ TASKS = (
     Task("boolq", "a passage, a yes or no question", _LINES, "classes", read_boolq, _TRUTH),
     Task(
         "cb", "entailment, contradiction or neither", _LINES, "classes", read_cb,
-        (Label("entailment", ("yes", "true")), Label("contradiction", ("no", "false")), Label("neutral", ("maybe",))),
+        (Label("entailment", ("yes", "true", "0")), Label("contradiction", ("no", "false", "1")), Label("neutral", ("maybe", "2"))),
     ),
     Task(
         "copa", "which of two is the cause or the effect", _LINES, "classes", read_copa,
@@ -65,7 +65,7 @@ TASKS = (
     Task("record", "fill a gap from a news article", _LINES, "spans", read_record),
     Task(
         "rte", "does one sentence follow from another", _LINES, "classes", read_rte,
-        (Label("entailment", ("yes", "true")), Label("not_entailment", ("no", "false"))),
+        (Label("entailment", ("yes", "true", "0")), Label("not_entailment", ("no", "false", "1"))),
     ),
     Task("wic", "has a word the same sense twice", _LINES, "classes", read_wic, _TRUTH),
     Task("wsc", "what does a pronoun stand for", _LINES, "classes", read_wsc, _TRUTH),
@@ -109,6 +109,10 @@ def read_task(task: Task, source: Source, limit: int | None = None) -> tuple[Ite
     if limit is not None and limit < 1:
         raise InputError("SS-1207", f"a limit of {limit} leaves nothing to read", hint="Use a limit of at least 1.")
     faults = Faults(f"Task '{task.name}' reads {task.format}; docs/tasks.md shows an example of each format.")
+    if (source.ids or source.split) and not (task.read is read_xsum and source.path.is_dir()):
+        faults.add(
+            source.path, None, "is no folder of documents of task 'xsum': leave the file of ids and the split out"
+        )
     items: list[Item] = []
     seen: set[str] = set()
     for item in task.read(source, faults):

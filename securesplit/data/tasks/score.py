@@ -128,7 +128,7 @@ def score(
     given = {str(p.id): p for p in predictions}
     judged = [] if not golden else [_perplexity(golden, given)]
     if golden and task.measure != "text":
-        judged.insert(0, _JUDGES[task.measure](task, golden, {name: _said(p) for name, p in given.items()}))
+        judged.insert(0, _JUDGES[task.measure](task, golden, _answers(predictions)))
     judged = [family for family in judged if family.rows]
     if not judged:
         raise InputError(
@@ -140,14 +140,23 @@ def score(
         for family in judged
         for name, value in family.values
     )
+    answers = given if task.measure == "text" else _answers(predictions)
     return Scores(
-        task.name, len(golden), sum(item.id in given for item in golden), judged[0].unparsable, len({i.group for i in golden}), measures
+        task.name, len(golden), sum(item.id in answers for item in golden), judged[0].unparsable, len({i.group for i in golden}), measures
     )  # fmt: skip
 
 
-def _said(prediction: Prediction) -> str:
-    said = prediction.prediction
-    return "" if said is None else str(said).lower() if isinstance(said, bool) else str(said)
+def _answers(predictions: Sequence[Prediction]) -> dict[str, str]:
+    """What was said of each example; a line with likelihoods alone says nothing."""
+    return {
+        str(p.id): str(p.prediction).lower() if isinstance(p.prediction, bool) else str(p.prediction)
+        for p in predictions
+        if p.prediction is not None
+    }
+
+
+_MISSING = spans.Short(0.0, 0.0)
+"""Not the score of an empty text: that agrees with a gold answer of which nothing is left, such as "A"."""
 
 
 def _classes(task: Task, items: Sequence[Item], given: Mapping[str, str]) -> _Judged:
@@ -183,12 +192,12 @@ def _multirc(task: Task, items: Sequence[Item], given: Mapping[str, str]) -> _Ju
 
 
 def _spans(_task: Task, items: Sequence[Item], given: Mapping[str, str]) -> _Judged:
-    found = [spans.best(item.answers, given.get(item.id, "")) for item in items]
+    found = [spans.best(item.answers, given[item.id]) if item.id in given else _MISSING for item in items]
     return _Judged([(s.f1, s.exact, 1.0) for s in found], _groups(items), (("f1", _column(0)), ("em", _column(1))))
 
 
 def _turns(_task: Task, items: Sequence[Item], given: Mapping[str, str]) -> _Judged:
-    found = [spans.leave_one_out(item.answers, given.get(item.id, "")) for item in items]
+    found = [spans.leave_one_out(item.answers, given[item.id]) if item.id in given else _MISSING for item in items]
     return _Judged([(s.f1, s.exact, 1.0) for s in found], _groups(items), (("f1", _column(0)), ("em", _column(1))))
 
 
@@ -197,7 +206,7 @@ def _overlap(task: Task, items: Sequence[Item], given: Mapping[str, str]) -> _Ju
     rows = []
     for item in items:
         said = given.get(item.id, "")
-        short = spans.best(item.answers, said)
+        short = spans.best(item.answers, said) if item.id in given else _MISSING
         rows.append(
             (*overlap.bleu_row(item.answers, said, task.language), *overlap.rouge(item.answers, said, task.language), short.exact, short.f1, 1.0)
         )  # fmt: skip

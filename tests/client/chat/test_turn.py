@@ -1,59 +1,87 @@
-"""The end of a message ends the answer, and under a private policy the server does not see where."""
+"""The end of a message ends the answer, whole, and under a private policy the server does not see where."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
 from securesplit.client.chat.toll import Toll
 from securesplit.client.chat.turn import Turn, speak
-from securesplit.client.generate import Piece
 from securesplit.client.sampling import Sampling
-from securesplit.policy.schema import Policy
-from tests.e2e.house import FROZEN, LAB, policy_of
+from securesplit.protocol.messages import Forward
+from tests.e2e.house import FROZEN, LAB, build_house, policy_of
+
+PROMPT, COUNT = (20, 21, 22), 6
 
 
-@dataclass
-class Scripted:
-    """A client that says token after token, and knows how many it was asked for."""
-
-    policy: Policy
-    ledger: None = None
-    crossed: list[int] = field(default_factory=list)
-
-    def stream(self, prompt: object, *, max_new_tokens: int, **_: Any) -> Iterator[Piece]:
-        for token in range(10, 10 + max_new_tokens):
-            self.crossed.append(token)
-            yield Piece(f"w{token} ", token, None)
-        yield Piece("", None, "length")
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """One for all tests here: they leave nothing behind in it."""
+    return build_house(tmp_path_factory.mktemp("turn") / "house")
 
 
-def turn(ends: int | None) -> Turn:
-    return Turn((3, 4), ("w3 w4",), dropped=0, max_new_tokens=5, sampling=Sampling(), price=None, ends=ends)
+def site(house, privacy=LAB, ledger=None):
+    client, spy, _ = house.joined(house.job(), policy_of(privacy), ledger=ledger)
+    client.tokenizer.eos_token = None
+    return client, spy
 
 
-@pytest.mark.parametrize("privacy", [LAB, FROZEN])
-def test_an_answer_ends_where_its_message_does(privacy):
-    client = Scripted(policy_of(privacy))
-    pieces = list(speak(client, Toll(), turn(12)))
-    assert [piece.token for piece in pieces] == [10, 11, None]
-    assert [piece.finish for piece in pieces] == [None, None, "stop"]
-    assert client.crossed == ([10, 11, 12] if privacy == LAB else [10, 11, 12, 13, 14])
+def turn(ends: int | None, stop: tuple[str, ...] = ()) -> Turn:
+    return Turn(
+        PROMPT,
+        ("w20 w21 w22",),
+        dropped=0,
+        max_new_tokens=COUNT,
+        sampling=Sampling(repetition_penalty=9.0, stop=stop),
+        price=None,
+        ends=ends,
+    )
 
 
-@pytest.mark.parametrize("ends", [None, 99])
-def test_without_such_a_token_nothing_is_changed(ends):
-    client = Scripted(policy_of())
-    assert [piece.finish for piece in speak(client, Toll(), turn(ends))] == [None] * 5 + ["length"]
-    assert "w3" not in repr(turn(ends))
+@pytest.fixture(scope="module")
+def plain(house) -> tuple[int, ...]:
+    """What is said without such a token; the penalty makes all tokens differ."""
+    client, _ = site(house)
+    made = client.generate(PROMPT, max_new_tokens=COUNT, sampling=Sampling(repetition_penalty=9.0)).tokens
+    assert len(set(made)) == COUNT
+    return made
 
 
-def test_who_leaves_early_stops_the_generation():
-    client = Scripted(policy_of())
+@pytest.mark.parametrize("privacy", [LAB, FROZEN], ids=["lab", "frozen"])
+def test_an_answer_ends_where_its_message_does(house, privacy, open_ledger):
+    client, spy = site(house, privacy, open_ledger() if privacy == FROZEN else None)
+    # Noise chooses the tokens there; the prompt's is remembered, so that its first one is the same again.
+    first = client.generate(PROMPT, max_new_tokens=1, sampling=turn(None).sampling).tokens[0]
+    before = len(spy.messages(Forward))
+    pieces = list(speak(client, Toll(), turn(first)))
+    assert [(piece.token, piece.finish) for piece in pieces][-1] == (None, "stop")
+    assert [piece.token for piece in pieces if piece.token is not None] == []
+    # Under a private policy as many tokens cross as were asked for.
+    assert len(spy.messages(Forward)) - before == (1 if privacy == LAB else COUNT)
+
+
+def test_what_could_have_become_a_stop_text_is_said_when_the_message_ends(house, plain):
+    client, _ = site(house)
+    said = client.tokenizer.decode(list(plain[:2]))
+    stop = said[-2:] + " never"  # Its beginning is held back until it is clear that nothing more comes.
+    pieces = list(speak(client, Toll(), turn(plain[2], (stop,))))
+    assert [piece.token for piece in pieces if piece.token is not None] == list(plain[:2])
+    assert "".join(piece.text for piece in pieces) == said
+    assert pieces[-1].finish == "stop"
+
+
+@pytest.mark.parametrize("ends", [None, 2])
+def test_without_such_a_token_nothing_is_changed(house, plain, ends):
+    assert ends not in plain
+    client, _ = site(house)
+    pieces = list(speak(client, Toll(), turn(ends)))
+    assert [piece.token for piece in pieces] == [*plain, None]
+    assert [piece.finish for piece in pieces] == [None] * COUNT + ["length"]
+    assert "w20" not in repr(turn(ends))
+
+
+def test_who_leaves_early_stops_the_generation(house):
+    client, spy = site(house)
     pieces = speak(client, Toll(), turn(None))
     next(pieces)
     pieces.close()
-    assert client.crossed == [10]
+    assert len(spy.messages(Forward)) == 1

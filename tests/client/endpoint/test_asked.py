@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from securesplit.client.endpoint.asked import Ask, Defaults, asked
-from securesplit.client.sampling import Sampling
+from securesplit.client.sampling import Sampling, probabilities
 from securesplit.errors import InputError
 
 SETTINGS = settings(max_examples=80, deadline=None)
@@ -150,3 +151,52 @@ def test_names_that_are_not_ours_are_repeated_only_where_they_are_plain():
 def test_half_a_character_is_no_text():
     with pytest.raises(InputError, match="SS-1272"):
         asked(b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}', chat=True, defaults=DEFAULTS, seed=0)
+
+
+GOOD = {"model": "m", "messages": MESSAGES}
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"stop": ""}, ["stop.0"]),
+        ({"stop": ["a"] * 5}, ["stop"]),
+        ({"stop": 3}, ["stop"]),
+        ({"messages": []}, ["messages"]),
+        ({"messages": [{"role": "user", "content": 3}]}, ["messages.0.content"]),
+        ({"messages": [{"role": "user", "content": None}]}, ["messages.0.content"]),
+        ({"messages": [{"role": "user", "content": "x", "name": "bob"}, {"role": "q", "content": []}]}, ["messages.0.name", "messages.1.role"]),
+        ({"stop": [""], "n": 2, "top_k": -2}, ["n", "top_k", "stop.0"]),
+    ],
+)  # fmt: skip
+def test_a_fault_is_told_once_and_where_it_is(more, told):
+    found = faults({**GOOD, **more})
+    assert [fault.partition(":")[0] for fault in found] == told
+    assert not any(word in fault for fault in found for word in ("constrained", "tuple", "Tuple", "?"))
+
+
+@pytest.mark.parametrize("prompt", ["", [], ["a", "b"], [1, 2], [[1]], [""], 3])
+def test_a_prompt_that_is_none_is_told_once(prompt):
+    (found,) = faults({"model": "m", "prompt": prompt}, chat=False)
+    assert found.partition(":")[0] in {"prompt", "prompt.0"}
+
+
+def test_edges_that_other_programs_send_as_nothing():
+    usual = Defaults(7, Sampling(temperature=1.0, top_k=5, top_p=0.9))
+
+    def sampling(**more):
+        return asked(json.dumps({**GOOD, **more}).encode(), chat=True, defaults=usual, seed=0).sampling
+
+    assert [sampling(**more).top_k for more in ({}, {"top_k": None}, {"top_k": 0}, {"top_k": -1}, {"top_k": 1})] == [
+        5,
+        5,
+        None,
+        None,
+        1,
+    ]
+    logits = torch.tensor([0.0, 3.0, 2.9, -50.0])
+    assert torch.equal(probabilities(logits, sampling(top_p=0)), torch.tensor([0.0, 1, 0, 0], dtype=torch.float64))
+    assert sampling(top_p=1).top_p == 1
+    read({**GOOD, "top_logprobs": 0, "logprobs": False})
+    read({**GOOD, "messages": [{"role": "assistant", "content": "x", "annotations": [], "tool_calls": []}, *MESSAGES]})
+    assert faults({"model": "m", "prompt": "x", "logprobs": 0}, chat=False), "0 asks for the chosen tokens' own"

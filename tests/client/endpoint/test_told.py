@@ -78,3 +78,9 @@ def test_every_event_is_one_line_of_json_whatever_the_text(chat):
 def test_models():
     one = json.loads(models_json("m", 5, alone=True))
     assert json.loads(models_json("m", 5, alone=False)) == {"object": "list", "data": [one]}
+
+
+def test_a_fault_of_the_whole_body_names_no_field():
+    for detail in ("the body is no JSON, or names a field twice", "body: Invalid JSON: here"):
+        error = InputError("SS-1272", "x", hint="Do.", details=(detail,))
+        assert fault_json(error, 400)["error"]["param"] is None

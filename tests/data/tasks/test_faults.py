@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import csv
 import json
 from pathlib import Path
 
@@ -175,6 +176,21 @@ def test_sizes_are_capped_before_parsing(tmp_path, monkeypatch):
     path = raw(tmp_path, json.dumps({"text": "a"}), json.dumps({"text": "b" * 100}))
     (detail,) = refused("text", path)
     assert detail.startswith(f"{path}:2: is over 64 bytes")
+    path = raw(
+        tmp_path,
+        json.dumps({"text": "b" * 63}),
+        json.dumps({"text": "b" * 500}),
+        json.dumps({"text": 1}),
+        "c" * 64,
+        "c" * 65,
+    )
+    details = refused("text", path)
+    assert [d.removeprefix(f"{path}:").partition(":")[0] for d in details] == ["1", "2", "3", "4", "5"], (
+        "what follows is read"
+    )
+    if Path("/dev/zero").exists():
+        monkeypatch.setattr(located, "MAX_LINES_BYTES", 1000)
+        refused("multirc", Path("/dev/zero"), "SS-1205")
     monkeypatch.setattr(located, "MAX_FILE_BYTES", 64)
     refused("huatuo", raw(tmp_path, json.dumps([{"question": "a" * 100}]), name="a.json"), "SS-1205")
     monkeypatch.setattr(located, "MAX_LINES_BYTES", 100)
@@ -200,3 +216,40 @@ def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path_factory, task, val
     path.write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
     with contextlib.suppress(InputError):  # Anything else that is raised is a defect.
         assert read_task(task_named(task), Source(path))
+
+
+def test_all_faults_of_a_table_each_where_its_row_begins(tmp_path):
+    path = raw(
+        tmp_path,
+        "prompt,answer",
+        '"x"y,z',
+        "a,b,c",
+        '"two',
+        'lines",b',
+        "d,",
+        '"never',
+        "closed,b",
+        "e,f",
+        name="a.csv",
+    )
+    told = [detail.removeprefix(f"{path}:").partition(":")[0] for detail in refused("pairs", path)]
+    assert told == ["2", "3", "7"], "a row without an answer is a test set's"
+    bound = csv.field_size_limit()
+    path.write_text("text\n" + "a" * 200_000 + "\n" + "b" * (1 << 21) + "\n")
+    (detail,) = refused("text", path)
+    assert detail.startswith(f"{path}:3: text: "), "as long as in any other format"
+    assert csv.field_size_limit() == bound
+
+
+def test_a_place_is_told_once_though_its_value_may_be_of_several_types(tmp_path):
+    path = raw(
+        tmp_path,
+        '{"prompt": "x", "id": true}',
+        '{"prompt": "x", "answers": "y"}',
+        '{"prompt": "x", "one": 1, "two": 2}',
+    )
+    told = [detail.removeprefix(f"{path}:") for detail in refused("pairs", path)]
+    assert told == [
+        "1: id: Input should be a valid string, or Input should be a valid integer", "2: answers: must be a list",
+        "3: this entry: has a key that the format does not know",
+    ]  # fmt: skip

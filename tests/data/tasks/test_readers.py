@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -184,6 +186,23 @@ def test_huatuo_is_an_array_or_lines(tmp_path):
     assert [i.answers for i in read("huatuo", lines(tmp_path, *rows))] == [(r["answer"],) for r in rows]
 
 
+@pytest.mark.parametrize("array", [False, True])
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="no names for open files here")
+def test_a_pipe_is_read_from_its_beginning(array):
+    """As in ``--data <(zcat notes.json.gz)``: what was looked at is not lost for what is read."""
+    rows = [{"question": f"{i} 问", "answer": "答" * 50} for i in range(200)]
+    text = json.dumps(rows) if array else "\n".join(map(json.dumps, rows))
+    assert 4096 < len(text) < 1 << 17
+    end, begin = os.pipe()
+    writer = threading.Thread(target=lambda: (os.write(begin, text.encode()), os.close(begin)))
+    writer.start()
+    try:
+        assert [item.parts.question for item in read("huatuo", Path(f"/dev/fd/{end}"))] == [r["question"] for r in rows]
+    finally:
+        os.close(end)
+        writer.join(10)
+
+
 def test_free_formats(tmp_path):
     path = lines(
         tmp_path,
@@ -206,6 +225,62 @@ def test_free_formats(tmp_path):
     plain.write_text("one\ntwo\n\n\nthree")
     assert [(i.answers, i.line) for i in read("text", plain)] == [(("one\ntwo",), 1), (("three",), 5)]
     assert [i.answers for i in read("text", lines(tmp_path, {"text": "one"}))] == [("one",)]
+
+
+def told(task, path):
+    with pytest.raises(InputError) as caught:
+        read(task, path)
+    assert caught.value.code == "SS-1240"
+    return [detail.removeprefix(f"{path}:") for detail in caught.value.details]
+
+
+@pytest.mark.parametrize("rest", ['[{"question": "c", "answer": "d"}]', "and so on", "]", '{"question": "c"}'])
+def test_what_stands_behind_an_array_is_not_left_out_in_silence(tmp_path, rest):
+    path = tmp_path / "two.json"
+    path.write_text(f'[{{"question": "a", "answer": "b"}}]\n{rest}\n')
+    assert told("huatuo", path) == ["2: stands behind the end of the JSON value that the file is"]
+
+
+@pytest.mark.parametrize(
+    ("head", "tail", "line"),
+    [
+        ('{"version": "1.0", ', "", 2),  # No end at all.
+        ('{"version": "1.0", ', "\n oops}", 3),
+        ('{"version": "1.0", ', "}\n{}", 3),
+        ('{"version": "1.0", ', ',\n "data": []}', 3),
+        ('{"version": "1.0", "version": "2.0", ', "}", 1),
+        ('{"version": "1.0", ', ', "version": "1.0"}', 2),
+        ('{[1]: "1.0", ', "}", 1),
+        ('{"version": "1.0", ', ', {"a": 1}: 1}', 2),
+    ],
+)
+def test_the_object_around_an_array_is_read_to_its_end(tmp_path, head, tail, line):
+    path = tmp_path / "coqa.json"
+    path.write_text(head + '"data":\n' + json.dumps(COQA["data"]) + tail)
+    assert [detail.partition(":")[0] for detail in told("coqa", path)] == [str(line)]
+
+
+def test_keys_behind_the_array_are_fine(tmp_path):
+    path = tmp_path / "coqa.json"
+    path.write_text(json.dumps({"data": COQA["data"], "version": "1.0", "more": {"a": [1]}}) + "\r\n")
+    assert len(read("coqa", path)) == 2
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_a_row_of_csv_ends_at_no_other_mark_than_a_line_break(tmp_path, mark):
+    path = tmp_path / "a.csv"
+    path.write_text(f'prompt,answer\r\none{mark}two,"three{mark}\r\nfour"\r\nfive,six,seven\r\n', newline="")
+    assert [detail.partition(":")[0] for detail in told("pairs", path)] == ["4"]
+    path.write_text(f"text\none{mark}two\nthree\n", newline="")
+    found = read("text", path)
+    assert [item.answers[0] for item in found] == [f"one{mark}two", "three"]
+    assert [item.line for item in found] == [2, 3]
+
+
+def test_a_passage_or_a_story_stands_for_a_user(tmp_path):
+    assert {i.user for i in read("multirc", lines(tmp_path, MULTIRC))} == {"passage:7"}
+    assert {i.user for i in read("record", lines(tmp_path, RECORD))} == {"passage:1"}
+    assert {i.user for i in read("coqa", lines(tmp_path, COQA, name="a.json"))} == {"story:s1"}
 
 
 def test_a_saved_data_set_needs_its_package(tmp_path, monkeypatch):
@@ -242,6 +317,16 @@ def test_a_state_that_names_no_files_of_its_folder_is_refused(tmp_path, state):
     with pytest.raises(InputError, match="SS-1240") as caught:
         read("pairs", tmp_path)
     assert caught.value.details == (f"{tmp_path / 'state.json'}: does not name the Arrow files of a data set",)
+
+
+def test_a_split_of_what_has_none_is_refused_not_passed_over(tmp_path):
+    path = lines(tmp_path, MULTIRC)
+    for options in ({"ids": path}, {"split": "train"}):
+        with pytest.raises(InputError, match="SS-1240"):
+            read("multirc", path, **options)
+    article = lines(tmp_path, {"id": "1", "document": "d", "summary": "s"}, name="x.jsonl")
+    with pytest.raises(InputError, match="SS-1240"):
+        read("xsum", article, split="train")
 
 
 def test_names_and_limits(tmp_path):

@@ -41,6 +41,15 @@ def test_classes_of_the_data_s_own():
     assert values["accuracy"] == 0.5
 
 
+def test_a_class_may_be_named_by_its_number():
+    for task, names in {
+        "rte": ("entailment", "not_entailment"),
+        "cb": ("entailment", "contradiction", "neutral"),
+    }.items():
+        gold = items(*((name,) for name in names))
+        assert scored(task, gold, {str(i): i for i in range(len(names))})[1] == {"accuracy": 1, "macro_f1": 1}
+
+
 def test_copa_takes_numbers_letters_and_names():
     _, values = scored("copa", items(("0",), ("1",), ("1",), ("0",)), {"0": 0, "1": "B", "2": "choice2", "3": "B"})
     assert values["accuracy"] == 0.75
@@ -101,7 +110,7 @@ def test_predictions_are_refused_all_at_once(tmp_path):
     with pytest.raises(InputError, match="SS-1240") as caught:
         read_predictions(path, items(("true",), ("false",)))
     told = [d.removeprefix(f"{path}:") for d in caught.value.details]
-    assert [d[0] for d in told] == ["3", "4", "5", "5", "6", "7"]
+    assert [d[0] for d in told] == ["3", "4", "5", "6", "7"]
     assert "Wilhelmina" not in str(caught.value.details)
     path.write_text("\n".join(rows[:2]))
     assert [p.prediction for p in read_predictions(path, items(("true",), ("false",)))] == ["yes", True]

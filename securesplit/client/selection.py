@@ -69,7 +69,9 @@ class Selected:
 
 
 def matching(pattern: str) -> tuple[Path, ...]:
-    """The folders that a pattern such as ``run/checkpoint-*`` names, numbers in their names counted as numbers.
+    """The folders that a pattern such as ``run/round-*`` names, numbers in their names counted as numbers.
+
+    Where some of them hold adapters, those that hold none, such as a run's ``state``, are passed over.
 
     Raises:
         InputError: SS-1248 when there is none.
@@ -80,7 +82,9 @@ def matching(pattern: str) -> tuple[Path, ...]:
     found = [folder for folder in base.glob(names) if folder.is_dir()] if names not in {"", "."} else []
     if not found:
         raise InputError("SS-1248", "no folder matches --checkpoints", hint="Quote the pattern: --checkpoints 'run/*'.")
-    return tuple(sorted(found, key=_natural))
+    found = [folder for folder in found if not folder.name.startswith(".")] or found  # What a crash has left half done.
+    filled = [folder for folder in found if any(folder.glob("adapter-*.safetensors"))]
+    return tuple(sorted(filled or found, key=_natural))
 
 
 def drawn(items: Sequence[Item], count: int) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from securesplit.aggregate.answered import AnswerLog
+from securesplit.client.checkpoints import keep_round
 from securesplit.client.client import Client
 from securesplit.client.memory import Remembered
 from securesplit.client.pace import Best, Measured, Pace, require_affordable
@@ -131,6 +132,7 @@ class Trainer:
                 self._close = lambda: None
                 self._client.keep_anchor()
                 at.curve.append(self._evaluate())
+                keep_round(self._client, self._records, at.done - 1)
                 self._keep(now=True)
             if at.done == rounds:
                 return Trained(

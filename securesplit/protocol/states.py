@@ -25,6 +25,7 @@ from securesplit.protocol.messages import (
     Hello,
     Hidden,
     KeepAnchor,
+    Mark,
     Message,
     RoundBegin,
     RoundKept,
@@ -55,11 +56,11 @@ _ENDINGS: _Row = {Failure: State.CLOSED, Bye: State.CLOSED}
 _OPEN = State.OPEN
 _FROM_CLIENT: _Row = {
     Forward: _OPEN, Backward: _OPEN, DropCache: _OPEN, KeepAnchor: _OPEN, RoundReady: _OPEN, RoundKept: _OPEN, Run: _OPEN,
-    Secagg: _OPEN, Seal: _OPEN, **_ENDINGS,
+    Secagg: _OPEN, Seal: _OPEN, Mark: _OPEN, **_ENDINGS,
 }  # fmt: skip
 _FROM_SERVER: _Row = {
     Hidden: _OPEN, Declined: _OPEN, Gradient: _OPEN, RoundBegin: _OPEN, RoundStatus: _OPEN, Secagg: _OPEN, Seal: _OPEN,
-    **_ENDINGS,
+    Mark: _OPEN, **_ENDINGS,
 }  # fmt: skip
 
 TRANSITIONS: dict[State, dict[Role, dict[type[Message], State]]] = {

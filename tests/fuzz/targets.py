@@ -111,6 +111,7 @@ def samples() -> tuple[m.Message, ...]:
         m.RoundStatus(round=0, closed=False, missing=("carol",)),
         m.KeepAnchor(blob=b"sealed"),
         m.Run(run=bytes(16)),
+        m.Mark(what="use", name=bytes(32)),
         m.Seal(number=0, stream=bytes(32), log=bytes(16), rows=0, head=bytes(32), signature=bytes(8)),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from securesplit.errors import PolicyDenied
-from securesplit.protocol.messages import MESSAGES, Backward, Blob, Bye, Forward, Message, RoundKept, RoundReady
+from securesplit.protocol.messages import MESSAGES, Backward, Blob, Bye, Forward, Mark, Message, RoundKept, RoundReady
 from securesplit.protocol.roles import MAY_SEND, require_right
 from securesplit.protocol.states import TRANSITIONS
 
@@ -30,6 +30,8 @@ def test_a_trainer_may_send_what_the_states_let_a_client_send_and_nothing_else()
         Backward(step=0, gradient=ROWS),
         RoundReady(round=0, dim=1, frozen="0" * 64),
         RoundKept(round=0, run=bytes(16), clients=("alice",)),
+        Mark(what="now", slot=1),
+        Mark(what="ended"),
     ],
 )
 def test_a_guest_teaches_nothing_and_joins_no_sum(message: Message):

@@ -19,6 +19,7 @@ from securesplit.protocol.messages import (
     Hello,
     Hidden,
     KeepAnchor,
+    Mark,
     RoundBegin,
     RoundKept,
     RoundReady,
@@ -42,8 +43,8 @@ ALLOWED = {
     ("new", "client"): {Hello, *ENDS}, ("new", "server"): ENDS,
     ("greeting", "client"): ENDS, ("greeting", "server"): {Welcome, *ENDS},
     ("offered", "client"): {Confirm, *ENDS}, ("offered", "server"): ENDS,
-    ("open", "client"): {Forward, Backward, DropCache, KeepAnchor, RoundReady, RoundKept, Run, Secagg, Seal, *ENDS},
-    ("open", "server"): {Hidden, Declined, Gradient, RoundBegin, RoundStatus, Secagg, Seal, *ENDS},
+    ("open", "client"): {Forward, Backward, DropCache, KeepAnchor, RoundReady, RoundKept, Run, Secagg, Seal, Mark, *ENDS},
+    ("open", "server"): {Hidden, Declined, Gradient, RoundBegin, RoundStatus, Secagg, Seal, Mark, *ENDS},
     ("closed", "client"): set(), ("closed", "server"): set(),
 }  # fmt: skip
 FOLLOWS = {Hello: State.GREETING, Welcome: State.OFFERED, Confirm: State.OPEN, Failure: State.CLOSED, Bye: State.CLOSED}

@@ -6,6 +6,7 @@ by the hook that keeps records of sums, which knows nothing of former states.
 
 from __future__ import annotations
 
+import json
 import threading
 from contextlib import closing
 from dataclasses import replace
@@ -27,7 +28,22 @@ from securesplit.learning import table_of
 from securesplit.model.export import collect_adapters, export_adapter, read_part_adapters, save_part_adapters
 from securesplit.protocol.job import Job
 from securesplit.server.serve import state_facts
-from tests.e2e.house import CLIENTS, LAB, Loopback, build_model, build_tokenizer, policy_of
+from tests.client.test_regimes import STEP, with_releases
+from tests.e2e.house import (
+    CLIENTS,
+    LAB,
+    ROUND,
+    Loopback,
+    Program,
+    batches_of,
+    build_model,
+    build_tokenizer,
+    job_text,
+    policy_of,
+    policy_text,
+    start_server,
+    train_argv,
+)
 
 COUNTS = {"alice": 6, "bob": 7, "carol": 10}
 POLICY = policy_of(LAB)
@@ -48,26 +64,26 @@ def job_of(house, training=None, **schedule) -> Job:
     return Job.model_validate(raw | ({"training": training} if training else {}))
 
 
-def kept_at(house, job) -> Kept:
-    return Kept.open(house.root / "state", state_facts(job, POLICY, house.digest))
+def kept_at(house, job, policy=POLICY) -> Kept:
+    return Kept.open(house.root / "state", state_facts(job, policy, house.digest))
 
 
-def trained(house, job) -> dict[int, object]:
+def trained(house, job, policy=POLICY) -> dict[int, object]:
     """All clients' runs to their end, and B's adapters at the end of each sum."""
     middles, errors = {}, []
-    with closing(kept_at(house, job)) as state:
+    with closing(kept_at(house, job, policy)) as state:
 
         def seen(ended) -> None:
             if ended.result is not None:
                 middle = core._engine.middle
                 middles[ended.config.round] = collect_adapters(middle, model=house.digest, table=table_of(job))
 
-        core = house.core(job, POLICY, state=state, records=seen)
+        core = house.core(job, policy, state=state, records=seen)
         with Loopback(core, house.keys) as loop:
 
             def one(name: str, seed: int) -> None:
                 run = Run(
-                    policy=POLICY, keys=house.keys / name, server=loop.url, out=house.root / name, held_out=2, limit=None,
+                    policy=policy, keys=house.keys / name, server=loop.url, out=house.root / name, held_out=2, limit=None,
                     data=house.data(f"{name}.jsonl", COUNTS[name], seed=seed), max_tokens=16, truth=None, alone=False,
                     model=str(house.model), cache=house.root / "cache",
                 )  # fmt: skip
@@ -193,3 +209,64 @@ def test_a_state_that_is_kept_no_more_is_refused_and_checkpoints_without_one_are
     with pytest.raises(InputError, match="SS-1248") as refused:
         require_comparable(POLICY, [run, folder])
     assert "1 of 2" in str(refused.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("regime", ["round", "step"])
+def test_under_noise_too_each_checkpoint_names_its_own_b(house, regime):
+    """B learns from noised gradients; what of it is kept is past the noise."""
+    policy = policy_of(with_releases({"round": ROUND, "step": STEP}[regime], 20, 20, 20))
+    raw = job_of(house).model_dump(mode="json", exclude_none=True)
+    raw["schedule"].pop("keep_best", None)
+    job = Job.model_validate(raw | {"sums": raw["sums"] | {"blind": True}})
+    trained(house, job, policy)
+    folders = matching(str(house.root / "bob" / "*"))
+    require_comparable(policy, folders)
+    assert [path.name for path in folders] == ["round-1", "round-2"]
+    assert len({middle_of(folder) for folder in folders}) == 2
+    site = {"model": str(house.model), "cache": house.root / "cache"}
+    with (
+        closing(kept_at(house, job, policy)) as state,
+        Loopback(house.core(job, policy, state=state), house.keys) as loop,
+    ):
+        for folder in folders:
+            with open_client(policy, house.keys / "bob", loop.url, adapters=folder, **site) as client:
+                assert client.loss(batches_of(client, ["w4 w5 w6 w7"])[0]) > 0
+
+
+@pytest.mark.slow
+def test_by_command_with_a_server_that_was_started_again(house, request):
+    """serve, train, the end of all; serve again, eval of everything that alice's run left, and eval again for nothing."""
+    options = ("--model", house.model, "--cache", house.root / "cache")
+    job = job_text(house.model, rounds=2, epochs=1, blind=False).replace(
+        "batch = 4", "batch = 4\ncheckpoints = 2\nkeep_best = true"
+    )
+    policy = house.root / "p.toml"
+    policy.write_text(policy_text(LAB))
+    server, url = start_server(house, job, policy_text(LAB), "--state", house.root / "gpu-state", *options)
+    request.addfinalizer(server.kill)
+    clients = []
+    for i, name in enumerate(CLIENTS):
+        house.data(f"{name}.jsonl", COUNTS[name], seed=50 + i)
+        clients.append(Program(house.root, name, *train_argv(house, name, url, policy, *options)))
+    assert [client.wait() for client in clients] == [0, 0, 0], clients[0].complaint
+    assert server.stop() == 0
+    again, url = start_server(
+        house, job, policy_text(LAB), "--state", house.root / "gpu-state", *options, label="again"
+    )
+    request.addfinalizer(again.kill)
+    rows = [{"prompt": item.parts.text, "answer": item.answers[0]} for item in ITEMS]
+    (house.root / "gold.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = (
+        "eval", "--task", "pairs", "--data", "gold.jsonl", "--checkpoints", "alice/*", "--subset", 2, "--out", "scores",
+        "--policy", policy, "--keys", house.keys / "alice", "--server", url, "--max-new-tokens", 3, "--perplexity",
+        "--output", "json", *options,
+    )  # fmt: skip
+    evaluated = Program(house.root, "eval", *argv)
+    assert evaluated.wait() == 0, evaluated.complaint
+    assert [row["checkpoint"] for row in evaluated.said["tried"]] == ["alice/best", "alice/round-0", "alice/round-1"]
+    assert len({row["metrics"]["perplexity"] for row in evaluated.said["tried"]}) > 1
+    assert again.stop() == 0
+    repeated = Program(house.root, "eval-again", *argv)
+    assert repeated.wait() == 0, repeated.complaint
+    assert repeated.said == evaluated.said

@@ -117,7 +117,7 @@ def test_eval_wants_predictions_or_checkpoints(command, data, tmp_path):
     rest = ("--out", tmp_path / "out", "--policy", policy, "--keys", tmp_path, "--server", "wss://127.0.0.1:1")
     for pattern, told in (
         (tmp_path / "none/*", "no folder matches"),
-        (tmp_path / "run/*", "2 states of the server's part"),
+        (tmp_path / "run/*", "2 of 2 checkpoints name no state of the server's part"),
     ):
         code, _, err = command("eval", "--task", "multirc", "--data", data, "--checkpoints", pattern, *rest)
         assert (code, told in err, "SS-1248" in err) == (2, True, True)

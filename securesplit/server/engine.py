@@ -7,7 +7,8 @@ optimiser changes the weights that the pending graph was built with; securesplit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -78,17 +79,24 @@ class Engine:
         asked = caches or Caches()
         self.caches = CacheStore(Room(asked.bytes, most, asked.idle_seconds, asked.patience_seconds), clock)
         self._rate: int | None = None
+        self._former: Sequence[Tensor] | None = None
         self.fleet = Fleet(middle, recipe or Recipe(learning_rate or 0.0), copies)
 
-    def forward(
-        self, batches: Sequence[Batch], *, learn: bool, former: Sequence[Tensor] | None = None
-    ) -> tuple[Tensor, ...]:
+    @contextmanager
+    def computing(self, former: Sequence[Tensor] | None) -> Iterator[None]:
+        """What is computed inside, and does not learn, has these values in B's adapters; None: those of the client's copy."""
+        before, self._former = self._former, former
+        try:
+            yield
+        finally:
+            self._former = before
+
+    def forward(self, batches: Sequence[Batch], *, learn: bool) -> tuple[Tensor, ...]:
         """Run B over one client's batch, or over those of several at once.
 
         Args:
             batches: of clients that share a copy of B.
             learn: keep the graph for a backward pass.
-            former: values that B's adapters had, to compute with in place of the copy; nothing is learnt from that.
 
         Returns:
             (sum(lengths), D) for each.
@@ -107,7 +115,7 @@ class Engine:
             learner = self.fleet.of(batches[0].client)
             asked = [Rows(b.client, b.step, values) for b, values in zip(batches, rows, strict=True)]
             return learner.forward(asked, compute)
-        with torch.no_grad(), self.fleet.computing(batches[0].client, former):
+        with torch.no_grad(), self.fleet.computing(batches[0].client, self._former):
             return compute(tuple(rows))
 
     def backward(self, gradients: Sequence[Rows]) -> tuple[Tensor, ...]:
@@ -139,15 +147,12 @@ class Engine:
         """
         self.fleet.restore(state)
 
-    def decode(
-        self, connection: int, cache: int, lengths: tuple[int, ...], hidden: Tensor, client: str = "",
-        former: Sequence[Tensor] | None = None,
-    ) -> Tensor:  # fmt: skip
+    def decode(self, connection: int, cache: int, lengths: tuple[int, ...], hidden: Tensor, client: str = "") -> Tensor:
         """Extend a decoding cache by rows of each of its sequences, (sum(lengths), D or k) -> (sum(lengths), D).
 
         Sequences that began equally long run as one batch; those of other lengths run beside them. Several rows that go on
         a sequence run one after another, as they came the first time, so that a cache that is built again from the same
-        bytes is the same bit for bit. ``former`` is as in :meth:`forward`, and the same for all steps of a cache.
+        bytes is the same bit for bit.
 
         Raises:
             RemoteProtocolError: SS-4015 when sequences that began equally long do not go on so, SS-4016 when the number of
@@ -166,7 +171,7 @@ class Engine:
         for lane in state.lanes:
             rows = torch.stack([pieces[i] for i in lane.rows])
             try:
-                with torch.no_grad(), self.fleet.computing(client, former):
+                with torch.no_grad(), self.fleet.computing(client, self._former):
                     # The first rows are a prompt; later ones came one at a time.
                     parts = torch.split(rows, 1, dim=1) if lane.past.length else (rows,)
                     mixed = torch.cat([self._mixed(part, lane.past) for part in parts], 1)

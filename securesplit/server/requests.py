@@ -57,8 +57,8 @@ class Requests:
             if message.gain != 1:
                 hidden *= message.gain
             try:
-                former = self._marks.of(connection)
-                output = self._engine().decode(connection, message.cache, message.lengths, hidden, client, former)
+                with self._engine().computing(self._marks.of(connection)):
+                    output = self._engine().decode(connection, message.cache, message.lengths, hidden, client)
             except RemoteProtocolError as error:
                 if error.code not in POLITE:
                     raise
@@ -121,7 +121,8 @@ class Requests:
 
     def _evaluated(self, ask: Ask, message: Forward) -> Answer:
         batch = Batch(ask.name, message.step, message.lengths, tensor_of(message.hidden), message.gain)
-        (output,) = self._engine().forward([batch], learn=False, former=self._marks.of(ask.connection))
+        with self._engine().computing(self._marks.of(ask.connection)):
+            (output,) = self._engine().forward([batch], learn=False)
         return Answer(ask.connection, ask.name, message, Hidden(step=message.step, hidden=blob_of(output, self._codec)))
 
     def keep(self, connection: int, certificate: bytes, message: KeepAnchor) -> Work:

@@ -117,6 +117,20 @@ class Client:
         self.middle: Callable[..., Tensor] = RememberingMiddle(self.remote) if self.regime == "frozen" else self.remote
         self.train(None)
 
+    def mark(self, slot: int = 0, *, ended: bool = False) -> str:
+        """Let the server keep the state of B's adapters, for a checkpoint to name.
+
+        Args:
+            slot: 0 for the best one, else 1 to the job's ``schedule.checkpoints``; another state there is let go.
+            ended: that of the last secure sum's end, in place of the present one.
+
+        Returns:
+            Its name in hex; empty where B does not learn, and where the job or the server keeps none.
+        """
+        if self.regime == "frozen" or not self.job.schedule.checkpoints:
+            return ""
+        return self.link.mark(slot=slot, ended=ended).hex()
+
     def keep_anchor(self) -> None:
         """Let the server keep the ledger's head, sealed, so that an older image of this machine is refused later."""
         if self.ledger is not None:

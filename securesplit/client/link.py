@@ -40,6 +40,7 @@ from securesplit.protocol.messages import (
     Hidden,
     Join,
     KeepAnchor,
+    Mark,
     Message,
     RoundBegin,
     RoundKept,
@@ -68,11 +69,11 @@ FINAL = frozenset({"SS-3101", "SS-3102", "SS-3203", "SS-3205", "SS-3210", "SS-32
 class Memory(Protocol):
     """What was asked and answered before a crash; see securesplit/client/memory.py."""
 
-    def recall(self, request: Forward | Backward) -> Message | None:
+    def recall(self, request: Forward | Backward | Mark) -> Message | None:
         """The answer that this request got, or None when it is to be sent."""
         ...
 
-    def keep(self, request: Forward | Backward, answer: Message) -> None:
+    def keep(self, request: Forward | Backward | Mark, answer: Message) -> None:
         """Write down an answer before anything follows from it."""
         ...
 
@@ -157,6 +158,9 @@ class Link:
         self.memory: Memory | None = None
         self.donor: Donor = _Nobody()
         self._run = b""
+        self._former: Mark | None = (
+            None  # The state of B that this session computes with, where it is not the present one.
+        )
         self._learning: Forward | None = (
             None  # The last one; its gradient may have to follow it over another connection.
         )
@@ -238,6 +242,31 @@ class Link:
         self._asked = -1
         if self._run:
             self.tell(Run(run=self._run))
+        if self._former is not None:
+            self.use(self._former.name)
+
+    def mark(self, *, slot: int, ended: bool) -> bytes:
+        """Ask the server to keep the present state of B's adapters, or that of the last sum's end.
+
+        Returns:
+            Its name; empty when the server does not keep it.
+        """
+        return self._answered(Mark(what="ended" if ended else "now", slot=slot), Mark).name
+
+    def use(self, name: bytes) -> None:
+        """From here on compute with a former state of B's adapters, over any connection. Nothing learns then.
+
+        Raises:
+            RemoteProtocolError: SS-4095 when the server keeps it no more.
+        """
+        wanted = Mark(what="use", name=name)
+        self.tell(wanted)
+        if self.expect(Mark) != wanted:
+            hint = "Evaluate a checkpoint of a later round, by the server's --state folder of the run."
+            raise RemoteProtocolError(
+                "SS-4095", "the server keeps the state of its part no more that is asked for", hint=hint
+            )
+        self._former = wanted
 
     def enter(self, run: bytes) -> None:
         """From here on learn in a run that outlives the connection.
@@ -284,7 +313,7 @@ class Link:
             hint="What was done is kept: run the same command with --resume when the server is there again.",
         )
 
-    def _answered(self, request: Forward | Backward, kind: type[M]) -> M:
+    def _answered(self, request: Forward | Backward | Mark, kind: type[M]) -> M:
         """Ask once, over as many connections as it takes, unless it was answered before a crash."""
         if self.memory is not None and (known := self.memory.recall(request)) is not None:
             return self._of(kind, known)
@@ -297,7 +326,7 @@ class Link:
                 self.expect(Hidden)
                 self._asked = request.step
             self.tell(request)
-            self._asked = request.step
+            self._asked = self._asked if isinstance(request, Mark) else request.step
             found.append(self.expect(kind))
 
         if isinstance(request, Forward) and request.cache:

@@ -40,7 +40,7 @@ from securesplit.model.descent import NamedTensor
 from securesplit.model.sketch import Residual
 from securesplit.pki.files import write_atomically
 from securesplit.protocol.codec import Caps, decode, encode
-from securesplit.protocol.messages import Backward, Forward, Gradient, Message
+from securesplit.protocol.messages import Backward, Forward, Gradient, Mark, Message
 
 __all__ = ["EVERY", "Remembered", "data_digest"]
 
@@ -132,7 +132,7 @@ class Remembered:
         """Whether the run is still doing what it did before it was interrupted."""
         return bool(self._answers)
 
-    def recall(self, request: Forward | Backward) -> Message | None:
+    def recall(self, request: Forward | Backward | Mark) -> Message | None:
         """The answer that this request got before a crash; None when it got none.
 
         Raises:
@@ -149,7 +149,7 @@ class Remembered:
             )
         return decode(answer, _ANY)
 
-    def keep(self, request: Forward | Backward, answer: Message) -> None:
+    def keep(self, request: Forward | Backward | Mark, answer: Message) -> None:
         """Write an answer down.
 
         A hidden state need not be safe from a loss of power yet: its request would be sent once more, and the server has it.
@@ -216,8 +216,9 @@ class Remembered:
         if at.begun is not None:
             tensors.append(NamedTensor("start", torch.from_numpy(at.begun.start)))
             tensors += [NamedTensor(f"before.{i}", torch.from_numpy(v)) for i, v in enumerate(at.begun.before)]
-        if at.optimiser is not None:
-            tensors += [NamedTensor(_DESCENT + piece.name, piece.value) for piece in at.optimiser.state()]
+        # An optimiser that goes on from round to round may not have been taken over yet since the last interruption.
+        moments = at.moments if at.optimiser is None else at.optimiser.state()
+        tensors += [NamedTensor(_DESCENT + piece.name, piece.value) for piece in moments]
         if at.units is not None:
             tensors.append(NamedTensor("sum", torch.from_numpy(at.units.total.steps)))
             tensors += [NamedTensor(f"{_MET}{i}", value) for i, value in enumerate(at.units.met.values())]

@@ -48,11 +48,13 @@ class Best:
         moves: optimiser steps before it.
         loss: nats per token.
         values: by :meth:`securesplit.client.client.Client.snapshot`.
+        middle: name of the state of B's adapters that belongs to them; see :meth:`securesplit.client.client.Client.mark`.
     """
 
     moves: int
     loss: float
     values: tuple[npt.NDArray[np.float32], ...]
+    middle: str = ""
 
 
 class Pace:
@@ -76,6 +78,7 @@ class Pace:
         self._measure = measure
         self._lowest = math.inf
         self._worse = 0
+        self._inside = False  # Whether a measurement is of a round that is under way.
 
     def moved(self, moves: int) -> None:
         """After a local optimiser step: measure, where it is time."""
@@ -83,7 +86,9 @@ class Pace:
         if every is not None and moves % every == 0:
             loss = self._measure()
             self.measured.append(Measured(moves, loss))
+            self._inside = True
             self.saw(moves, loss)
+            self._inside = False
 
     def saw(self, moves: int, loss: float) -> None:
         """Take in a measurement, inside a round or between two."""
@@ -91,11 +96,16 @@ class Pace:
         if loss < self._lowest:
             self._lowest, self._worse = loss, 0
             if schedule.keep_best:
-                self.best = Best(moves, loss, self._client.snapshot())
+                self.best = Best(moves, loss, self._client.snapshot(), self._mark())
             return
         self._worse += 1
         if schedule.patience is not None and self._worse >= schedule.patience:
             self.stopped = True
+
+    def _mark(self) -> str:
+        """Let the server keep its part for the best: that of the last sum's end, or inside a round, or before any sum, the present."""
+        ended = self._client.job.mode.summed and not self._inside
+        return (self._client.mark(ended=True) if ended else "") or self._client.mark()
 
     def state(self) -> tuple[NamedTensor, ...]:
         """All that the next measurement depends on, and what was measured; copies."""
@@ -109,6 +119,8 @@ class Pace:
         if self.best is not None:
             kept.append(NamedTensor("best", torch.tensor([self.best.moves, self.best.loss], dtype=double)))
             kept += [NamedTensor(f"best.{i}", torch.from_numpy(v.copy())) for i, v in enumerate(self.best.values)]
+            name = np.frombuffer(bytes.fromhex(self.best.middle), dtype=np.uint8)
+            kept += [NamedTensor("middle", torch.from_numpy(name.copy()))] if len(name) else []
         return tuple(kept)
 
     def restore(self, state: Sequence[NamedTensor]) -> None:
@@ -129,7 +141,8 @@ class Pace:
         self.best = None
         if "best" in held:
             moves, loss = held["best"].tolist()
-            self.best = Best(int(moves), loss, tuple(value.numpy().copy() for value in values))
+            middle = held["middle"].numpy().tobytes().hex() if "middle" in held else ""
+            self.best = Best(int(moves), loss, tuple(value.numpy().copy() for value in values), middle)
 
 
 def require_affordable(client: Client, batches: int, held_out: int) -> None:

@@ -13,6 +13,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+from securesplit.client.checkpoints import middle_of
 from securesplit.client.client import Client
 from securesplit.client.generate import Generated
 from securesplit.client.likelihood import likelihoods
@@ -47,18 +48,22 @@ class Site:
 
 
 def require_comparable(policy: Policy, checkpoints: Sequence[Path]) -> None:
-    """Several checkpoints can be compared where the server's part is the same for all of them.
+    """Several checkpoints can be compared where each is evaluated with the server's part that it belongs to.
 
     Raises:
-        InputError: SS-1248 for several checkpoints of a regime in which B learns, too: the server serves one state of it, and
-            answers of the other checkpoints would be those of halves that never belonged together.
+        InputError: SS-1248 for several checkpoints of a regime in which B learns, too, where some name no state of it: the
+            server would compute with its present one, and answers would be those of halves that never belonged together.
+            SS-1305, SS-1414 for one whose files do not belong together, or are none.
     """
     frozen = isinstance(policy.privacy, Gaussian) and policy.privacy.regime == "frozen"
-    if len(checkpoints) > 1 and not frozen:
+    nameless = [path for path in checkpoints if not middle_of(path)] if len(checkpoints) > 1 and not frozen else []
+    if nameless:
         raise InputError(
-            "SS-1248", f"{len(checkpoints)} checkpoints of policy '{policy.name}' need {len(checkpoints)} states of the server's part",
-            hint="Evaluate one checkpoint at a time, beside a server that serves its state; regime 'frozen' has only one.",
-        )  # fmt: skip
+            "SS-1248",
+            f"{len(nameless)} of {len(checkpoints)} checkpoints name no state of the server's part, which learnt under policy "
+            f"'{policy.name}': {', '.join(path.name for path in nameless)}",
+            hint="Train by a job with schedule.checkpoints, or evaluate one checkpoint at a time beside the server of its run.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from securesplit.aggregate.answered import AnswerLog
 from securesplit.client.alone import train_alone
+from securesplit.client.checkpoints import middle_of, round_folder, save_adapters
 from securesplit.client.client import Client
 from securesplit.client.dial import dial, waiting
 from securesplit.client.link import Link
@@ -30,11 +31,8 @@ from securesplit.data.corpus import Record, read_corpus
 from securesplit.data.tasks.chosen import Chosen, read_tasked
 from securesplit.errors import InputError, PolicyDenied, SecureSplitError
 from securesplit.kept.folder import Kept
-from securesplit.learning import table_of
 from securesplit.model.code import read_code
-from securesplit.model.embedding import drift_parameters
-from securesplit.model.export import collect_adapters, read_part_adapters, restore_adapters, save_part_adapters
-from securesplit.model.lora import adapter_layout
+from securesplit.model.export import read_part_adapters, restore_adapters
 from securesplit.model.memory import resident_bytes
 from securesplit.model.plan import CutPlan
 from securesplit.pki.files import write_atomically
@@ -209,9 +207,12 @@ def _restore(client: Client, run: Path) -> None:
     """Put a run's adapters into the parts that learnt; in regime ``frozen`` that is C alone.
 
     Raises:
-        InputError: SS-1430 for another model. PolicyDenied: SS-2013 for adapters that learnt under another policy: what
+        InputError: SS-1430 for another model, SS-1305 for parts of two checkpoints. RemoteProtocolError: SS-4095 when the
+            server keeps its own part's state no more. PolicyDenied: SS-2013 for adapters that learnt under another policy: what
             they generate was reserved for under that one, and under an unsafe one it would leave without noise or charge.
     """
+    if client.regime != "frozen" and (middle := middle_of(run)):
+        client.link.use(bytes.fromhex(middle))
     for part in client.trained:
         path = run / f"adapter-{part.role}.safetensors"
         if not path.is_file():
@@ -306,26 +307,11 @@ def _save(run: Run, client: Client, trained: Trained) -> None:
         last = client.snapshot()
         client.install(trained.best.values)
         (run.out / "best").mkdir(mode=0o700, exist_ok=True)
-        _save_adapters(run.out / "best", client)
+        save_adapters(run.out / "best", client, trained.best.middle)
         client.install(last)
-    _save_adapters(run.out, client)
+    save_adapters(run.out, client, middle_of(round_folder(run.out, client.job.schedule.rounds - 1)))
     for record in trained.rounds:
         np.savez(run.out / f"round-{record.number}.npz", contribution=record.contribution, ring_sum=record.ring_sum)
-
-
-def _save_adapters(out: Path, client: Client) -> None:
-    for part, name in ((client.front, "front"), (client.back, "back")):
-        if adapter_layout(part).tensors or drift_parameters(part):
-            save_part_adapters(
-                collect_adapters(
-                    part,
-                    model=client.link.model,
-                    policy=client.policy.digest,
-                    table=table_of(client.job),
-                    lengths=client.job.adapters.any_dora,
-                ),
-                out / f"adapter-{name}.safetensors",
-            )
 
 
 def _record(

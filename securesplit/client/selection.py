@@ -71,7 +71,7 @@ class Selected:
 
 
 def matching(pattern: str) -> tuple[Path, ...]:
-    """The checkpoints that a pattern such as ``run/checkpoint-*`` names, numbers in their names counted as numbers.
+    """The checkpoints that a pattern such as ``run/round-*`` names, numbers in their names counted as numbers.
 
     What holds no adapters of a client, such as a server's folder or this command's own, is none: it would end the evaluation
     when its turn comes, after others have been paid for.
@@ -85,7 +85,9 @@ def matching(pattern: str) -> tuple[Path, ...]:
     found = [folder for folder in base.glob(names) if folder.is_dir()] if names not in {"", "."} else []
     if not found:
         raise InputError("SS-1248", "no folder matches --checkpoints", hint="Quote the pattern: --checkpoints 'run/*'.")
-    count, found = len(found), [folder for folder in found if (folder / _OF_A_CLIENT).is_file()]
+    # A name with a dot in front is what a crash has left half done.
+    whole = [folder for folder in found if (folder / _OF_A_CLIENT).is_file() and not folder.name.startswith(".")]
+    count, found = len(found), whole
     if not found:
         raise InputError(
             "SS-1248", f"none of the {count} folder(s) that match --checkpoints holds adapters of a client",

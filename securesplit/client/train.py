@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from securesplit.aggregate.answered import AnswerLog
+from securesplit.client.checkpoints import keep_round
 from securesplit.client.client import Client
 from securesplit.client.elastic import BEHIND, Elastic
 from securesplit.client.memory import Remembered
@@ -149,6 +150,7 @@ class Trainer:
         at.curve.append(self._evaluate())
         at.looked = at.done
         if at.done:
+            keep_round(self._client, self._records, at.done - 1)
             self._keep(now=True)
 
     def _one_round(self, number: int) -> None:

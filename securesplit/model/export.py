@@ -70,7 +70,8 @@ def export_adapter(
         raise InputError("SS-1413", "there are no adapters to export", hint="Give at least one part's file.")
     first = parts[0].facts
     said = all(p.facts.table for p in parts)
-    if any(_origin(p.facts, said=said) != _origin(first, said=said) for p in parts):
+    beside = {p.facts.middle for p in parts if p.facts.role != "middle"}
+    if len(beside) > 1 or any(_origin(p.facts, said=said) != _origin(first, said=said) for p in parts):
         raise InputError(
             "SS-1415", "the adapters come from different models or jobs", hint="Take all files from one run."
         )
@@ -123,7 +124,7 @@ def _export_prefixes(parts: Sequence[PartAdapters], directory: Path, base_model_
 
 def _origin(facts: AdapterFacts, *, said: bool) -> AdapterFacts:
     """What must be one for all parts, of which all or not all say which job's table they follow; the server has a policy of its own, and a job may give each part its own shape."""
-    own: dict[str, object] = {"role": "front", "policy": ""}
+    own: dict[str, object] = {"role": "front", "policy": "", "middle": ""}
     if not said:  # Files of before there were tables, or of parts without a job.
         own |= {"table": ""}
     else:

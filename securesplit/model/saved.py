@@ -50,6 +50,7 @@ class AdapterFacts(BaseModel):
         table: digest of all that the job says of adapters; empty when there was no job.
         rslora, dora: as in :func:`securesplit.model.lora.add_adapters`.
         prefix: positions of prefixes, which stand in place of LoRA; ``rank`` and ``alpha`` are 1 and ``targets`` empty then.
+        middle: name of the state of B's adapters that they belong to, as the server keeps it; empty when it keeps none.
     """
 
     model_config = _STRICT
@@ -66,6 +67,7 @@ class AdapterFacts(BaseModel):
     rslora: bool = False
     dora: bool = False
     prefix: Annotated[int, Field(ge=0, le=1024)] = 0
+    middle: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$", exclude_if=lambda value: not value)] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class PartAdapters:
 
 
 def collect_adapters(
-    part: Part, *, model: str = "", policy: str = "", table: str = "", lengths: bool = False
+    part: Part, *, model: str = "", policy: str = "", table: str = "", lengths: bool = False, middle: str = ""
 ) -> PartAdapters:
     """Copy a part's adapters out of it.
 
@@ -97,6 +99,7 @@ def collect_adapters(
         table: digest of what the job says of adapters.
         lengths: add the lengths of the adapted weights' rows, where another part of the job has DoRA: PEFT's format has it
             for all layers or for none.
+        middle: name of the state of B's adapters that they belong to.
 
     Raises:
         InputError: SS-1413 when the part has none.
@@ -106,7 +109,7 @@ def collect_adapters(
         raise InputError(
             "SS-1413", f"the {part.role} has no adapters", hint="A part without decoder layers never has; leave it out."
         )
-    facts = _facts(part, model=model, policy=policy, table=table)
+    facts = _facts(part, model=model, policy=policy, table=table).model_copy(update={"middle": middle})
     flat, start, tensors = torch.from_numpy(read_adapters(part, layout)), 0, []
     for entry in layout.tensors:
         size = math.prod(entry.shape)

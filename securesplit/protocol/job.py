@@ -47,6 +47,8 @@ class Schedule(BaseModel):
         patience: so many measurements in a row without a new lowest held-out loss, and this client takes no more local
             steps; it stays in the sums, with updates of zero. Each client decides for itself.
         keep_best: write the adapters that had the lowest held-out loss beside the last ones.
+        checkpoints: of how many rounds each client keeps its adapters, the last ones; where B learns, the server keeps B's as
+            they were then, for each client. Absent: of none but the last.
     """
 
     model_config = _STRICT
@@ -56,6 +58,7 @@ class Schedule(BaseModel):
     evaluate_every: Annotated[int | None, Field(ge=1, le=10**6)] = None
     patience: Annotated[int | None, Field(ge=1, le=10_000)] = None
     keep_best: Annotated[bool, Field(exclude_if=lambda value: value is False)] = False
+    checkpoints: Annotated[int | None, Field(ge=1, le=256)] = None
 
 
 class Sums(BaseModel):

@@ -29,6 +29,7 @@ __all__ = [
     "Hidden",
     "Join",
     "KeepAnchor",
+    "Mark",
     "Message",
     "RoundBegin",
     "RoundKept",
@@ -284,6 +285,34 @@ class Run(Message):
     run: SessionId
 
 
+class Mark(Message):
+    """Both ways: a state of B's adapters by its name. The client asks, the server answers in kind (docs/protocol.md, section 6).
+
+    Attributes:
+        what: ``now``: keep them as this client computes with them now; ``ended``: as they were for it when the last secure sum
+            ended; ``use``: compute what is not learnt from, in this session, with those of this name.
+        slot: where they are kept, one state in each of a client's slots; 0 in ``use``.
+        name: SHA-256 of the adapters (:mod:`securesplit.server.former`); empty where it is asked for, and where there is none.
+        code: why not, in an answer; the session goes on. SS-4095: that state is kept no more; SS-4097: it cannot be kept.
+    """
+
+    KIND = 22
+    what: Literal["now", "ended", "use"]
+    slot: Annotated[int, Field(ge=0, le=256)] = 0
+    name: Annotated[bytes, Field(max_length=32)] = b""
+    code: Literal["", "SS-4095", "SS-4097"] = ""
+
+    @model_validator(mode="after")
+    def _named(self) -> Mark:
+        if len(self.name) not in (0, 32) or (self.what == "use" and (self.slot or not self.name)):
+            msg = "a state is not named as its kind of mark demands"
+            raise ValueError(msg)
+        if self.code and self.name and self.what != "use":
+            msg = "a state that is not kept has no name"
+            raise ValueError(msg)
+        return self
+
+
 class RoundBegin(Message):
     """S->C: enough clients are ready; ``run`` names this sum and has never been used before."""
 
@@ -434,5 +463,6 @@ MESSAGES: dict[int, type[Message]] = {
         Run,
         Join,
         Handover,
+        Mark,
     )
 }

@@ -1,7 +1,7 @@
 """What a client may send by who it is. The order of messages is the state table's matter (states.py).
 
     trainer   on the job's roster: everything a client may send
-    guest     known by its certificate, named by the server's operator: generates with B, teaches it nothing, joins no sum
+    guest     known by its certificate, named by the server's operator: generates with B, teaches it nothing, joins no sum, keeps no state of it
 
 A client that is neither is refused before its first message.
 """
@@ -22,6 +22,7 @@ from securesplit.protocol.messages import (
     Hello,
     Join,
     KeepAnchor,
+    Mark,
     Message,
     RoundKept,
     RoundReady,
@@ -34,7 +35,9 @@ __all__ = ["MAY_SEND", "Standing", "require_right"]
 
 Standing = Literal["trainer", "guest"]
 
-_EVERYBODY: frozenset[type[Message]] = frozenset({Hello, Confirm, Forward, DropCache, KeepAnchor, Seal, Failure, Bye})
+_EVERYBODY: frozenset[type[Message]] = frozenset(
+    {Hello, Confirm, Forward, DropCache, KeepAnchor, Mark, Seal, Failure, Bye}
+)
 MAY_SEND: dict[Standing, frozenset[type[Message]]] = {
     "trainer": _EVERYBODY | {Backward, RoundReady, RoundKept, Run, Join, Handover, Secagg},
     "guest": _EVERYBODY,
@@ -48,9 +51,9 @@ def require_right(standing: Standing, message: Message) -> None:
     Raises:
         PolicyDenied: SS-2041.
     """
-    if type(message) not in MAY_SEND[standing] or (
-        standing == "guest" and isinstance(message, Forward) and message.learn
-    ):
+    teaches = isinstance(message, Forward) and message.learn
+    keeps = isinstance(message, Mark) and message.what != "use"
+    if type(message) not in MAY_SEND[standing] or (standing == "guest" and (teaches or keeps)):
         raise PolicyDenied(
             "SS-2041",
             f"a {standing} may not send {type(message).__name__}",

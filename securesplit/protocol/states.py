@@ -27,6 +27,7 @@ from securesplit.protocol.messages import (
     Hidden,
     Join,
     KeepAnchor,
+    Mark,
     Message,
     RoundBegin,
     RoundKept,
@@ -57,11 +58,11 @@ _ENDINGS: _Row = {Failure: State.CLOSED, Bye: State.CLOSED}
 _OPEN = State.OPEN
 _FROM_CLIENT: _Row = {
     Forward: _OPEN, Backward: _OPEN, DropCache: _OPEN, KeepAnchor: _OPEN, RoundReady: _OPEN, RoundKept: _OPEN, Run: _OPEN,
-    Join: _OPEN, Handover: _OPEN, Secagg: _OPEN, Seal: _OPEN, **_ENDINGS,
+    Join: _OPEN, Handover: _OPEN, Secagg: _OPEN, Seal: _OPEN, Mark: _OPEN, **_ENDINGS,
 }  # fmt: skip
 _FROM_SERVER: _Row = {
     Hidden: _OPEN, Declined: _OPEN, Gradient: _OPEN, RoundBegin: _OPEN, RoundStatus: _OPEN, Join: _OPEN,
-    Handover: _OPEN, Secagg: _OPEN, Seal: _OPEN, **_ENDINGS,
+    Handover: _OPEN, Secagg: _OPEN, Seal: _OPEN, Mark: _OPEN, **_ENDINGS,
 }  # fmt: skip
 
 TRANSITIONS: dict[State, dict[Role, dict[type[Message], State]]] = {

@@ -165,6 +165,8 @@ def clear(folder: Path, *, results: bool) -> None:
     for name in (RUN, ABOUT, HELD_OUT, METRICS):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    for path in (path for path in folder.glob("round-*") if results and path.is_dir() and not path.is_symlink()):
+        shutil.rmtree(path, ignore_errors=True)
     for path in (path for pattern in _OWN for path in folder.glob(pattern) if results):
         path.unlink()
 

@@ -28,6 +28,7 @@ from securesplit.protocol.messages import (
     Hello,
     Join,
     KeepAnchor,
+    Mark,
     Message,
     RoundKept,
     RoundReady,
@@ -53,7 +54,9 @@ from securesplit.server.connection import (
 )
 from securesplit.server.course import Ask
 from securesplit.server.engine import Engine
+from securesplit.server.former import FormerStates
 from securesplit.server.learning import Learning
+from securesplit.server.marks import Marks
 from securesplit.server.quotas import Quotas
 from securesplit.server.requests import Requests
 from securesplit.server.steps import Steps
@@ -79,6 +82,7 @@ class ServerCore:
         note: writes a row of the audit log; raises when it cannot, and then what it tells of is not done.
         checkpoints: shows clients the head of the audit log, and keeps theirs.
         steps: does what learns, and remembers it; by default in memory alone.
+        former: where B's states lie that checkpoints name; by default in memory alone.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class ServerCore:
         note: Callable[[Event], None] = lambda _event: None,
         checkpoints: Checkpoints | None = None,
         steps: Steps | None = None,
+        former: FormerStates | None = None,
     ) -> None:
         self.job = job
         self.sums = sums
@@ -105,7 +110,8 @@ class ServerCore:
         self._kept = kept or KeptAnchors()
         uniform = job.mode.weighting == "uniform"
         self.steps = steps or Steps(lambda: self._engine, job.codec, uniform=uniform)
-        self._work = Requests(lambda: self._engine, self._kept, job.codec, self.steps)
+        self._marks = Marks(lambda: self._engine, job.schedule.checkpoints or 0, job.sums.roster, former)
+        self._work = Requests(lambda: self._engine, self._kept, job.codec, self.steps, self._marks)
         self._limits = limits or Limits()
         self.quotas = Quotas(self._limits)
         self._note = note
@@ -281,12 +287,8 @@ class ServerCore:
                 )
             case Run():
                 return self._learning.enters(connection, peer, message.run, self._now)
-            case DropCache():
-                self._served(connection, peer, message)
-                return [self._work.drop(connection, message)]
-            case KeepAnchor():
-                self._served(connection, peer, message)
-                return [self._work.keep(connection, peer.certificate, message)]
+            case DropCache() | KeepAnchor() | Mark():
+                return [self._kept_or_dropped(connection, peer, message)]
             case RoundReady() | RoundKept() | Join() | Handover() | Secagg():
                 self._sums_at[peer.name] = connection
                 due = self._learning.rests(peer.name, self._now) if isinstance(message, RoundReady) else []
@@ -301,6 +303,15 @@ class ServerCore:
                 return []
             case _:
                 raise RemoteProtocolError("SS-4010", "a client may not send this")
+
+    def _kept_or_dropped(self, connection: int, peer: Connection, message: DropCache | KeepAnchor | Mark) -> Work:
+        if isinstance(message, Mark):
+            self._marks.admit(message)
+            return self._work.mark(connection, peer.name, message)
+        self._served(connection, peer, message)
+        if isinstance(message, DropCache):
+            return self._work.drop(connection, message)
+        return self._work.keep(connection, peer.certificate, message)
 
     def _summed(self, name: str, message: RoundReady | RoundKept | Join | Handover | Secagg) -> list[Outbound]:
         match message:
@@ -336,6 +347,10 @@ class ServerCore:
             raise RemoteProtocolError("SS-4029", "a sequence is longer than any bucket of the server's policy")
         if message.cache:
             return [self._work.decode(connection, peer.name, message)]
+        if self._marks.chosen(connection):
+            if message.learn:
+                raise RemoteProtocolError("SS-4096", "a session that computes with a former state may not learn")
+            return [self._work.run((Ask(connection, peer.name, message),))]  # It waits for no mean of what learns.
         return self._learning.asked(connection, peer, message, self._now)
 
     def _replayed(self, connection: int, peer: Connection, message: Message) -> list[Action]:

@@ -7,7 +7,8 @@ optimiser changes the weights that the pending graph was built with; securesplit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -78,7 +79,17 @@ class Engine:
         asked = caches or Caches()
         self.caches = CacheStore(Room(asked.bytes, most, asked.idle_seconds, asked.patience_seconds), clock)
         self._rate: int | None = None
+        self._former: Sequence[Tensor] | None = None
         self.fleet = Fleet(middle, recipe or Recipe(learning_rate or 0.0), copies)
+
+    @contextmanager
+    def computing(self, former: Sequence[Tensor] | None) -> Iterator[None]:
+        """What is computed inside, and does not learn, has these values in B's adapters; None: those of the client's copy."""
+        before, self._former = self._former, former
+        try:
+            yield
+        finally:
+            self._former = before
 
     def forward(self, batches: Sequence[Batch], *, learn: bool) -> tuple[Tensor, ...]:
         """Run B over one client's batch, or over those of several at once.
@@ -100,11 +111,11 @@ class Engine:
             output = self._ragged(self._decoded(torch.cat(scaled) if len(scaled) > 1 else scaled[0]), sum(lengths, ()))
             return torch.split(output, [sum(n) for n in lengths]) if len(scaled) > 1 else (output,)
 
-        learner = self.fleet.of(batches[0].client)
         if learn:
+            learner = self.fleet.of(batches[0].client)
             asked = [Rows(b.client, b.step, values) for b, values in zip(batches, rows, strict=True)]
             return learner.forward(asked, compute)
-        with torch.no_grad(), learner.installed():
+        with torch.no_grad(), self.fleet.computing(batches[0].client, self._former):
             return compute(tuple(rows))
 
     def backward(self, gradients: Sequence[Rows]) -> tuple[Tensor, ...]:
@@ -160,7 +171,7 @@ class Engine:
         for lane in state.lanes:
             rows = torch.stack([pieces[i] for i in lane.rows])
             try:
-                with torch.no_grad(), self.fleet.of(client).installed():
+                with torch.no_grad(), self.fleet.computing(client, self._former):
                     # The first rows are a prompt; later ones came one at a time.
                     parts = torch.split(rows, 1, dim=1) if lane.past.length else (rows,)
                     mixed = torch.cat([self._mixed(part, lane.past) for part in parts], 1)

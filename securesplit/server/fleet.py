@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor
 
 from securesplit.model.descent import NamedTensor, Recipe
 from securesplit.model.parts import Middle
@@ -38,6 +40,18 @@ class Fleet:
     def of(self, client: str) -> Learner:
         """The copy that this client learns with; guests use the last mean."""
         return self._of.get(client, self.common)
+
+    def computing(self, client: str, former: Sequence[Tensor] | None = None) -> AbstractContextManager[None]:
+        """B computes with the copy of this client, or with the values that one had before, and learns nothing."""
+        return self.of(client).installed() if former is None else self.common.lent(former)
+
+    def values(self, clients: Sequence[str]) -> dict[str, tuple[Tensor, ...]]:
+        """The adapters that each of these clients computes with now; one object for those that share a copy."""
+        taken: dict[Learner, tuple[Tensor, ...]] = {}
+        for learner in (self.of(client) for client in clients):
+            if learner not in taken:
+                taken[learner] = learner.values()
+        return {client: taken[self.of(client)] for client in clients}
 
     @property
     def waiting(self) -> frozenset[str]:

@@ -86,6 +86,25 @@ class Learner:
         finally:
             self._put(before)
 
+    @contextmanager
+    def lent(self, values: Sequence[Tensor]) -> Iterator[None]:
+        """B computes with these values in place of any learner's; nothing that learns is touched.
+
+        Args:
+            values: as :meth:`values` gave them, of a learner of this B.
+        """
+        before = [getattr(slot.module, slot.name) for slot in self._slots]
+        pairs = zip(values, self.parameters, strict=True)
+        self._put([nn.Parameter(value.to(own.device), requires_grad=False) for value, own in pairs])
+        try:
+            yield
+        finally:
+            self._put(before)
+
+    def values(self) -> tuple[Tensor, ...]:
+        """The adapters' values now; copies on the CPU."""
+        return tuple(parameter.detach().cpu().clone() for parameter in self.parameters)
+
     def _put(self, parameters: list[nn.Parameter] | tuple[nn.Parameter, ...]) -> None:
         for slot, parameter in zip(self._slots, parameters, strict=True):
             setattr(slot.module, slot.name, parameter)
@@ -157,7 +176,7 @@ class Learner:
 
     def state(self) -> tuple[NamedTensor, ...]:
         """Adapters and optimiser, copies; never the graph."""
-        values = tuple(NamedTensor(f"adapter.{i}", p.detach().cpu().clone()) for i, p in enumerate(self.parameters))
+        values = tuple(NamedTensor(f"adapter.{i}", value) for i, value in enumerate(self.values()))
         moments = () if self._descent is None else self._descent.state()
         scale = () if self._middle.scale is None else self._middle.scale.state()
         return (

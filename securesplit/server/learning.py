@@ -132,14 +132,16 @@ class Learning:
             outbound: what the clients are about to be told.
             finished: sums so far.
         """
+        taken: list[Action] = []
         if finished > self._finished:
             self._finished = finished
             self._course.rise()
+            taken = [*self._work.ended()]
         runs = {item.message.run for item in outbound if isinstance(item.message, RoundBegin)} - {self._begun}
         if not runs:
-            return []
+            return taken
         (self._begun,) = runs
-        return self._due(self._course.begins(now))
+        return taken + self._due(self._course.begins(now))
 
     def tick(self, now: float) -> Looked:
         """A look at the clock."""

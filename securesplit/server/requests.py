@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 from securesplit.errors import LocalProtocolError, RemoteProtocolError, SecureSplitError
 from securesplit.privacy.released import Codec
-from securesplit.protocol.messages import Declined, DropCache, Forward, Hidden, KeepAnchor
+from securesplit.protocol.messages import Declined, DropCache, Forward, Hidden, KeepAnchor, Mark
 from securesplit.server.anchors import KeptAnchors
 from securesplit.server.caches import POLITE
 from securesplit.server.connection import Answer, Together
 from securesplit.server.course import Ask
 from securesplit.server.engine import Batch, Engine
+from securesplit.server.marks import Marks
 from securesplit.server.steps import Done, Part, Steps
 from securesplit.transport.actions import Work
 from securesplit.transport.tensors import blob_of, tensor_of
@@ -30,13 +31,17 @@ class Requests:
         kept: what clients asked to keep.
         codec: the job's.
         steps: does what learns.
+        marks: B as it was.
     """
 
-    def __init__(self, engine: Callable[[], Engine], kept: KeptAnchors, codec: Codec, steps: Steps) -> None:
+    def __init__(
+        self, engine: Callable[[], Engine], kept: KeptAnchors, codec: Codec, steps: Steps, marks: Marks | None = None
+    ) -> None:
         self._engine = engine
         self._kept = kept
         self._codec = codec
         self._steps = steps
+        self._marks = marks or Marks(engine, 0)
 
     def run(self, asks: tuple[Ask, ...]) -> Work:
         """One request, or the batches or gradients of several clients as one."""
@@ -52,7 +57,8 @@ class Requests:
             if message.gain != 1:
                 hidden *= message.gain
             try:
-                output = self._engine().decode(connection, message.cache, message.lengths, hidden, client)
+                with self._engine().computing(self._marks.of(connection)):
+                    output = self._engine().decode(connection, message.cache, message.lengths, hidden, client)
             except RemoteProtocolError as error:
                 if error.code not in POLITE:
                     raise
@@ -64,6 +70,18 @@ class Requests:
     def average(self) -> Work:
         """Average the copies of B."""
         return Work(0, self._steps.average)
+
+    def ended(self) -> list[Work]:
+        """A secure sum has ended: B as it is now is what this round's checkpoints name."""
+        return [Work(0, self._marks.ended)] if self._marks.most else []
+
+    def mark(self, connection: int, client: str, message: Mark) -> Work:
+        """Keep a state of B, or compute with one from here on."""
+
+        def run() -> Answer:
+            return Answer(connection, client, message, self._marks.answer(connection, client, message))
+
+        return Work(connection, run)
 
     def _together(self, asks: tuple[Ask, ...]) -> Together:
         try:
@@ -103,7 +121,8 @@ class Requests:
 
     def _evaluated(self, ask: Ask, message: Forward) -> Answer:
         batch = Batch(ask.name, message.step, message.lengths, tensor_of(message.hidden), message.gain)
-        (output,) = self._engine().forward([batch], learn=False)
+        with self._engine().computing(self._marks.of(ask.connection)):
+            (output,) = self._engine().forward([batch], learn=False)
         return Answer(ask.connection, ask.name, message, Hidden(step=message.step, hidden=blob_of(output, self._codec)))
 
     def keep(self, connection: int, certificate: bytes, message: KeepAnchor) -> Work:
@@ -126,6 +145,7 @@ class Requests:
 
         def run() -> None:
             self._engine().forget(connection)
+            self._marks.forget(connection)
             if client:
                 self._steps.forget(client)
 

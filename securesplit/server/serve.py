@@ -41,6 +41,7 @@ from securesplit.server.anchors import KeptAnchors
 from securesplit.server.core import ServerCore
 from securesplit.server.endings import ClosedRuns
 from securesplit.server.engine import Engine
+from securesplit.server.former import FormerStates
 from securesplit.server.recording import SumRecords
 from securesplit.server.rounds import RoundRecords
 from securesplit.server.steps import EVERY, Steps
@@ -110,7 +111,7 @@ def build_core(
         limits: what each client may use, and how much memory generation may.
         note: writes a row of the audit log.
         closed: the rounds that are over, for jobs with ``sums.attempts``; in memory alone when absent.
-        state: folder from which the learning goes on, and where it is kept.
+        state: folder from which the learning goes on, and where it is kept, with the states that checkpoints name.
         every: learning steps between snapshots there.
 
     Raises:
@@ -161,6 +162,7 @@ def build_core(
         note=note,
         checkpoints=checkpoints,
         steps=Steps(lambda: engine, job.codec, state, every=every, uniform=job.mode.weighting == "uniform"),
+        former=FormerStates(None if state is None or not job.schedule.checkpoints else state.path / "former"),
     )
 
 

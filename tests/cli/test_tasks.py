@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from securesplit.model.saved import AdapterFacts, NamedTensor, PartAdapters, save_part_adapters
 from tests.data.tasks.test_readers import MULTIRC
 from tests.e2e.house import Program, job_text, policy_text, start_server, train_argv
 
@@ -114,14 +116,16 @@ def test_eval_wants_predictions_or_checkpoints(command, data, tmp_path):
     policy.write_text(policy_text())
     for name in ("a", "b"):
         (tmp_path / "run" / name).mkdir(parents=True)
-        (tmp_path / "run" / name / "adapter-back.safetensors").touch()
+        facts = AdapterFacts(role="back", architecture="llama", layers=4, rank=2, alpha=4.0, targets=("q_proj",))
+        one = NamedTensor("model.layers.3.self_attn.q_proj.lora_A.weight", 0, torch.zeros(2, 4))
+        save_part_adapters(PartAdapters(facts, (one,)), tmp_path / "run" / name / "adapter-back.safetensors")
     rest = ("--out", tmp_path / "out", "--policy", policy, "--keys", tmp_path, "--server", "wss://127.0.0.1:1")
     for pattern, told in (
         (tmp_path / "none/*", "no folder matches"),
-        (tmp_path / "run/*", "2 states of the server's part"),
+        (tmp_path / "run/*", "2 of 2 checkpoints name no state of the server's part"),
     ):
         code, _, err = command("eval", "--task", "multirc", "--data", data, "--checkpoints", pattern, *rest)
-        assert (code, told in err, "SS-1248" in err) == (2, True, True)
+        assert (code, told in err, "SS-1248" in err) == (2, True, True), err
 
 
 def test_scoring_loads_no_torch(data, tmp_path):

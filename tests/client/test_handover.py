@@ -126,8 +126,8 @@ def test_digests_are_given_as_often_as_asked_and_values_so_often_only(house):
 
     digests = [ask(10 + i, whole=False) for i in range(6)]
     values = [ask(20 + i, whole=True) for i in range(6)]
-    assert min(values[:4]) > max(digests)
-    assert max(values[4:]) <= max(digests)
+    assert min(values[:4]) > max(digests) + 300
+    assert max(values[4:]) <= max(digests) + 8  # Signatures are not equally long.
 
 
 def test_who_asked_meanwhile_does_no_harm_where_the_session_is_over(house):

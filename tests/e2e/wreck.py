@@ -49,14 +49,15 @@ class Wreck:
         folder: for everything that survives a death.
         crashes: whether somebody dies at the n-th moment.
         every: steps between snapshots, of both.
+        records: folder for the run's checkpoints, if it leaves any.
     """
 
     def __init__(
         self, house: House, job: Job, policy: Policy, texts: tuple[str, ...], folder: Path,
-        crashes: Callable[[int], bool] = lambda _n: False, *, every: int = 2,
+        crashes: Callable[[int], bool] = lambda _n: False, *, every: int = 2, records: Path | None = None,
     ) -> None:  # fmt: skip
         self.house, self.job, self.policy, self.texts, self.folder = house, job, policy, texts, folder
-        self.every = every
+        self.every, self.records = every, records
         self.crashes = crashes
         self.moments = self.deaths = self.server_deaths = 0
         self.arrived: list[bytes] = []  # Every message that reached the server whole.
@@ -108,7 +109,9 @@ class Wreck:
                 kept = Kept.open(self.folder / "client", Remembered.facts(client, batches, held))
                 memory = Remembered(kept, every=self.every)
                 self.client = client
-                trained = Trainer(client, batches, held, answers=None, progress=lambda *_: None, memory=memory).run()
+                trained = Trainer(
+                    client, batches, held, answers=None, progress=lambda *_: None, memory=memory, records=self.records
+                ).run()
             except Dies:
                 self.deaths += 1
             except ConnectionFailed:  # The server died during the greeting; whoever started the client starts it again.

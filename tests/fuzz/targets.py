@@ -113,6 +113,7 @@ def samples() -> tuple[m.Message, ...]:
         m.Run(run=bytes(16)),
         m.Join(round=0, name="alice", certificate=b"der", key=bytes(32), signature=bytes(8)),
         m.Handover(to="alice", of="bob", asked=bytes(32), key=bytes(32), box=m.Blob(dtype="u8", shape=(1,), data=b"x")),
+        m.Mark(what="use", name=bytes(32)),
         m.Seal(number=0, stream=bytes(32), log=bytes(16), rows=0, head=bytes(32), signature=bytes(8)),
     )
 

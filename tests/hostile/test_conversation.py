@@ -286,5 +286,5 @@ def test_the_kinds_of_the_kit_are_all_kinds():
 
     known: set[type[Message]] = {type(m) for m in conversation()} | {type(decode(f, ANY)) for f in GOOD}
     others = {type(m) for m, _ in (*CASES.values(), *ANSWERS.values()) if isinstance(m, Message)}
-    elsewhere = {"Confirm", "Gradient", "RoundBegin", "RoundKept", "RoundStatus", "Run", "Join", "Handover"}
+    elsewhere = {"Confirm", "Gradient", "RoundBegin", "RoundKept", "RoundStatus", "Run", "Join", "Handover", "Mark"}
     assert {m.__name__ for m in MESSAGES.values()} == {k.__name__ for k in known | others | {Seal, Secagg}} | elsewhere

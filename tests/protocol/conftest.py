@@ -21,6 +21,7 @@ from securesplit.protocol.messages import (
     Hello,
     Hidden,
     Join,
+    Mark,
     RoundBegin,
     RoundKept,
     RoundReady,
@@ -106,6 +107,10 @@ MESSAGES_OF = {
     ),
     Seal: st.builds(
         Seal, number=SMALL, stream=NONCE, log=NAME, rows=st.integers(0, (1 << 63) - 1), head=NONCE, signature=SIGNATURE
+    ),
+    Mark: st.one_of(
+        st.builds(Mark, what=st.just("use"), name=NONCE, code=st.sampled_from(["", "SS-4095"])),
+        st.builds(Mark, what=st.sampled_from(["now", "ended"]), slot=st.integers(0, 256), name=st.just(b"") | NONCE),
     ),
     Failure: st.builds(Failure, code=st.integers(0, 9999).map(lambda n: f"SS-{n:04d}")),
     Bye: st.builds(Bye),

@@ -13,6 +13,7 @@ from securesplit.protocol.messages import (
     Forward,
     Handover,
     Join,
+    Mark,
     Message,
     RoundKept,
     RoundReady,
@@ -43,6 +44,8 @@ def test_a_trainer_may_send_what_the_states_let_a_client_send_and_nothing_else()
         RoundKept(round=0, run=bytes(16), clients=("alice",)),
         Join(round=0, name="alice", certificate=b"der", key=bytes(32), signature=bytes(8)),
         Handover(to="alice", of="bob", asked=bytes(32), key=bytes(32), box=Blob(dtype="u8", shape=(0,), data=b"")),
+        Mark(what="now", slot=1),
+        Mark(what="ended"),
     ],
 )
 def test_a_guest_teaches_nothing_and_joins_no_sum(message: Message):

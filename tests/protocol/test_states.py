@@ -21,6 +21,7 @@ from securesplit.protocol.messages import (
     Hidden,
     Join,
     KeepAnchor,
+    Mark,
     RoundBegin,
     RoundKept,
     RoundReady,
@@ -44,8 +45,8 @@ ALLOWED = {
     ("new", "client"): {Hello, *ENDS}, ("new", "server"): ENDS,
     ("greeting", "client"): ENDS, ("greeting", "server"): {Welcome, *ENDS},
     ("offered", "client"): {Confirm, *ENDS}, ("offered", "server"): ENDS,
-    ("open", "client"): {Forward, Backward, DropCache, KeepAnchor, RoundReady, RoundKept, Run, Join, Handover, Secagg, Seal, *ENDS},
-    ("open", "server"): {Hidden, Declined, Gradient, RoundBegin, RoundStatus, Join, Handover, Secagg, Seal, *ENDS},
+    ("open", "client"): {Forward, Backward, DropCache, KeepAnchor, RoundReady, RoundKept, Run, Join, Handover, Secagg, Seal, Mark, *ENDS},
+    ("open", "server"): {Hidden, Declined, Gradient, RoundBegin, RoundStatus, Join, Handover, Secagg, Seal, Mark, *ENDS},
     ("closed", "client"): set(), ("closed", "server"): set(),
 }  # fmt: skip
 FOLLOWS = {Hello: State.GREETING, Welcome: State.OFFERED, Confirm: State.OPEN, Failure: State.CLOSED, Bye: State.CLOSED}

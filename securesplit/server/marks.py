@@ -1,0 +1,106 @@
+"""What clients mark: states of B's adapters that they want kept, and which session computes with which.
+
+A session that computes with a former state learns nothing, and disturbs nothing that learns: its forwards run with other
+values in B's adapters, put there for that computation alone (:meth:`securesplit.server.learner.Learner.lent`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from securesplit.errors import RemoteProtocolError
+from securesplit.protocol.messages import Mark
+from securesplit.server.engine import Engine
+from securesplit.server.former import FormerStates, Values
+
+__all__ = ["Marks"]
+
+_log = logging.getLogger(__name__)
+
+
+class Marks:
+    """See the module. What computes is called by one thread, in the order of the requests.
+
+    Args:
+        engine: gives B.
+        most: the job's ``schedule.checkpoints``; each client has so many slots and one more, 0 for its best. 0: nothing is kept.
+        roster: whose states are taken at a sum's end.
+        states: where they are kept; in memory alone when absent.
+    """
+
+    def __init__(
+        self,
+        engine: Callable[[], Engine],
+        most: int,
+        roster: Sequence[str] = (),
+        states: FormerStates | None = None,
+    ) -> None:
+        self.most = most
+        self._engine, self._roster = engine, tuple(roster)
+        self._states = states or FormerStates()
+        self._chosen: dict[int, bytes] = {}
+
+    def admit(self, message: Mark) -> None:
+        """Whether a client may ask this, under this job.
+
+        Raises:
+            RemoteProtocolError: SS-4096.
+        """
+        asks = message.what == "use" or (not message.name and self.most and message.slot <= self.most)
+        if message.code or not asks:
+            raise RemoteProtocolError("SS-4096", "a client marks what the job does not keep")
+
+    def chosen(self, connection: int) -> bool:
+        """Whether this session computes with a former state; from any thread."""
+        return connection in self._chosen
+
+    def answer(self, connection: int, client: str, message: Mark) -> Mark:
+        """Do what is asked, and what to answer: a name, or why not."""
+        if message.what == "use":
+            if self._found(message.name) is None:
+                return message.model_copy(update={"code": "SS-4095"})
+            self._engine().forget(connection)  # No text goes on in another B than it began in.
+            self._chosen[connection] = message.name
+            return message
+        try:
+            if message.what == "ended":
+                name = self._states.keep_ended(client, message.slot)
+            else:
+                values = self._engine().fleet.values((client,))[client]
+                name = self._states.keep(client, message.slot, values)
+        except OSError as error:
+            _log.error("a state of B's adapters could not be kept: %s", error)
+            return message.model_copy(update={"code": "SS-4097"})
+        return message.model_copy(update={"name": name} if name else {"code": "SS-4095"})
+
+    def ended(self) -> None:
+        """A secure sum has ended."""
+        try:
+            self._states.ended(self._engine().fleet.values(self._roster))
+        except OSError as error:
+            _log.error("B's adapters at the end of a round could not be kept: %s", error)
+
+    def of(self, connection: int) -> Values | None:
+        """What this session computes with: None for B as it is.
+
+        Raises:
+            RemoteProtocolError: SS-4095 when others' states have taken the place of the one that it chose.
+        """
+        name = self._chosen.get(connection)
+        if name is None:
+            return None
+        if (found := self._found(name)) is None:
+            raise RemoteProtocolError("SS-4095", "the state that a session computes with is kept no more")
+        return found
+
+    def forget(self, connection: int) -> None:
+        """A connection is gone."""
+        self._chosen.pop(connection, None)
+
+    def _found(self, name: bytes) -> Values | None:
+        """The state, if it is one of this B's."""
+        found, own = self._states.find(name), self._engine().fleet.common.parameters
+        if found is None or [value.shape for value in found] != [parameter.shape for parameter in own]:
+            return None
+        return found

@@ -83,8 +83,8 @@ def _require_order(run: SplitRun, found: Sequence[RunFolder], data: Sequence[Pat
         next((str(o.value) for o in f.about.options if o.name == "data"), "") for f in found if f.about is not None
     ]
     faults = [
-        f"{folder}: of a run on a file {Path(said).name}, and stands beside --data {name}"
-        for folder, said, name in zip(run.folders, theirs, names, strict=False)
+        f"client {number}: {folder} is of a run on a file {Path(said).name}, and stands beside --data {name}"
+        for number, (folder, said, name) in enumerate(zip(run.folders, theirs, names, strict=False), 1)
         if Path(said).name != name and names.count(Path(said).name) == names.count(name) == 1
     ]
     if faults:

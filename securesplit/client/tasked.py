@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from securesplit.client.records import fill_of, job_batches, split_rows, users_of
@@ -12,6 +12,7 @@ from securesplit.data.cache import cached
 from securesplit.data.corpus import Record
 from securesplit.data.tasks.chosen import Tasked
 from securesplit.data.tasks.fit import Example, examples_of, fitted
+from securesplit.data.tasks.item import Item
 from securesplit.policy.schema import Policy
 from securesplit.protocol.job import Job
 
@@ -36,12 +37,14 @@ def tasked_batches(
 
     Args:
         tasked: of :func:`securesplit.data.tasks.chosen.read_tasked`.
+        held_out: so many examples at least, from the end: a group, such as a passage's questions, is held out whole or not at all.
         model: digest of the model's manifest.
 
     Raises:
         InputError: as there; SS-1244 for answers that leave no room, SS-1245 for examples without an answer, SS-1246 for a
             cache that cannot be used.
     """
+    held_out = _in_groups(tasked.items, held_out)
     buckets = policy.limits.buckets
     longest = max_tokens or buckets[-1]
     if job.task is not None:
@@ -64,6 +67,13 @@ def tasked_batches(
         make_batches(first, buckets=buckets, size=size, padding=fill, seed=seed),
         make_batches(last, buckets=buckets, size=size, padding=fill, seed=seed),
     )
+
+
+def _in_groups(items: Sequence[Item], held_out: int) -> int:
+    """So many examples from the end, and those before them that share a passage with the first of these."""
+    while 0 < held_out < len(items) and items[-held_out - 1].group == items[-held_out].group:
+        held_out += 1
+    return held_out
 
 
 def _fitted(tasked: Tasked, tokenizer: Any, most: int, *, answers: bool) -> tuple[Example, ...]:

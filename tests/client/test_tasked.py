@@ -80,6 +80,24 @@ def test_the_loss_through_the_split_is_that_of_the_answers(house, pairs):
     assert client.evaluate((batch,)) == pytest.approx(total / count, abs=1e-5)
 
 
+def test_a_passage_is_held_out_whole_or_not_at_all(house, tmp_path):
+    """Two examples are asked for; the last passage has three. None of its answers may be learnt."""
+    path = tmp_path / "val.jsonl"
+
+    def passage(number: int, answers: int) -> dict[str, object]:
+        said = [{"text": f"w{20 + i}", "idx": i, "label": i % 2} for i in range(answers)]
+        questions = [{"question": f"w{3 + number}", "idx": 0, "answers": said}]
+        return {"idx": number, "passage": {"text": f"w{10 + number}", "questions": questions}}
+
+    path.write_text("".join(json.dumps(passage(n, count)) + "\n" for n, count in enumerate((2, 1, 3))))
+    training, held_out = made(house, Chosen("multirc"), path, policy=policy_of(buckets=[64]))
+    assert sorted(s for batch in training for s in batch.sources) == [0, 1, 2]
+    assert sorted(s for batch in held_out for s in batch.sources) == [3, 4, 5]
+    path.write_text(json.dumps(passage(0, 4)) + "\n")
+    with pytest.raises(InputError, match="SS-1230"):
+        made(house, Chosen("multirc"), path, policy=policy_of(buckets=[64]))
+
+
 def test_long_prompts_are_cut_and_answers_never(house, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"prompt": " ".join(["w9"] * 40), "answer": "w20 w21"}) + "\n" + json.dumps({"prompt": "w9", "answer": "w22"}) + "\n"

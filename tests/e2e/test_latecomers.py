@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from securesplit.client import attempts, elastic
+from securesplit.client.checkpoints import middle_of
 from securesplit.client import run as run_module
 from securesplit.client.run import Run, RunRecord, run_training
 from securesplit.client.train import Trainer
@@ -42,6 +43,7 @@ def job_of(four, *, rounds=4, training=None, **sums) -> Job:
         "late": "handover",
     }
     fields["sums"] |= given | sums
+    fields["schedule"] |= {"checkpoints": 2}
     if training is not None:
         fields["training"] = {"straggler_seconds": 2.0, **training}
     return Job.model_validate(fields)
@@ -125,6 +127,16 @@ def test_one_that_comes_late_is_where_the_others_are(four, privacy):
     assert alice.survivors[:first] == (CLIENTS,) * first
     assert len(dora.curve) == 4 - first + 1
     assert len(alice.curve) == 5
+    # Its checkpoints name the same states of B as the others', where B learns.
+    for number in (2, 3):
+        named = {
+            middle_of(four.root / name / f"round-{number}")
+            for name in FOUR
+            if (four.root / name / f"round-{number}").is_dir()
+        }
+        assert len(named) == 1
+        assert (named != {""}) == (privacy is not FROZEN and "frozen" not in privacy)
+    assert (four.root / "dora" / "round-3").is_dir()
     if privacy is not LAB and dora.epsilon is not None:
         ledger = Ledger(four.keys / "dora" / "ledger")
         ledger.verify()

@@ -79,7 +79,7 @@ class Attempts:
             self._gone = None
 
     def _over(self, error: SecureSplitError) -> AggregationAborted:
-        missing = ", ".join(self._link.missing)
+        missing = ", ".join(self._link.sums.missing)
         what = f"round {self._number + 1} was lost {self._failed} times, the last time with {error.code}"
         return AggregationAborted(
             "SS-6031",

@@ -52,7 +52,7 @@ class Elastic:
                 f"what clients hold in common takes {size} bytes in one message, and the policy allows {client.policy.limits.max_message_bytes}",
                 hint="Raise limits.max_message_bytes on both ends, or take sums.late out of the job.",
             )
-        client.link.donor = self._helps = HelpsLate(client, folder)
+        client.link.sums.donor = self._helps = HelpsLate(client, folder)
 
     def comes(self, *, asks: bool) -> None:
         """The run begins, or goes on after a crash.

@@ -63,7 +63,7 @@ def take_over(client: Client, common: Common) -> None:
 
 
 class HelpsLate:
-    """Implements :class:`securesplit.client.link.Donor` for one run.
+    """Implements :class:`securesplit.client.summing.Donor` for one run.
 
     Args:
         client: whose adapters.
@@ -84,7 +84,7 @@ class HelpsLate:
         self.goes_on()
 
     def asked(self, join: Join) -> None:
-        """See :class:`securesplit.client.link.Donor`. One that is not signed as it must be is passed over."""
+        """See :class:`securesplit.client.summing.Donor`. One that is not signed as it must be is passed over."""
         if join.name not in self._client.job.sums.roster:
             return
         if self._waits or self._common is None:
@@ -93,11 +93,11 @@ class HelpsLate:
             self._client.link.tell(answer)
 
     def waits(self) -> None:
-        """See :class:`securesplit.client.link.Donor`."""
+        """See :class:`securesplit.client.summing.Donor`."""
         self._waits = True
 
     def goes_on(self) -> None:
-        """See :class:`securesplit.client.link.Donor`."""
+        """See :class:`securesplit.client.summing.Donor`."""
         self._waits = False
         waiting, self._asked = self._asked, {}
         with suppress(ConnectionFailed):  # They ask again when this client is connected again.
@@ -160,7 +160,7 @@ def catch_up(
                 raise
             anew *= 2
         finally:
-            client.link.caught_up()
+            client.link.sums.caught_up()
 
 
 def _ask(
@@ -174,7 +174,7 @@ def _ask(
     join = Join(
         round=number, name=link.name, certificate=folder.cert_der, key=channel.public, signature=folder.sign(wanted.statement)
     )  # fmt: skip
-    if not link.late(join):
+    if not link.sums.late(join):
         return None
     needed = max(sums.threshold - 1, 1)
     answers = Answers(wanted, channel, roster=sums.roster, needed=needed, verify=verifier(folder))
@@ -183,7 +183,7 @@ def _ask(
         try:
             if (left := deadline - time.monotonic()) <= 0:
                 raise ConnectionFailed("SS-3021", "what came was no answer that counts")
-            answer = link.handed(within=left)
+            answer = link.sums.handed(within=left)
         except ConnectionFailed as silent:
             if silent.code != "SS-3021":
                 raise

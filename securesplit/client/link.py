@@ -20,6 +20,7 @@ from torch import Tensor
 
 from securesplit.agree import strictest
 from securesplit.client.diary import Diary
+from securesplit.client.summing import Summing
 from securesplit.errors import ConnectionFailed, RemoteProtocolError, SecureSplitError, raised_for
 from securesplit.journal.seal import Head
 from securesplit.pki.store import KeyFolder
@@ -36,16 +37,11 @@ from securesplit.protocol.messages import (
     Failure,
     Forward,
     Gradient,
-    Handover,
     Hidden,
-    Join,
     KeepAnchor,
     Mark,
     Message,
     RoundBegin,
-    RoundKept,
-    RoundReady,
-    RoundStatus,
     Run,
     Seal,
     Secagg,
@@ -78,33 +74,6 @@ class Memory(Protocol):
         ...
 
 
-class Donor(Protocol):
-    """Answers those who come late; see securesplit/client/handover.py."""
-
-    def asked(self, join: Join) -> None:
-        """Another client asks for what all hold in common. Answered at once, or when that stands still again."""
-        ...
-
-    def waits(self) -> None:
-        """What this client holds is about to change by a sum; nothing is answered now."""
-        ...
-
-    def goes_on(self) -> None:
-        """It stands still again."""
-        ...
-
-
-class _Nobody:
-    """Holds nothing that others could want."""
-
-    def asked(self, join: Join) -> None:
-        del join
-
-    def waits(self) -> None: ...
-
-    def goes_on(self) -> None: ...
-
-
 class Link:
     """An open session.
 
@@ -124,14 +93,12 @@ class Link:
         policy: what binds this session: the client's own, or what it agreed on with the server, which is stricter.
         diary: this client's audit log, when the link was dialled.
         own_log: whether that log ends with this link.
-        missing: names that the server says a secure sum waits for, or waited for last; for people to read.
-        waits_for: told of them whenever they change.
+        sums: what the secure sums say and hear over this link.
         redial: opens a session like this one anew, within so many seconds; None where there is no way to.
         sessions: how many there have been; what the server kept for an earlier one is lost.
         lasting: for how many seconds a request whose connection broke is tried again, over new ones; 0 for not at all.
         waits: told when the connection is gone and a new one is tried for, and again when it is there.
         memory: of a run that may be interrupted; None where there is none.
-        donor: asked by clients that come late, whenever this end listens.
     """
 
     def __init__(self, pipe: Pipe, session: Session, policy: Policy, *, name: str, patience: float = 600.0) -> None:
@@ -151,12 +118,10 @@ class Link:
         self.diary: Diary | None = None
         self.own_log = False
         self.sessions = 1
-        self.missing: tuple[str, ...] = ()
-        self.waits_for: Callable[[tuple[str, ...]], None] = lambda _missing: None
+        self.sums = Summing(self)
         self.lasting = 0.0
         self.waits: Callable[[str], None] = lambda _what: None
         self.memory: Memory | None = None
-        self.donor: Donor = _Nobody()
         self._run = b""
         self._former: Mark | None = (
             None  # The state of B that this session computes with, where it is not the present one.
@@ -167,9 +132,6 @@ class Link:
         self._asked = -1  # The last step that was sent over this connection.
         self._early: deque[Message] = deque()
         self._noted: SecureSplitError | None = None
-        self._begin: RoundBegin | None = None
-        self._keeps = -1
-        self._late = False  # Whether this client waits for what others hand over.
         self._widths: tuple[int, int | None] | None = None
         self.tls_version = str(getattr(pipe, "tls_version", "memory"))
 
@@ -234,7 +196,7 @@ class Link:
             fresh.close()
             what = "the server came back with another job, model or policy"
             raise RemoteProtocolError("SS-4023", what, hint="Start anew.")
-        self.missing = ()
+        self.sums.missing = ()
         self._pipe, self._session, self._early = fresh._pipe, fresh._session, fresh._early  # noqa: SLF001 - another object of this class
         self.sessions += 1
         if self._widths is not None:
@@ -316,7 +278,7 @@ class Link:
     def _answered(self, request: Forward | Backward | Mark, kind: type[M]) -> M:
         """Ask once, over as many connections as it takes, unless it was answered before a crash."""
         if self.memory is not None and (known := self.memory.recall(request)) is not None:
-            return self._of(kind, known)
+            return self.of(kind, known)
         found: list[M] = []
 
         def ask() -> None:
@@ -381,7 +343,7 @@ class Link:
         if isinstance(answer := self.next(), Declined):
             hint = f"Try again later; securesplit explain {answer.code}"
             raise RemoteProtocolError(answer.code, "the server has no room for this text", hint=hint)
-        mixed = _finite(tensor_of(self._of(Hidden, answer).hidden))
+        mixed = _finite(tensor_of(self.of(Hidden, answer).hidden))
         pieces = torch.split(mixed, [count * length for count, length in shapes])
         return tuple(piece.reshape(*shape, -1) for piece, shape in zip(pieces, shapes, strict=True))
 
@@ -411,19 +373,6 @@ class Link:
         """Let the server forget a decoding cache."""
         self.tell(DropCache(cache=cache))
 
-    def ready(self, number: int, *, dim: int, frozen: str, step: float = 0.0) -> bytes:
-        """Local work of a round is done; waits until the sum begins and returns its name, 16 bytes.
-
-        What comes before that belongs to an earlier round, which this client is not in any more.
-        """
-        self.tell(RoundReady(round=number, dim=dim, frozen=frozen, step=step))
-        while isinstance(begin := self.next(), Secagg):
-            continue
-        self._begin = self._of(RoundBegin, begin)
-        if self._begin.round != number:
-            raise RemoteProtocolError("SS-4018", "the server began another round than the one that is ready")
-        return self._begin.run
-
     def tell(self, message: Message) -> None:
         """Send one message."""
         self._session.send(message)
@@ -436,10 +385,11 @@ class Link:
 
     def expect(self, kind: type[M], *, within: float | None = None) -> M:
         """Wait for the next message, which must be of this kind."""
-        return self._of(kind, self.next(within=within))
+        return self.of(kind, self.next(within=within))
 
     @staticmethod
-    def _of(kind: type[M], message: Message) -> M:
+    def of(kind: type[M], message: Message) -> M:
+        """The message, which must be of this kind."""
         if not isinstance(message, kind):
             raise RemoteProtocolError(
                 "SS-4010",
@@ -466,48 +416,9 @@ class Link:
     def _receive(self, within: float | None) -> Message:
         wait = self._answered_within if within is None else within
         until = time.monotonic() + wait
-        while not self._is_due(message := self._one(wait)):
+        while not self.sums.is_due(message := self._one(wait)):
             wait = max(until - time.monotonic(), 0.0)
         return message
-
-    def _is_due(self, message: Message) -> bool:
-        """Whether somebody waits for this message. What may come at any time is dealt with here."""
-        match message:
-            case Join():
-                self.donor.asked(message)
-                return False
-            case Handover():  # One that comes when it is needed no more is passed over.
-                return self._late
-            case RoundStatus():
-                self.missing = message.missing
-                if not message.closed and not self._late:
-                    self.waits_for(message.missing)
-                return self._late or (message.closed and message.round == self._keeps)
-        return True
-
-    def late(self, join: Join) -> bool:
-        """Ask what the others hold in common.
-
-        Returns:
-            Whether rounds went on without this client, so that :meth:`handed` is to be waited for; as the server says.
-        """
-        self._late = True
-        self.tell(join)
-        while not (isinstance(message := self.next(), RoundStatus) and message.round == join.round):
-            continue  # Of a round that this client is not in any more.
-        self._late = message.closed
-        return message.closed
-
-    def handed(self, *, within: float) -> Handover:
-        """The next answer to :meth:`late`."""
-        until = time.monotonic() + within
-        while not isinstance(message := self.next(within=max(until - time.monotonic(), 0.0)), Handover):
-            continue
-        return message
-
-    def caught_up(self) -> None:
-        """Nothing is waited for any more."""
-        self._late = False
 
     def _one(self, within: float) -> Message:
         data = self._pipe.receive(within)
@@ -526,32 +437,6 @@ class Link:
             self._note(refusal)
             raise refusal
         return message
-
-    def kept(self, number: int, run: bytes, clients: tuple[str, ...]) -> RoundBegin | None:
-        """A round's sum is safe here; wait until all others have it, too.
-
-        Returns:
-            The beginning of one more run of the round, by which another client is to get its sum; None when the round is closed.
-        """
-        self._keeps = number
-        try:
-            self.tell(RoundKept(round=number, run=run, clients=clients))
-            while isinstance(message := self.next(), Secagg):  # Of a run that this client is not in any more.
-                continue
-        finally:
-            self._keeps = -1
-        if isinstance(message, RoundStatus):
-            return None
-        self._begin = self._of(RoundBegin, message)
-        if self._begin.round != number:
-            raise RemoteProtocolError("SS-4018", "the server began another round than the one that was summed")
-        return self._begin
-
-    def secagg(self) -> Secagg:
-        """Wait for the next message of a secure sum. Its beginning may be told twice to one who lost a connection."""
-        while (message := self.next()) == self._begin:
-            continue
-        return self._of(Secagg, message)
 
     def let(self, released: Let) -> None:
         """The gate lets something out: write it down first.
@@ -581,7 +466,7 @@ class Link:
         """The answer; what a secure sum has sent meanwhile is kept for :meth:`next`."""
         while isinstance(message := self._receive(within), Secagg | RoundBegin):
             self._early.append(message)
-        return self._of(Seal, message)
+        return self.of(Seal, message)
 
     def close(self) -> None:
         """Say goodbye and close."""

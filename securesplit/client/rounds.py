@@ -170,7 +170,7 @@ def close_sum(link: Link, brought: Brought, kept: Kept) -> None:
     if link.job.sums.attempts is None:
         return
     attempts = Attempts(link, brought.number)
-    while (begun := attempts.run(lambda: link.kept(brought.number, kept.run, kept.clients))) is not None:
+    while (begun := attempts.run(lambda: link.sums.kept(brought.number, kept.run, kept.clients))) is not None:
         run = begun.run
         with attempts.spared():
             again = _attempt(link, brought, begun=run, only=kept.clients)
@@ -181,7 +181,7 @@ def close_sum(link: Link, brought: Brought, kept: Kept) -> None:
                     hint="The server altered one of the two, or a client did not give the same update again.",
                 )
             attempts.fresh()
-            link.donor.goes_on()
+            link.sums.donor.goes_on()
 
 
 def _attempt(link: Link, brought: Brought, *, begun: bytes = b"", only: tuple[str, ...] = ()) -> Opened:
@@ -189,7 +189,7 @@ def _attempt(link: Link, brought: Brought, *, begun: bytes = b"", only: tuple[st
     b, step, line = brought, brought.update.step, _Line(link)
     dim, number = len(b.update.vector), b.number
     run = begun or line.ready(number, dim=dim, frozen=b.frozen, step=step)
-    link.donor.waits()  # What this client holds is about to change.
+    link.sums.donor.waits()  # What this client holds is about to change.
     config = round_config(link.job, model=link.model, run=run, number=number, dim=dim, frozen=b.frozen, step=step)
     pinned = b.pinned(tried_again=link.job.sums.attempts is not None)
     with ExitStack() as stack:
@@ -209,8 +209,8 @@ def _attempt(link: Link, brought: Brought, *, begun: bytes = b"", only: tuple[st
             _run(line, config, party)
         except SecureSplitError as error:
             party.abort(error.code)  # Nothing is sent by that; a lost connection leaves a record with its code, too.
-            link.missing = party.absent or link.missing
-            link.donor.goes_on()
+            link.sums.missing = party.absent or link.sums.missing
+            link.sums.donor.goes_on()
             raise
         finally:  # Of a round that was given up too: it may show who is to blame.
             if b.records is not None:
@@ -277,7 +277,7 @@ class _Line:
         """Wait until the round begins; its name."""
         while True:
             try:
-                return self._link.ready(number, dim=dim, frozen=frozen, step=step)
+                return self._link.sums.ready(number, dim=dim, frozen=frozen, step=step)
             except ConnectionFailed as lost:
                 self._again(lost)
 
@@ -297,7 +297,7 @@ class _Line:
         """
         while True:
             try:
-                message = self._link.secagg()
+                message = self._link.sums.secagg()
             except ConnectionFailed as lost:
                 self._again(lost)
                 self.say(last)

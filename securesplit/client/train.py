@@ -256,7 +256,7 @@ class Trainer:
         assert client.link.folder is not None
         what = f"round {number + 1}: secure sum, waits for"
         self._progress(f"{what} the roster", 0, 1, None)
-        client.link.waits_for = lambda missing: self._progress(f"{what} {', '.join(missing)}", 0, 1, None)
+        client.link.sums.waits_for = lambda missing: self._progress(f"{what} {', '.join(missing)}", 0, 1, None)
         brought = Brought(
             client.link.folder, client.policy, update, weight, number, begun.frozen, self._answers, begun.origin, begun.alike,
             self._records,

@@ -30,6 +30,7 @@ class Line:
         self.name, self.job, self.model, self.alive = name, JOB, "1" * 64, True
         self.asked: list[Join] = []
         self.told: list[Handover] = []
+        self.sums = self  # The part of a link that a secure sum speaks over.
         self.reconnects = 0
         self.hands = list(hands)
         self.drops = False

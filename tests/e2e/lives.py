@@ -188,7 +188,7 @@ class World:
         """From the disk to the end of the job, as a caller of the rounds does it."""
         with closing(AnswerLog(self.folder / f"{name}.log")) as answers:
             link = self.dialled(name)
-            link.waits_for = lambda missing: self.missing.setdefault(name, set()).add(missing)
+            link.sums.waits_for = lambda missing: self.missing.setdefault(name, set()).add(missing)
             try:
                 while disk.closed < self.rounds:
                     number = disk.closed

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from securesplit.client import attempts, elastic
-from securesplit.client.checkpoints import middle_of
 from securesplit.client import run as run_module
+from securesplit.client.checkpoints import middle_of
 from securesplit.client.run import Run, RunRecord, run_training
 from securesplit.client.train import Trainer
 from securesplit.privacy.ledger import Ledger

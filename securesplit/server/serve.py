@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -125,31 +125,8 @@ def build_core(
     caches = None if limits is None else limits.caches
     engine = Engine(middle, recipe=recipe_of(job, "server"), code=code, caches=caches, copies=copies)
 
-    def config_of(run: bytes, ready: RoundReady) -> RoundConfig:
-        config = round_config(
-            job, model=model, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen, step=ready.step
-        )
-        note(Round(state="started", number=ready.round, run=run.hex()))
-        return config
-
-    def keep(ended: ServerRound) -> None:
-        number, run, result = ended.config.round, ended.config.session_id.hex(), ended.result
-        if result is None:
-            note(Round(state="refused", number=number, run=run, code=ended.aborted or "SS-6001"))
-        else:
-            note(Round(state="ended", number=number, run=run, clients=len(result.survivors)))
-        for kept_by in (records, seen):
-            if kept_by is not None:
-                kept_by(ended)
-
-    wait = job.sums.stage_seconds
-    sums = Sums(
-        roster=job.sums.roster, quorum=job.sums.fewest, config_of=config_of,
-        patience=Patience(stage=wait, gather=10 * wait, reconnect=job.sums.patience),
-        randomness=os.urandom, worker=worker, verify=_signed, keep=keep,
-        closed=None if job.sums.attempts is None else closed or ClosedRuns(),
-        late=job.sums.late is not None,
-    )  # fmt: skip
+    keep = tuple(kept_by for kept_by in (records, seen) if kept_by is not None)
+    sums = _sums(job, model, worker=worker, keep=keep, note=note, closed=closed)
     return ServerCore(
         job,
         policy,
@@ -164,6 +141,43 @@ def build_core(
         steps=Steps(lambda: engine, job.codec, state, every=every, uniform=job.mode.weighting == "uniform"),
         former=FormerStates(None if state is None or not job.schedule.checkpoints else state.path / "former"),
     )
+
+
+def _sums(
+    job: Job,
+    model: str,
+    *,
+    worker: SumWorker | None,
+    keep: Sequence[Callable[[ServerRound], None]],
+    note: Callable[[Event], None],
+    closed: ClosedRuns | None,
+) -> Sums:
+    """The job's secure sums; each is a row of the audit log when it begins, and when it ends."""
+
+    def config_of(run: bytes, ready: RoundReady) -> RoundConfig:
+        config = round_config(
+            job, model=model, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen, step=ready.step
+        )
+        note(Round(state="started", number=ready.round, run=run.hex()))
+        return config
+
+    def over(ended: ServerRound) -> None:
+        number, run, result = ended.config.round, ended.config.session_id.hex(), ended.result
+        if result is None:
+            note(Round(state="refused", number=number, run=run, code=ended.aborted or "SS-6001"))
+        else:
+            note(Round(state="ended", number=number, run=run, clients=len(result.survivors)))
+        for keep_by in keep:
+            keep_by(ended)
+
+    wait = job.sums.stage_seconds
+    return Sums(
+        roster=job.sums.roster, quorum=job.sums.fewest, config_of=config_of,
+        patience=Patience(stage=wait, gather=10 * wait, reconnect=job.sums.patience),
+        randomness=os.urandom, worker=worker, verify=_signed, keep=over,
+        closed=None if job.sums.attempts is None else closed or ClosedRuns(),
+        late=job.sums.late is not None,
+    )  # fmt: skip
 
 
 def state_facts(job: Job, policy: Policy, model: str) -> Facts:

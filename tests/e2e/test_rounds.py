@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import dataclass
 
@@ -179,11 +180,16 @@ def test_a_run_that_dies_just_before_its_very_end_goes_on(house, monkeypatch):
     files = ("run.json", "adapter-back.safetensors")
     before = [(house.root / "alice" / name).read_bytes() for name in files[1:]]
     assert (house.root / "alice" / files[0]).exists()
+    crossed = (house.root / "alice.truth").read_text().splitlines()
+    assert len(crossed) == 6, "each record crossed once"
     monkeypatch.setattr(Kept, "finish", finish)
     again = train_all(house, house.core(house.job(rounds=1), policy), policy, names=("alice",), resume=True)
     assert again.errors == {}
     assert [(house.root / "alice" / name).read_bytes() for name in files[1:]] == before
-    assert len((house.root / "alice.truth").read_text().splitlines()) == 6, "each record crossed once"
+    lines = (house.root / "alice.truth").read_text().splitlines()
+    assert lines[:6] == crossed
+    texts = {json.loads(line)["text"] for line in crossed}
+    assert {json.loads(line)["text"] for line in lines[6:]} <= texts, "held-out records that are looked at once more"
 
 
 def test_the_round_regime_moves_only_by_the_noised_sum(house, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from securesplit.policy.schema import Policy
 from securesplit.protocol.job import Job
 
 __all__ = ["tasked_batches"]
+
+_log = logging.getLogger(__name__)
 
 
 def tasked_batches(
@@ -37,7 +40,8 @@ def tasked_batches(
 
     Args:
         tasked: of :func:`securesplit.data.tasks.chosen.read_tasked`.
-        held_out: so many examples at least, from the end: a group, such as a passage's questions, is held out whole or not at all.
+        held_out: so many examples at least, from the end: a group, such as a passage's questions, is held out whole or not at
+            all, unless all examples are of one group.
         model: digest of the model's manifest.
 
     Raises:
@@ -70,10 +74,14 @@ def tasked_batches(
 
 
 def _in_groups(items: Sequence[Item], held_out: int) -> int:
-    """So many examples from the end, and those before them that share a passage with the first of these."""
-    while 0 < held_out < len(items) and items[-held_out - 1].group == items[-held_out].group:
-        held_out += 1
-    return held_out
+    """So many examples from the end, and those before them that share a passage with the first of these, unless that is all."""
+    count = held_out
+    while 0 < count < len(items) and items[-count - 1].group == items[-count].group:
+        count += 1
+    if held_out < len(items) <= count:
+        _log.warning("all examples are of one passage: what is held out shares it with what is learnt")
+        return held_out
+    return count
 
 
 def _fitted(tasked: Tasked, tokenizer: Any, most: int, *, answers: bool) -> tuple[Example, ...]:

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 
 from securesplit.policy.rules import Breach
 from securesplit.policy.schema import Gaussian, Policy
+from securesplit.protocol.adapters import PartName
 from securesplit.protocol.job import Job
 
 __all__ = ["learning_breaches"]
+
+_ENDS: tuple[PartName, ...] = ("front", "back")
 
 
 def learning_breaches(policy: Policy, job: Job) -> Iterator[Breach]:
@@ -32,20 +35,22 @@ def learning_breaches(policy: Policy, job: Job) -> Iterator[Breach]:
             f"method 'prefix'; regime '{regime}' clips by record, and a prefix's gradient is not taken apart by record"
         )
         yield Breach("privacy.regime.prefix", what, regime, "prefix")
+    if lengths := [part for part in _ENDS if adapters.of(part).dora]:
+        what = f"dora in {' and '.join(lengths)}; regime '{regime}' clips by record, and the gradient of DoRA's lengths is not taken apart by record"
+        yield Breach("privacy.regime.dora", what, regime, True)  # noqa: FBT003 - the job's value
     yield from _computing(regime, job)
     yield from _scheduled(regime, job)
 
 
 def _computing(regime: str, job: Job) -> Iterator[Breach]:
-    ends = ("front", "back")
-    scaled = [p for p in ends if job.precision is not None and getattr(job.precision, p) == "f16"]
+    scaled = [p for p in _ENDS if job.precision is not None and getattr(job.precision, p) == "f16"]
     if scaled:
         what = (
             f"f16 in {' and '.join(scaled)}; a step that overflows is done again or skipped, and in regime '{regime}' that "
             "would let one record decide what is summed: use bf16"
         )
         yield Breach("privacy.regime.precision", what, regime, "f16")
-    twice = [p for p in ends if job.memory is not None and p in job.memory.checkpointing]
+    twice = [p for p in _ENDS if job.memory is not None and p in job.memory.checkpointing]
     if twice:
         what = (
             f"checkpointing of {' and '.join(twice)}; regime '{regime}' takes gradients apart by record, which keeps every "

@@ -20,6 +20,7 @@ FITS: dict[str, str] = {
     "privacy.regime.sharing": "what stays at a site needs local steps, which regime 'round' does not have",
     "privacy.regime.embedding": "an embedding drifts where A learns and gradients are not taken apart by record",
     "privacy.regime.prefix": "a prefix's gradient is not taken apart by record",
+    "privacy.regime.dora": "the gradient of DoRA's lengths is not taken apart by record",
     "privacy.regime.precision": "no record decides by an overflow what is summed",
     "privacy.regime.checkpointing": "gradients that are taken apart by record see each pass once",
     "privacy.regime.accumulate": "the optimiser moves once for each noised sum",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -53,7 +54,7 @@ class Adapters(BaseModel):
         inexact: must be true for ``naive`` and for nothing else.
         dropout: probability that a number that goes into an adapter is left out in a training step.
         rslora: the update is (alpha / sqrt(rank)) B A (arXiv:2312.03732).
-        dora: learn the lengths of the weights' rows apart from their directions (arXiv:2402.09353); in B alone.
+        dora: learn the lengths of the weights' rows apart from their directions (arXiv:2402.09353); in A and C where no sum carries them.
         method: ``prefix`` gives each layer ``prefix_length`` keys and values that are learnt, in place of LoRA
             (P-tuning v2, arXiv:2110.07602); ``rank`` and ``alpha`` are then without effect.
         prefix_length: positions.
@@ -108,8 +109,7 @@ class Adapters(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        faults = [*self._prefix_faults(), *self._dora_faults()]
-        if faults:
+        if faults := self._prefix_faults():
             raise ValueError("; ".join(faults))
         return self
 
@@ -125,12 +125,22 @@ class Adapters(BaseModel):
             faults.append(f"{', '.join(odd)} belong(s) to method = 'lora'")
         return faults
 
-    def _dora_faults(self) -> list[str]:
-        outer: tuple[PartName, ...] = ("front", "back")
-        summed = [name for name in outer if self.of(name).dora]
-        if not summed:
-            return []
-        names = " and ".join(summed)
-        return [
-            f"dora in {names}: it is not linear in what a sum adds; set dora = true in [adapters.middle] alone",
-        ]
+    def dora_faults(self, own: Container[str]) -> list[str]:
+        """What speaks against DoRA in A and C, in words.
+
+        Args:
+            own: which of ``front`` and ``back`` stay each client's own and are in no sum.
+        """
+        ends: tuple[PartName, ...] = ("front", "back")
+        learnt = [name for name in ends if self.of(name).dora]
+        faults = []
+        if summed := [name for name in learnt if name not in own]:
+            faults.append(
+                f"adapters: dora in {' and '.join(summed)}: it is not linear in what a sum adds; set it in [adapters.middle], or for "
+                "a part in training.personal, or in mode splitfed-v3"
+            )
+        if learnt and self.sharing == "core":
+            faults.append("adapters: dora learns lengths beside A and B, which stand still in sharing 'core'")
+        if "front" in learnt and self.embedding:
+            faults.append("adapters: embedding = true adapts a table, which has no lengths to learn: no dora in front")
+        return faults

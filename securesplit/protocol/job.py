@@ -221,6 +221,7 @@ class Job(BaseModel):
             faults.append(
                 f"adapters.sharing '{self.adapters.sharing}' is about sums of several; mode sequential hands one over"
             )
+        faults += self.adapters.dora_faults(mode.personal if mode.summed else ("front", "back"))
         if not mode.summed and self.sums.late is not None:
             faults.append("sums.late is about secure sums; mode splitfed-v3 has none, so leave it out")
         if not mode.summed and self.adapters.sharing != "alternating":

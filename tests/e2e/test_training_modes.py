@@ -21,9 +21,11 @@ from securesplit.errors import PolicyDenied
 from securesplit.model.lora import adapter_layout, add_adapters, read_adapters
 from securesplit.privacy.ledger import Ledger
 from securesplit.protocol.job import Job
+from securesplit.suited import learning_breaches
 from tests.e2e.house import FROZEN, LAB, ROUND, Loopback, batches_of, build_model, policy_of, sentences
 
 COUNTS = {"alice": 4, "bob": 8, "carol": 12}
+REGIMES = {"open": LAB, "frozen": FROZEN, "round": ROUND, "step": ROUND.replace('"round"', '"step"')}
 MIDDLE = (".layers.1.", ".layers.2.")
 
 
@@ -34,9 +36,12 @@ def house(tmp_path_factory):
     return build_house(tmp_path_factory.mktemp("modes"))
 
 
-def job_of(house, *, roster=("alice", "bob", "carol"), rounds=1, epochs=1, sharing="alternating", **training) -> Job:
+def job_of(
+    house, *, roster=("alice", "bob", "carol"), rounds=1, epochs=1, sharing="alternating", adapters=None, **training
+) -> Job:
     raw = house.job(rounds=rounds, epochs=epochs).model_dump(mode="json", exclude_none=True)
     raw["training"], raw["adapters"]["sharing"] = training, sharing
+    raw["adapters"] |= adapters or {}
     raw["sums"] = {**raw["sums"], "roster": list(roster), "stage_seconds": 20.0, "weights": "uniform"}
     return Job.model_validate(raw)
 
@@ -174,6 +179,65 @@ def test_one_client_alone_has_the_unsplit_models_loss_at_every_step(house, tmp_p
     for where in ("front", "back"):
         close(seen.parts["alice"][where], flat(whole, where), 1e-4)
     close(server_values(seen), flat(whole, "middle"), 1e-4)
+
+
+def test_dora_in_every_part_has_the_unsplit_models_loss_at_every_step(house, tmp_path):
+    """Where nothing is summed A and C may have it, too; the oracle is PEFT's own DoRA on the whole model."""
+    job = job_of(house, roster=("alice",), rounds=2, epochs=3, mode="splitfed-v3", every=1, adapters={"dora": True})
+    seen = train(house, job, tmp_path, counts={"alice": 8})
+    own = job.adapters
+    whole = build_model()
+    add_adapters(whole, own.rank, own.alpha, own.targets, seed=own.seed, dora=True)
+    every = ("A", "B", "magnitude_vector")
+    lengths = [p for n, p in whole.named_parameters() if "magnitude" in n]
+    before = [p.detach().clone() for p in lengths]
+    mine = adam(trained(whole, middle=False, factors=every), 1e-2)
+    theirs = adam(trained(whole, middle=True, factors=every), 5e-3)
+    losses = []
+    for batch in [*seen.batches["alice"]] * 6:
+        loss = loss_of(whole, batch)
+        loss.backward()
+        for optimiser in (mine, theirs):
+            optimiser.step()
+            optimiser.zero_grad()
+        losses.append(float(loss.detach()))
+    close(seen.losses["alice"], losses, 5e-5)
+    assert abs(losses[0] - losses[-1]) > 0.1
+    assert len(lengths) == 12
+    assert all(not torch.equal(p, old) for p, old in zip(lengths, before, strict=True)), "lengths learn in every part"
+    for where in ("front", "back"):
+        close(seen.parts["alice"][where], flat(whole, where), 1e-3)
+    close(server_values(seen), flat(whole, "middle"), 1e-3)
+
+
+def test_dora_in_a_personal_part_stays_at_its_client(house, tmp_path):
+    job = job_of(house, mode="splitfed-v1", personal=["back"], adapters={"back": {"dora": True}})
+    seen = train(house, job, tmp_path)
+    assert np.array_equal(seen.parts["alice"]["front"], seen.parts["bob"]["front"])
+    assert not np.array_equal(seen.parts["alice"]["back"], seen.parts["bob"]["back"])
+    assert seen.dims["alice"] == len(seen.parts["alice"]["front"])
+
+
+@pytest.mark.parametrize(
+    ("training", "adapters", "fault"),
+    [
+        ({}, {"dora": True}, "dora in front and back"),
+        ({}, {"back": {"dora": True}}, "dora in back"),
+        ({"personal": ["back"]}, {"dora": True}, "dora in front:"),
+        ({"personal": ["back"]}, {"back": {"dora": True}, "sharing": "core"}, "stand still in sharing 'core'"),
+        ({"mode": "splitfed-v3", "every": 1}, {"dora": True, "embedding": True}, "no dora in front"),
+    ],
+)
+def test_lengths_that_a_sum_would_carry_are_refused(house, training, adapters, fault):
+    with pytest.raises(ValueError, match=fault):
+        job_of(house, adapters=adapters, **training)
+
+
+@pytest.mark.parametrize("part", ["front", "back"])
+def test_a_regime_that_clips_by_record_refuses_lengths(house, part):
+    job = job_of(house, mode="splitfed-v3", every=1, adapters={part: {"dora": True}})
+    told = {name: [breach.rule for breach in learning_breaches(policy_of(text), job)] for name, text in REGIMES.items()}
+    assert {name for name, rules in told.items() if "privacy.regime.dora" in rules} == {"step", "round"}
 
 
 # ---- all clients' batches at once ---------------------------------------------------------------------------------------

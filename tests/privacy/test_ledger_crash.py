@@ -43,7 +43,7 @@ def spend(_):
         version = random.choice(["", f"v{random.randrange(60)}"])
         group = [Charge(r, "cut", 1, 1.0, 2.0, "p", version=version, payload=os.urandom(3000)) for r in "ab"]
         for c, sent in zip(group, ledger.charge(group, budget=10**9, caps=[10_000] * 2)):
-            os.write(out, f"{c.record} {version or '-'} {sent.hex()}\\n".encode())
+            os.write(out, f"\\n{c.record} {version or '-'} {sent.hex()} .\\n".encode())
 
 def race(number):
     ledger = Ledger(root / "ledger", anchors=root / "state")
@@ -127,10 +127,12 @@ def nursery(tmp_path):
 def wire(root: Path) -> list[tuple[str, str, bytes]]:
     """Whole lines only: a child may have died while it wrote one."""
     path = root / "wire"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    lines = path.read_text().split("\n") if path.exists() else []
     found = []
     for line in lines:
-        record, version, payload = line.split()
+        if not line.endswith(" ."):
+            continue
+        record, version, payload, _ = line.split()
         found.append((record, "" if version == "-" else version, bytes.fromhex(payload)))
     return found
 

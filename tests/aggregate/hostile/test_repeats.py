@@ -58,13 +58,14 @@ class Crossing:
         self.play, self.stage, self.broken = Play("plain"), stage, False
         config = self.play.config
         self.name = config.roster[2]
-        self.sums = Sums(
+        self.server = Sums(
             roster=config.roster, quorum=config.quorum, patience=Patience(stage=3.0, gather=30.0, reconnect=1.0),
             config_of=lambda _run, _ready: config, randomness=bytes,
         )  # fmt: skip
         self.mine, self.theirs = deque[Secagg](), deque[tuple[str, object]]()
+        self.sums = self  # The part of a link that a secure sum speaks over.
         for name in config.roster:
-            self._sort(self.sums.ready(name, RoundReady(round=1, dim=7, frozen=config.frozen), 0.0))
+            self._sort(self.server.ready(name, RoundReady(round=1, dim=7, frozen=config.frozen), 0.0))
 
     def _sort(self, outbound: list[object]) -> None:
         for item in outbound:
@@ -83,11 +84,11 @@ class Crossing:
                 due = self.play.tell(to, message.stage, message.body, vector_of(message.vector))
             for out in due:
                 said = Secagg(round=1, stage=out.stage, body=out.body, vector=words_blob(out.vector))
-                self._sort(self.sums.receive(to, said, 0.0))
+                self._sort(self.server.receive(to, said, 0.0))
 
     def tell(self, message: Secagg) -> None:
         self.last = message.stage
-        self._sort(self.sums.receive(self.name, message, 0.0))
+        self._sort(self.server.receive(self.name, message, 0.0))
 
     def secagg(self) -> Secagg:
         if self.last == self.stage and not self.broken:
@@ -98,8 +99,8 @@ class Crossing:
 
     def reconnect(self, _lost: ConnectionFailed, *, within: float) -> None:
         assert within == 1.0
-        self.sums.leave(self.name, 0.0)
-        self.sums.join(self.name)
+        self.server.leave(self.name, 0.0)
+        self.server.join(self.name)
         self._others()
 
 

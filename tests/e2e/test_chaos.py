@@ -48,6 +48,11 @@ class Chaos(Stage):
             time.sleep(0.01)
         for name in CLIENTS:
             assert self.running[name].wait(600) == 0, self.complaints()
+        while (
+            not self.running["gpu"].out.read_text().endswith("\n")
+        ):  # Killed at the very end, it may be starting still.
+            assert time.monotonic() < deadline, self.complaints()
+            time.sleep(0.1)
         assert self.running["gpu"].stop() == 0, self.complaints()
         assert self.taken() == total
 

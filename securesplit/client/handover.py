@@ -113,7 +113,7 @@ class HelpsLate:
         try:
             verifier(folder)(join.name, join.certificate, join.signature, wanted.statement)
             self._given[join.name, common.round] += whole
-            values = client.gate.release_common(common.payload).payload if whole else b""
+            values = client.gate.release_common(common.payload, whole=whole).payload
             sealed = seal_answer(
                 wanted, common, name=link.name, certificate=folder.cert_der, values=values, sign=folder.sign, randomness=os.urandom
             )  # fmt: skip

@@ -157,12 +157,16 @@ class Gate:
         """
         self._settled = hashlib.sha256(values).digest()
 
-    def release_common(self, values: bytes) -> ReleasedCommon:
+    def release_common(self, values: bytes, *, whole: bool = True) -> ReleasedCommon:
         """Hand what all clients hold alike to another client of the roster, which was away when the sums were made.
 
         It is a function of sums that are out, so nothing is charged; nothing else passes here, above all not the state that
         this site's own work of a round has moved. The caller seals it for that client; a policy's blind sum keeps it from
         the server.
+
+        Args:
+            values: as :meth:`settled` was told.
+            whole: hand them over; else nothing but their digest, which the caller makes, and which is asked for here all the same.
 
         Raises:
             PolicyDenied: SS-2011 for other values than :meth:`settled` was told.
@@ -175,8 +179,8 @@ class Gate:
             )
         privacy = self.policy.privacy
         noised = isinstance(privacy, Gaussian) and (privacy.regime != "frozen" or privacy.updates is not None)
-        self._witness(told("common", [values], 1, noised=noised))
-        return ReleasedCommon(payload=values, mint=_MINT)
+        self._witness(told("common", [values if whole else self._settled], 1, noised=noised))
+        return ReleasedCommon(payload=values if whole else b"", mint=_MINT)
 
     def received(self) -> None:
         """Tell the gate that A and C now hold what the other clients hand to one that comes late.

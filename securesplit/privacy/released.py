@@ -74,7 +74,7 @@ class ReleasedCommon:
     """What all clients hold alike where a round begins, fit to be sealed for another client of the roster. Only a gate makes one.
 
     Attributes:
-        payload: the values, float32, little-endian.
+        payload: the values, float32, little-endian; empty where their digest alone may leave.
     """
 
     payload: bytes = field(repr=False)

@@ -264,6 +264,9 @@ def test_only_what_a_round_began_from_is_handed_over_and_it_costs_nothing(policy
     assert caught.value.code == "SS-2011", "before a round began"
     gate.settled(common)
     assert gate.release_common(common).payload == common
+    assert gate.release_common(common, whole=False).payload == b""
+    with pytest.raises(PolicyDenied):
+        gate.release_common(moved, whole=False)
     with pytest.raises(PolicyDenied) as caught:
         gate.release_common(moved)
     assert caught.value.code == "SS-2011", "what this site's own work made of it"
@@ -271,7 +274,10 @@ def test_only_what_a_round_began_from_is_handed_over_and_it_costs_nothing(policy
     with pytest.raises(PolicyDenied):
         gate.release_common(common)
     assert entries(ledger) == []
-    assert [(let.channel, let.noised, let.size) for let in seen] == [("common", regime == "round", 16)]
+    assert [(let.channel, let.noised, let.size) for let in seen] == [
+        ("common", regime == "round", 16),
+        ("common", regime == "round", 32),
+    ]
 
 
 def test_what_others_hand_over_may_shape_releases_except_in_a_frozen_a(policy_of, ledger):

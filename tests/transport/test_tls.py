@@ -661,11 +661,13 @@ def test_a_revocation_counts_whatever_else_is_wrong(
     assert connect(holder.listening, client_context(bob)).version == "TLSv1.3"
 
 
-def test_a_revocation_counts_when_the_server_s_own_certificate_is_over(authority: Authority, keys: Path) -> None:
-    authority.issue("old", "server", now=datetime.now(UTC) - timedelta(days=1) + timedelta(seconds=1), days=1)
+def test_a_revocation_counts_when_the_server_s_own_certificate_is_over(
+    authority: Authority, keys: Path, later: Callable[[timedelta], None]
+) -> None:
+    authority.issue("old", "server", now=datetime.now(UTC) - timedelta(hours=23), days=1)
     holder = ContextHolder(keys / "old")
     alice = KeyFolder.open(keys / "alice", "client")
-    time.sleep(max(0.0, (holder.folder.not_after - datetime.now(UTC)).total_seconds()) + 1.0)
+    later(timedelta(hours=1, minutes=1))
     authority.revoke("alice")
     with pytest.raises(ConnectionFailed, match="SS-3203"):
         holder.reload()
@@ -691,9 +693,11 @@ def test_a_forged_or_older_list_is_not_taken(authority: Authority, keys: Path, t
             holder.require_valid(leaf.public_bytes(serialization.Encoding.DER))
 
 
-def test_everybody_is_looked_at_again_when_the_list_runs_out(tmp_path: Path) -> None:
+def test_everybody_is_looked_at_again_when_the_list_runs_out(
+    tmp_path: Path, later: Callable[[timedelta], None]
+) -> None:
     keys = tmp_path / "keys"
-    then = datetime.now(UTC) - timedelta(days=7) + timedelta(seconds=3)
+    then = datetime.now(UTC) - timedelta(days=6, hours=23)
     made = Authority.create(keys, now=then)
     made.issue("gpu", "server")
     made.issue("alice", "client")
@@ -703,7 +707,7 @@ def test_everybody_is_looked_at_again_when_the_list_runs_out(tmp_path: Path) -> 
     pipe = live_pipe(alice, gpu)
     assert not looking.look()
     pipe._require_valid()
-    time.sleep(3.2)
+    later(timedelta(hours=1, minutes=1))
     assert looking.look(), "the list has run out"
     assert not looking.look(), "once"
     for check in (lambda: holder.require_valid(alice.cert_der), pipe._require_valid):

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from securesplit.audit.bench import claims_of
 from securesplit.policy.schema import Gaussian, Policy
 from securesplit.privacy.clipped_sum import ClippedSum
-from securesplit.privacy.gate import ALL, PEERS, Gate
-from securesplit.privacy.ledger import Ledger
+from securesplit.privacy.gate import Gate
+from securesplit.privacy.ledger import ALL, Ledger
 from securesplit.privacy.plan import UNITS, enforced_mu
+from securesplit.privacy.purse import PEERS
 from securesplit.privacy.released import Released, ReleasedUpdate, Responded
 
 _ROUNDING = 1e-6  # Of a charge: shares are rounded down to whole units, and mu is a float.

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,20 +30,18 @@ from securesplit.policy.schema import Gaussian, Policy
 from securesplit.privacy.clip import refuse_non_finite
 from securesplit.privacy.clipped_sum import ClippedSum
 from securesplit.privacy.lattice import SIGMA, discrete_gaussian, step_for
-from securesplit.privacy.ledger import ALL, Charge, Ledger
+from securesplit.privacy.ledger import ALL, Ledger
 from securesplit.privacy.let import Witness, nobody, told
 from securesplit.privacy.lineage import Lineage
 from securesplit.privacy.mechanism import clipped, encode, noised
 from securesplit.privacy.plan import At, ChannelPlan, Plan, plan_for, rows_moved
+from securesplit.privacy.purse import Purse
 from securesplit.privacy.released import _MINT, Codec, Released, ReleasedCommon, ReleasedUpdate, Responded
 from securesplit.privacy.response import respond
 
-__all__ = ["ALL", "PEERS", "ClippedSum", "Codec", "Gate", "Released", "ReleasedCommon", "ReleasedUpdate", "Responded"]
+__all__ = ["ClippedSum", "Codec", "Gate", "Released", "ReleasedCommon", "ReleasedUpdate", "Responded"]
 
 _log = logging.getLogger(__name__)
-PEERS = "peers"
-BARE = "bare"
-UNLIMITED = 1 << 62
 
 
 class Gate:
@@ -88,28 +85,17 @@ class Gate:
         self.version = version
         self._state = state
         self._lineage = Lineage(state())
-        self._ledger = ledger
-        self._roster = tuple(sorted(roster))
         self._ring = ring
         self._witness = witness
         self._once: Callable[[], str] = str
         self._settled = b""  # Digest of what all clients held alike when the present round began.
-        rows = rows_moved(front, policy.limits.buckets)
-        self._unit = policy.privacy.unit if isinstance(policy.privacy, Gaussian) else ""
-        self.plan: Plan | None = plan_for(policy.privacy, rows=rows) if isinstance(policy.privacy, Gaussian) else None
-        if self.plan is None:
+        self.plan: Plan | None = None
+        self._purse: Purse | None = None
+        if isinstance(policy.privacy, Gaussian):
+            self.plan = plan_for(policy.privacy, rows=rows_moved(front, policy.limits.buckets))
+            self._purse = _opened(ledger, policy, self.plan, tuple(sorted(roster)))
+        else:
             _log.warning("policy '%s' is UnsafeNoPrivacy: everything leaves as it is", policy.name)
-        elif ledger is None:
-            raise InputError("SS-1530", "a private policy needs a ledger", hint="Open one: Ledger(directory).")
-        elif ledger.unit not in {
-            None,
-            self._unit,
-        }:  # Before anything that was remembered under the other unit is resent.
-            raise PolicyDenied(
-                "SS-2016",
-                f"this ledger counts by {ledger.unit}, and policy '{policy.name}' protects by {self._unit}",
-                hint="One site keeps to one unit. Use a policy of the same unit.",
-            )
 
     def remember(self, name: Callable[[], str]) -> None:
         """Keep what is otherwise drawn anew each time, gradients and noised sums, under names of one run's moments.
@@ -258,7 +244,8 @@ class Gate:
         known = memoise and records is not None
         if (once := self._once()) and not known:
             of = [
-                self._name(once, f"{i}", row.numpy().tobytes()) for i, row in enumerate(bounded.detach().float().cpu())
+                self._paying.name(once, f"{i}", row.numpy().tobytes())
+                for i, row in enumerate(bounded.detach().float().cpu())
             ]
         payloads = self._payloads(bounded, at, channel, keys, of, memoise=known or bool(once))
         coordinates = (bounded[0, 0] if channel.per_row else bounded[0]).numel() if keys else 0
@@ -281,20 +268,12 @@ class Gate:
             return Responded(labels=labels.clone(), records=tuple(records), policy=self._digest, mint=_MINT)
         if (plan := self.plan.labels) is None:
             raise self._closed("labels")
-        assert self._ledger is not None
-        charges = [
-            Charge(
-                record=record, channel="labels", units=plan.units, clip=1.0, sigma=plan.epsilon, step=1.0,
-                version=f"v2:{self._unit}:{plan.epsilon!r}:{plan.classes}:{content}", policy=self._digest, unit=self._unit,
-                payload=respond(int(label), plan.classes, plan.epsilon).to_bytes(4, "little"),
-            )
-            for label, record, content in zip(labels.tolist(), records, contents, strict=True)
-        ]  # fmt: skip
-        fresh = [c.units for c in charges if self._ledger.recall(c.record, c.channel, c.version) is None]
-        stored = self._ledger.charge(charges, budget=self.plan.budget, caps=[UNLIMITED] * len(charges))
-        self._witness(told("labels", stored, len(stored), fresh))
-        answers = torch.tensor([int.from_bytes(answer, "little") for answer in stored], dtype=torch.int64)
-        return Responded(labels=answers, records=tuple(records), policy=self._digest, mint=_MINT)
+        drawn = [respond(int(label), plan.classes, plan.epsilon) for label in labels.tolist()]
+        answers, fresh = self._paying.pay_answers(drawn, plan, records=records, contents=contents)
+        self._witness(told("labels", [answer.to_bytes(4, "little") for answer in answers], len(answers), fresh))
+        return Responded(
+            labels=torch.tensor(answers, dtype=torch.int64), records=tuple(records), policy=self._digest, mint=_MINT
+        )
 
     def require(self, count: int, *, at: At) -> None:
         """Check, before anything is sent, that ``count`` releases charged to all records can be paid.
@@ -303,13 +282,8 @@ class Gate:
             PolicyDenied: SS-2010 when the policy closes this channel.
             BudgetExhausted: SS-5001, SS-5002.
         """
-        if self.plan is None:
-            return
-        assert self._ledger is not None
-        channel = self._open(at)
-        self._ledger.require(
-            self._priced(ALL, at, channel), count=count, budget=self.plan.budget, cap=self._cap(at, channel)
-        )
+        if self._purse is not None:
+            self._purse.require(count, at, self._open(at))
 
     def release_update(self, update: npt.NDArray[np.float64] | ClippedSum) -> ReleasedUpdate:
         """Make an adapter update fit for a secure sum, or for a local step after which A and C are used again.
@@ -352,7 +326,7 @@ class Gate:
                 hint="This is a bug; report it.",
             )
         self.reserve_for_peers()
-        self._note_bare_update()
+        self._paying.note_bare_update()
         return self._bare(update, noised=False)
 
     def _bare(self, update: npt.NDArray[np.float64], *, noised: bool) -> ReleasedUpdate:
@@ -366,7 +340,7 @@ class Gate:
         """
         about = f"securesplit.update.v1|{self._digest}|{update.noised}|{update.honest}|{update.step!r}|"
         said = about.encode() + update.vector.astype("<f8").tobytes()
-        return hashlib.sha256(said).hexdigest() if self._ledger is None else self._ledger.key(said)
+        return hashlib.sha256(said).hexdigest() if self._purse is None else self._purse.ledger.key(said)
 
     def recall_update(
         self, vector: npt.NDArray[np.float64], *, noised: bool, honest: int, step: float, receipt: str
@@ -402,31 +376,11 @@ class Gate:
         Raises:
             BudgetExhausted: SS-5001; nothing may be shared then.
         """
-        if self.plan is None or self.plan.decode is None or self.plan.update is not None or len(self._roster) < 2:
-            return
-        assert self._ledger is not None
-        channel = self.plan.decode
-        count = (len(self._roster) - 1) * (channel.releases // len(self._roster))
-        if count == 0:
-            return
-        whole = self._priced(
-            ALL, PEERS, channel, units=count * channel.units, version=f"{self._digest}:{json.dumps(self._roster)}"
-        )
-        self._ledger.charge([whole], budget=self.plan.budget, caps=[UNLIMITED])
-
-    def _note_bare_update(self) -> None:
-        """Leave an entry of the smallest cost, once per policy: from here on no epsilon holds against the other clients."""
-        assert self._ledger is not None
-        marker = Charge(
-            record=ALL, channel=BARE, units=1, clip=1.0, sigma=1.0, version=self._digest, policy=self._digest,
-            unit=self._unit,
-        )  # fmt: skip
-        self._ledger.charge([marker], budget=UNLIMITED, caps=[UNLIMITED])
+        if self._purse is not None:
+            self._purse.reserve_for_peers()
 
     def _release_sum(self, update: ClippedSum) -> ReleasedUpdate:
-        assert self.plan is not None, "without a private policy nothing is clipped"
-        assert self._ledger is not None
-        channel = self._open("update")
+        purse, channel = self._paying, self._open("update")
         if update.bound > channel.clip or update.step != step_for(channel.part):
             raise PolicyDenied(
                 "SS-2010",
@@ -434,24 +388,22 @@ class Gate:
                 hint="This is a bug; report it.",
             )
         shared = channel.honest > 1
-        name = (once := self._once()) and self._name(
+        name = (once := self._once()) and purse.name(
             once, f"{channel!r}:{self.version}:{self._state()}:{update.records}", update.steps.tobytes()
         )
         # The first record's charge keeps the bytes for all of them; one commit took them together.
         first = update.records[0] if update.records else ""
-        if name and (before := self._ledger.recall(first, "update", name)) is not None:
+        if name and (before := purse.recall(first, "update", name)) is not None:
             return self._summed(before, channel, update.step, [])
         steps = self._within_ring(update.steps) if shared else update.steps
         noised = steps + discrete_gaussian(steps.shape)
         vector = noised.astype(np.float64) * update.step
         payload = vector.tobytes()  # Once: a sum over a thousand records must not take a thousand times its size.
         # Without a version: a sum is drawn anew, and paid anew, every time that it is not asked for by a name.
-        charges = [self._priced(record, "update", channel, payload=payload) for record in update.records]
+        charges = [purse.priced(record, "update", channel, payload=payload) for record in update.records]
         if name and charges:
             charges[0] = replace(charges[0], version=name)
-        stored = self._ledger.charge(
-            charges, budget=self.plan.budget, caps=[self._cap("update", channel)] * len(charges)
-        )
+        stored = purse.pay(charges, "update", channel)
         return self._summed(stored[0] if stored else payload, channel, update.step, [c.units for c in charges])
 
     def _summed(self, payload: bytes, channel: ChannelPlan, step: float, units: list[int]) -> ReleasedUpdate:
@@ -459,11 +411,6 @@ class Gate:
         shared = step if channel.honest > 1 else 0.0
         vector = np.frombuffer(payload, dtype=np.float64).copy()
         return ReleasedUpdate(vector=vector, noised=True, honest=channel.honest, step=shared, mint=_MINT)
-
-    def _name(self, once: str, about: str, content: bytes) -> str:
-        """A name for one release of one run, under the site's key: the ledger must not tell what was in it."""
-        assert self._ledger is not None
-        return "once:" + self._ledger.key(f"securesplit.once.v1|{once}|{about}|".encode() + content)
 
     def _within_ring(self, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Bring each coordinate of a sum so far into the ring that noise never reaches its end.
@@ -484,16 +431,15 @@ class Gate:
     def _payloads(
         self, rows: Tensor, at: At, channel: ChannelPlan, keys: list[str], contents: list[str], *, memoise: bool
     ) -> list[bytes]:
-        assert self._ledger is not None
-        assert self.plan is not None
-        same = f"v2:{self._unit}:{channel.per_row}:{channel.clip!r}:{channel.sigma!r}:{self.version}:{self._state()}:{self.codec}:{tuple(rows.shape[1:])}"
+        purse = self._paying
+        same = f"v2:{purse.unit}:{channel.per_row}:{channel.clip!r}:{channel.sigma!r}:{self.version}:{self._state()}:{self.codec}:{tuple(rows.shape[1:])}"
         # A record that stands twice in a batch, as texts that occur twice do, is released once and sent twice.
         names = [
             (k, f"{same}:{c}" if memoise else f"once:{i}") for i, (k, c) in enumerate(zip(keys, contents, strict=True))
         ]
         sent: dict[tuple[str, str], bytes] = {}
         for key, version in dict.fromkeys(names) if memoise else ():
-            if (payload := self._ledger.recall(key, at, version)) is not None:
+            if (payload := purse.recall(key, at, version)) is not None:
                 sent[key, version] = payload
         fresh: dict[tuple[str, str], int] = {}
         for i, name in enumerate(names):
@@ -501,11 +447,10 @@ class Gate:
                 fresh.setdefault(name, i)
         drawn = noised(rows[list(fresh.values())], channel, self.codec)
         charges = [
-            self._priced(key, at, channel, version=version if memoise else "", payload=payload)
+            purse.priced(key, at, channel, version=version if memoise else "", payload=payload)
             for (key, version), payload in zip(fresh, drawn, strict=True)
         ]
-        stored = self._ledger.charge(charges, budget=self.plan.budget, caps=[self._cap(at, channel)] * len(charges))
-        sent.update(zip(fresh, stored, strict=True))
+        sent.update(zip(fresh, purse.pay(charges, at, channel), strict=True))
         leaving = [sent[name] for name in names]
         self._witness(told(at, leaving, len(leaving), [charge.units for charge in charges]))
         return leaving
@@ -522,6 +467,11 @@ class Gate:
         named = records is not None and responded.records == tuple(records)
         return named and len(responded.records) == len(rows) and responded.policy == self._digest
 
+    @property
+    def _paying(self) -> Purse:
+        assert self._purse is not None, "only a private policy has anything to pay"
+        return self._purse
+
     def _open(self, at: At) -> ChannelPlan:
         assert self.plan is not None
         channel = self.plan.channel(at)
@@ -536,32 +486,6 @@ class Gate:
             hint="Use a policy that opens this channel.",
         )
 
-    def _cap(self, at: At, channel: ChannelPlan) -> int:
-        """Releases of one record on a channel; of ``decode`` this site has the part of the largest roster it trained in.
-
-        The server chooses the roster of a job; a smaller one later must not enlarge the part that peers reserved for.
-        """
-        if at != "decode":
-            return channel.releases
-        assert self._ledger is not None
-        rosters = (len(json.loads(version.partition(":")[2])) for version in self._ledger.versions(ALL, PEERS))
-        return channel.releases // max(1, len(self._roster), *rosters)
-
-    def _priced(
-        self,
-        record: str,
-        at: str,
-        channel: ChannelPlan,
-        *,
-        units: int | None = None,
-        version: str = "",
-        payload: bytes = b"",
-    ) -> Charge:
-        return Charge(
-            record=record, channel=at, units=channel.units if units is None else units, clip=channel.clip,
-            sigma=channel.sigma, step=step_for(channel.part), version=version, payload=payload, policy=self._digest, unit=self._unit,
-        )  # fmt: skip
-
     def _plain(self, rows: Tensor, at: At) -> Released:
         payloads = [encode(row, self.codec) for row in rows.detach().cpu().numpy()]
         self._witness(told(at, payloads, len(payloads), noised=False))
@@ -572,3 +496,17 @@ class Gate:
         return Released(
             payload=b"".join(payloads), shape=(b, t, d), codec=self.codec, gain=gain, graph=graph, mint=_MINT
         )
+
+
+def _opened(ledger: Ledger | None, policy: Policy, plan: Plan, roster: tuple[str, ...]) -> Purse:
+    """The purse of a private policy. Another unit is refused before anything that was remembered under it is resent."""
+    if ledger is None:
+        raise InputError("SS-1530", "a private policy needs a ledger", hint="Open one: Ledger(directory).")
+    purse = Purse(ledger, policy, plan, roster)
+    if ledger.unit not in {None, purse.unit}:
+        raise PolicyDenied(
+            "SS-2016",
+            f"this ledger counts by {ledger.unit}, and policy '{policy.name}' protects by {purse.unit}",
+            hint="One site keeps to one unit. Use a policy of the same unit.",
+        )
+    return purse

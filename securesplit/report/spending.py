@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict
 from securesplit.errors import PolicyDenied
 from securesplit.policy.meaning import Meaning
 from securesplit.policy.schema import Gaussian, Policy
-from securesplit.privacy.gate import BARE
 from securesplit.privacy.ledger import ALL, Ledger
 from securesplit.privacy.plan import UNITS, enforced_epsilon, enforced_mu
+from securesplit.privacy.purse import BARE
 from securesplit.report.html import figure
 from securesplit.report.plots import Bar, share_plot
 

@@ -31,6 +31,7 @@ from securesplit.privacy import mechanism
 from securesplit.privacy.gate import Gate
 from securesplit.privacy.ledger import Ledger
 from securesplit.privacy.lineage import Lineage
+from securesplit.privacy.purse import Purse
 from securesplit.protocol.messages import Blob, Forward, Hidden
 from tests.audit.conftest import labelled_policy
 
@@ -325,12 +326,12 @@ def test_a_ledger_that_writes_nothing(checks, mutate):
 
 def test_a_sum_that_is_paid_for_once_and_drawn_anew_every_time(checks, mutate):
     """What a name for the release in the ledger did: the second sum was taken for the first one resent, and was not."""
-    real = Gate._priced
+    real = Purse.priced
 
     def named(self, record, at, channel, **options):
         return real(self, record, at, channel, **({"version": "a sum"} if at == "update" else {}) | options)
 
-    mutate("a sum paid once", (Gate, "_priced", named))
+    mutate("a sum paid once", (Purse, "priced", named))
     assert checks.completeness().undercharged > 0
 
 
@@ -410,7 +411,7 @@ def test_labels_with_the_epsilon_of_the_other_scale(checks, mutate):
     assert checks.red["two-point labels"]
 
 
-REAL_PRICED, REAL_SUM = Gate._priced, Gate._release_sum
+REAL_PRICED, REAL_SUM = Purse.priced, Gate._release_sum
 
 
 def test_every_kind_of_run_is_complete_without_a_fault(checks):
@@ -430,7 +431,7 @@ def test_every_charge_of_one_unit(checks, mutate):
     def priced(self, *args, **named):
         return dataclasses.replace(REAL_PRICED(self, *args, **named), units=1)
 
-    mutate("every charge costs one unit", (Gate, "_priced", priced))
+    mutate("every charge costs one unit", (Purse, "priced", priced))
     assert checks.completeness().undercharged > 0
 
 
@@ -438,7 +439,7 @@ def test_generated_tokens_charged_to_nobody(checks, mutate):
     def priced(self, record, at, channel, **named):
         return REAL_PRICED(self, "nobody" if at == "decode" else record, at, channel, **named)
 
-    mutate("generated tokens charged to nobody", (Gate, "_priced", priced))
+    mutate("generated tokens charged to nobody", (Purse, "priced", priced))
     assert checks.completeness().undercharged == 1
     assert checks.red["completeness"]
 

@@ -32,7 +32,7 @@ def summed(gate, rows) -> ClippedSum:
     plan = gate.plan.update
     total = ClippedSum(DIM, plan.clip, step_for(plan.part))
     for number, row in enumerate(rows):
-        total.add(row, gate._ledger.key(f"record {number}".encode()))
+        total.add(row, gate._purse.ledger.key(f"record {number}".encode()))
     return total
 
 
@@ -85,7 +85,7 @@ def test_a_part_is_made_of_ring_steps_and_charged_as_the_whole(tmp_path):
     # 20000 draws: the standard error of the deviation is 0.5 %.
     assert abs(noise.std() / SIGMA - 1) < 0.025
     assert abs(noise.mean()) < 5 * SIGMA / math.sqrt(DIM)
-    entries = [e for e in gate._ledger.entries() if e.channel == "update"]
+    entries = [e for e in gate._purse.ledger.entries() if e.channel == "update"]
     assert {e.units for e in entries} == {plan.units}, "as dear as if all of the noise were one's own"
     assert len(entries) == 2
 
@@ -105,14 +105,14 @@ def test_every_sum_is_drawn_and_paid_anew_until_the_policy_says_stop(tmp_path):
     gate = gate_of(tmp_path, policy_of(SHARED))
     rows = [torch.full((DIM,), 1e-5)] * 2
     vectors = [gate.release_update(summed(gate, rows)).vector for _ in range(gate.plan.update.releases)]
-    entries = [e for e in gate._ledger.entries() if e.channel == "update"]
+    entries = [e for e in gate._purse.ledger.entries() if e.channel == "update"]
     assert len(entries) == 2 * len(vectors) == 4
     assert not np.array_equal(vectors[0], vectors[1])
-    spent = gate._ledger.mu()
+    spent = gate._purse.ledger.mu()
     assert spent**2 == pytest.approx(len(vectors) * gate.plan.update.units / 2**40)
     with pytest.raises(BudgetExhausted, match="SS-5002"):
         gate.release_update(summed(gate, rows))
-    assert gate._ledger.mu() == spent
+    assert gate._purse.ledger.mu() == spent
     assert sum(f.stat().st_size for f in (tmp_path / "ledger").rglob("*") if f.is_file()) < 1 << 20, "no vector is kept"
 
 
@@ -136,7 +136,7 @@ def test_without_a_ring_nothing_is_shared(tmp_path):
     gate = gate_of(tmp_path, policy_of(SHARED), ring=0)
     with pytest.raises(PolicyDenied, match="SS-2010"):
         gate.release_update(summed(gate, [torch.zeros(DIM)]))
-    assert gate._ledger.summary() == ()
+    assert gate._purse.ledger.summary() == ()
 
 
 def test_a_sum_made_for_own_noise_is_refused(tmp_path):

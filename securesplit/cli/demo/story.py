@@ -20,9 +20,9 @@ from securesplit.client.run import RunRecord
 from securesplit.model.manifest import read_manifest
 from securesplit.model.resolve import resolve_model
 from securesplit.policy.schema import Gaussian
-from securesplit.privacy.gate import BARE
 from securesplit.privacy.ledger import Ledger
 from securesplit.privacy.plan import enforced_epsilon, enforced_mu
+from securesplit.privacy.purse import BARE
 from securesplit.report import record as report
 from securesplit.report.html import write_html
 

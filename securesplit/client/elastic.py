@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from securesplit.aggregate.handover import Common
 from securesplit.client.client import Client
 from securesplit.client.handover import HelpsLate, catch_up, common_at, take_over
 from securesplit.client.position import Position
@@ -53,6 +54,7 @@ class Elastic:
                 hint="Raise limits.max_message_bytes on both ends, or take sums.late out of the job.",
             )
         client.link.sums.donor = self._helps = HelpsLate(client, folder)
+        self._told: Common | None = None  # By :meth:`left_behind`.
 
     def comes(self, *, asks: bool) -> None:
         """The run begins, or goes on after a crash.
@@ -73,6 +75,18 @@ class Elastic:
         """A round begins from here: this is what all hold alike, and others may have it."""
         self._helps.settle(common_at(self._client, self._at.done, self._at.heard))
 
+    def left_behind(self) -> bool:
+        """In the middle of a round, whether it is over for the others: then nothing more need be released in it.
+
+        Raises:
+            AggregationAborted: SS-6036. ConnectionFailed.
+        """
+        at = self._at
+        self._told = catch_up(self._client, self._folder, at.done, progress=self._tell, within=PATIENCE)
+        if self._told is not None and self._told.round == at.done:
+            self._told = None
+        return self._told is not None
+
     def caught_up(self) -> bool:
         """Whether rounds went on without this client, and it is now where the others are.
 
@@ -80,7 +94,9 @@ class Elastic:
             AggregationAborted: SS-6036, SS-6037. ConnectionFailed.
         """
         client, at = self._client, self._at
-        common = catch_up(client, self._folder, at.done, progress=self._tell, within=PATIENCE)
+        common, self._told = self._told, None
+        if common is None:
+            common = catch_up(client, self._folder, at.done, progress=self._tell, within=PATIENCE)
         if common is None or common.round == at.done:
             return False
         take_over(client, common)

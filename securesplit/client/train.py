@@ -17,7 +17,7 @@ the mean model, exactly. Where a run stands, so that it goes on after a crash, i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -41,7 +41,7 @@ from securesplit.client.rounds import Brought, Opened, close_sum, secure_sum
 from securesplit.client.sharing import Turn, learns_in, to_share, turn_in, what_was_shared
 from securesplit.client.units import Units
 from securesplit.data.batches import Batch
-from securesplit.errors import LocalProtocolError, SecureSplitError
+from securesplit.errors import AggregationAborted, LocalProtocolError, SecureSplitError
 from securesplit.learning import recipe_of
 from securesplit.model.descent import Descent
 from securesplit.model.lora import Learned
@@ -116,6 +116,7 @@ class Trainer:
         self._at = Position(pace=self._pace)
         self._close: Callable[[], None] = lambda: None  # Ends the last round, once what it gave is safe.
         self._elastic: Elastic | None = None  # In a job that hands over to clients that come late.
+        self._was_away = False  # In the middle of a round, which may be over for the others.
 
     def run(self) -> Trained:
         """All rounds of the job."""
@@ -174,7 +175,9 @@ class Trainer:
         if client.job.sums.late is not None and folder is not None:
             self._elastic = Elastic(client, folder, self._at, len(self._batches), self._tell)
             done = self._at.done
-            self._elastic.comes(asks=self._memory is None or not self._memory.replays)
+            replays = self._memory is not None and self._memory.replays
+            self._elastic.comes(asks=not replays)
+            self._was_away = replays or self._at.begun is not None
             if self._at.done != done:  # The others have closed that round without this client.
                 self._close = lambda: None
                 self._keep(now=True)  # What it does from here on follows from what it was given.
@@ -421,9 +424,22 @@ class Trainer:
     def _passes(self) -> Iterable[Batch]:
         return (batch for _ in range(self._client.job.schedule.epochs) for batch in self._batches)
 
-    def _left(self) -> Iterable[Batch]:
+    def _left(self) -> Iterator[Batch]:
         """The passes of this round, without what was done before a crash."""
-        return islice(self._passes(), len(self._at.losses), None)
+        for batch in islice(self._passes(), len(self._at.losses), None):
+            self._require_open()
+            yield batch
+        self._require_open()
+
+    def _require_open(self) -> None:
+        """After a crash, and once all is done again that was paid for: a round that is over costs nothing more."""
+        if not self._was_away or self._elastic is None or (self._memory is not None and self._memory.replays):
+            return
+        self._was_away = False
+        if self._elastic.left_behind():
+            raise AggregationAborted(
+                "SS-6033", "the round was over when this client came back", hint="Begin the next one."
+            )
 
     def _told(self, number: int, rate: float | None = None) -> None:
         losses = self._at.losses

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from securesplit.client import attempts, elastic
 from securesplit.client import run as run_module
 from securesplit.client.checkpoints import middle_of
+from securesplit.client.client import Client
+from securesplit.client.elastic import Elastic
 from securesplit.client.run import Run, RunRecord, run_training
 from securesplit.client.train import Trainer
 from securesplit.privacy.ledger import Ledger
@@ -245,6 +248,52 @@ def test_one_that_was_away_for_rounds_comes_back(four, monkeypatch):
     assert alice.survivors[0] == FOUR
     assert alice.survivors[1] == CLIENTS
     assert alice.survivors[-1] == FOUR
+
+
+@pytest.mark.parametrize("privacy", [LAB, ROUND], ids=["open", "round"])
+def test_one_that_was_away_in_the_middle_of_a_round_pays_nothing_for_its_rest(four, monkeypatch, privacy):
+    privacy = privacy.replace("releases = 3", "releases = 6").replace("releases = 2\n", "releases = 5\n")
+    policy = policy_of(privacy)
+    job = job_of(four).model_dump(mode="json", exclude_none=True)
+    core = core_of(four, Job.model_validate(job | {"schedule": job["schedule"] | {"batch": 2}}), policy)
+    step, caught_up, events, paid = Client.step, Elastic.caught_up, [], []
+
+    def spent() -> int:
+        if privacy == LAB:
+            return 0
+        with closing(Ledger(four.keys / "dora" / "ledger")) as ledger:
+            return ledger.spent_units()
+
+    def dies(self, batch, **named):
+        if self.link.name == "dora" and named["at"] == 3:  # Two batches to a round: the second round, half done.
+            events.append("step")
+            if len(events) == 1:
+                raise KeyboardInterrupt
+        return step(self, batch, **named)
+
+    def helped(self):
+        done = caught_up(self)
+        if done and self._client.link.name == "dora":
+            events.append("helped")
+            paid.append(spent())
+        return done
+
+    monkeypatch.setattr(Client, "step", dies)
+    monkeypatch.setattr(Elastic, "caught_up", helped)
+    with Loopback(core, four.keys) as loop:
+        party = Party(four, policy, loop)
+        party.start(*FOUR)
+        until(lambda: "dora" in party.errors)
+        assert isinstance(party.errors.pop("dora"), KeyboardInterrupt)
+        before = spent()
+        until(lambda: core.sums.finished >= 2)
+        party.start("dora", resume=True)
+        party.finish()
+    assert party.errors == {}
+    alike(four, FOUR)
+    assert party.records["dora"].missed[0] == 1
+    assert events[:2] == ["step", "helped"]
+    assert paid[0] == before
 
 
 def test_one_that_is_killed_right_after_it_was_helped_on_goes_on(four, monkeypatch):

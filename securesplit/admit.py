@@ -58,11 +58,6 @@ def broken_rules(policy: Policy, job: Job) -> tuple[Breach, ...]:
     )
 
 
-def sum_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
-    """What is wrong with who takes part in the job's secure sums, and with their numbers by themselves."""
-    return tuple(breach.line() for breach in _sums(policy, job))
-
-
 def label_breaches(policy: Policy, job: Job) -> tuple[str, ...]:
     """What is wrong between the policy's labels and the job's, in at most one line."""
     return tuple(breach.line() for breach in _labels(policy, job))

@@ -75,9 +75,18 @@ def plan(
     policy: Policy,
     job: Annotated[Path, typer.Option(help="The server's job file.")],
     records_per_user: Annotated[int, typer.Option(min=1, help="Unit user: records of the busiest user.")] = 1,
+    batches: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Batches of an epoch at this site; matters where the job has schedule.evaluate_every."
+        ),
+    ] = None,
     output: Output = "text",
 ) -> None:
-    """What a job will cost each record under a policy: channel by channel, and how far the budget reaches."""
+    """What a job will cost each record under a policy: channel by channel, and how far the budget reaches.
+
+    Every release of a run is counted, those of held-out records inside the rounds included: for these say --batches.
+    """
     from securesplit.client.forecast import forecast
     from securesplit.policy.load import load_policy
     from securesplit.policy.meaning import meaning_of
@@ -85,7 +94,7 @@ def plan(
     from securesplit.protocol.job import load_job
 
     rules = load_policy(policy)
-    ahead = forecast(rules, load_job(job), records_per_user=records_per_user)
+    ahead = forecast(rules, load_job(job), records_per_user=records_per_user, batches=batches)
     if ahead is None or not isinstance(rules.privacy, Gaussian):
         show(output, f"policy '{rules.name}' is UnsafeNoPrivacy: everything leaves as it is", {"unsafe": True})
         return
@@ -98,7 +107,8 @@ def plan(
              "bits": c.bits, "yes_or_no": c.right, "fits": c.fits}
             for c in ahead.costs
         ],
-        "held_out_releases": ahead.held_out, "max_rounds": ahead.rounds, "max_epochs": ahead.epochs, "tokens": ahead.tokens, "warnings": [],
+        "held_out_releases": ahead.held_out, "mu_held_out": ahead.mu_held_out, "eps_held_out": ahead.epsilon_held_out,
+        "exact": ahead.exact, "max_batches": ahead.batches, "max_rounds": ahead.rounds, "max_epochs": ahead.epochs, "tokens": ahead.tokens, "warnings": [],
         "useless": ahead.useless, "honest": ahead.honest, "refusals": list(ahead.refusals), "verdict": _verdict(ahead),
     }  # fmt: skip
     lines = [
@@ -119,7 +129,7 @@ def plan(
     lines += [
         f"eps_server {ahead.epsilon:.3f} of {ahead.budget:.3f} {meaning} for one training record; eps_peer: {peer}",
         *_counted_on(ahead.honest),
-        f"held-out records: {ahead.held_out} release(s) each",
+        *_held_out(ahead, str(meaning)),
         f"reach: rounds {_most(ahead.rounds)}, epochs {_most(ahead.epochs)}, generated tokens {ahead.tokens} at this site",
         *ahead.refusals,
         _verdict(ahead),
@@ -137,6 +147,26 @@ def plan(
     show(output, "\n".join(lines), value)
     if not ahead.fits:
         raise typer.Exit(code=6)
+
+
+def _held_out(ahead: Forecast, meaning: str) -> tuple[str, ...]:
+    """What a held-out record pays, and how far all figures may be trusted."""
+    least = "" if ahead.batches is None else "at least "
+    lines = [
+        f"held-out records: {least}{ahead.held_out} release(s) each, eps_server {least}{ahead.epsilon_held_out:.3f} {meaning}"
+    ]
+    if ahead.batches is not None:
+        lines.append(
+            "not known: how often schedule.evaluate_every measures inside rounds, because a job does not say how many batches an "
+            f"epoch has at this site. The policy pays for at most {ahead.batches}; --batches N counts exactly"
+        )
+    elif ahead.exact:
+        lines.append("exact for a client that is there to the end; one that ends early or misses rounds spends less")
+    else:
+        lines.append(
+            "bounds: where a step moves nothing, a user's records share a batch, clients take turns or one stops early, a run spends less"
+        )
+    return tuple(lines)
 
 
 def _counted_on(honest: int) -> tuple[str, ...]:

@@ -30,7 +30,17 @@ from securesplit.privacy.plan import enforced_epsilon
 if TYPE_CHECKING:
     from securesplit.client.client import Client
 
-__all__ = ["Finish", "Generated", "Piece", "Prompt", "Sampling", "generate", "generate_batch", "stream"]
+__all__ = [
+    "Finish",
+    "Generated",
+    "Piece",
+    "Prompt",
+    "Sampling",
+    "generate",
+    "generate_batch",
+    "generate_each",
+    "stream",
+]
 
 Finish = Literal["stop", "length"]
 """Why a text ended: at the model's own end or a stop text; or because it had as many tokens as were asked for."""
@@ -124,20 +134,32 @@ def generate_batch(
         BudgetExhausted: SS-5001, SS-5002; nothing of the batch concerned was sent.
         RemoteProtocolError: SS-4040, SS-4041 when the server has no room. ConnectionFailed: when it cannot be reached again.
     """
+    made = dict(generate_each(client, prompts, max_new_tokens=max_new_tokens, sampling=sampling))
+    return tuple(made[i] for i in range(len(prompts)))
+
+
+def generate_each(
+    client: Client, prompts: Sequence[Prompt], *, max_new_tokens: int, sampling: Sampling
+) -> Iterator[tuple[int, Generated]]:
+    """The same, each with its place among the prompts, as soon as those that cross together are done; so in another order.
+
+    Whoever keeps them as they come does not pay twice for what was done before something failed. Args and errors as
+    :func:`generate_batch`; the input is looked at when the first is asked for.
+    """
     asks = asked(client, prompts, max_new_tokens)
-    texts = [_Text(client.tokenizer, sampling) for _ in asks]
-    said = [""] * len(asks)
     for chunk in chunks(client, asks):
+        texts, said = [_Text(client.tokenizer, sampling) for _ in chunk], [""] * len(chunk)
         steps = decoded(client, [asks[i] for i in chunk], max_new_tokens, sampling)
         try:
             for tokens in steps:
-                for i, token in zip(chunk, tokens, strict=True):
-                    said[i] += texts[i].add(token)
-                if not _private(client) and all(texts[i].finish for i in chunk):
+                for i, (text, token) in enumerate(zip(texts, tokens, strict=True)):
+                    said[i] += text.add(token)
+                if not _private(client) and all(text.finish for text in texts):
                     break
         finally:
             _leave(client, steps)
-    return tuple(_generated(client, ask, said[i] + texts[i].end(), texts[i]) for i, ask in enumerate(asks))
+        for i, text, told in sorted(zip(chunk, texts, said, strict=True), key=lambda made: made[0]):
+            yield i, _generated(client, asks[i], told + text.end(), text)
 
 
 def stream(

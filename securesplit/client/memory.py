@@ -123,6 +123,13 @@ class Remembered:
         return _Note.model_validate_json(self._kept.snapshot.note).steps
 
     @property
+    def looks(self) -> int | None:
+        """How many evaluations before a round or after one had been made at the last snapshot; None for a run that begins."""
+        if self._kept.snapshot is None:
+            return None
+        return len(_Note.model_validate_json(self._kept.snapshot.note).curve)
+
+    @property
     def pending(self) -> Path:
         """Where a round lies that is not closed yet."""
         return self._kept.path / "round"

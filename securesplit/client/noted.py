@@ -44,6 +44,7 @@ def begin_notes(
     folder: Path,
     now: datetime,
     after: int | None = None,
+    looks: int | None = None,
 ) -> Metrics:
     """Write ``about.json`` and open the metrics; close them when the run is over. What an earlier run left goes first.
 
@@ -54,6 +55,7 @@ def begin_notes(
         folder: the party's key folder, where the key for names of data lies.
         now: with a time zone.
         after: the step of the checkpoint that a run goes on from; ``about.json`` stays as it was then.
+        looks: how many evaluations that checkpoint knows of.
     """
     if after is None:
         clear(run.out, results=run.overwrite)
@@ -63,7 +65,7 @@ def begin_notes(
         )  # fmt: skip
         write_about(run.out, _about(run, client, data, now))
     sink: Sink | None = TensorBoard(run.out) if run.tensorboard else None
-    return Metrics(run.out, Meters(client), after=after, lr=client.job.optimiser.client_lr, sink=sink)
+    return Metrics(run.out, Meters(client), after=after, looks=looks, lr=client.job.optimiser.client_lr, sink=sink)
 
 
 def _about(run: Run, client: Client, data: DataNote, now: datetime) -> About:

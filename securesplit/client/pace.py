@@ -13,6 +13,7 @@ regimes ``round`` and ``step`` refuse ``patience`` and ``keep_best`` (securespli
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ import numpy.typing as npt
 import torch
 
 from securesplit.client.client import Client
+from securesplit.client.releases import looks
+from securesplit.data.batches import Batch
 from securesplit.errors import InputError
 from securesplit.model.descent import NamedTensor
 
@@ -145,13 +148,13 @@ class Pace:
             self.best = Best(int(moves), loss, tuple(value.numpy().copy() for value in values), middle)
 
 
-def require_affordable(client: Client, batches: int, held_out: int) -> None:
+def require_affordable(client: Client, batches: int, held_out: Sequence[Batch]) -> None:
     """Before anything is sent: can the policy pay for what the job measures of each held-out record?
 
     Args:
         client: with job and policy.
         batches: of one epoch.
-        held_out: held-out batches.
+        held_out: all held-out data.
 
     Raises:
         InputError: SS-1252.
@@ -162,7 +165,9 @@ def require_affordable(client: Client, batches: int, held_out: int) -> None:
         raise InputError("SS-1252", "the job measures held-out loss, and nothing is held out", hint="Use --held-out.")
     if plan is None or client.regime != "step" or schedule.evaluate_every is None:
         return
-    needed = schedule.rounds + 1 + schedule.rounds * schedule.epochs * batches // schedule.evaluate_every
+    # Under unit ``user`` a person pays for each of theirs.
+    most = max(Counter(key for batch in held_out for key in batch.records).values(), default=0)
+    needed = most * looks(client.job, batches, name=client.link.name)
     if needed > plan.cut.releases:
         raise InputError(
             "SS-1252",

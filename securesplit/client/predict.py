@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from securesplit.client.checkpoints import middle_of
 from securesplit.client.client import Client
-from securesplit.client.generate import Generated
+from securesplit.client.generate import Generated, generate_each
 from securesplit.client.likelihood import likelihoods
 from securesplit.client.run import open_client
 from securesplit.client.sampling import Sampling
@@ -112,14 +111,15 @@ def split_predictor(site: Site, task: Task, template: Template, asking: Asking) 
             alone = task.measure == "text"  # Texts alone are asked nothing: how likely they are is all that there is.
             for start in range(0, len(items), asking.batch):
                 part = slice(start, start + asking.batch)
-                nothing = repeat(None, len(examples[part]))
+                chosen = examples[part]
                 wanted = alone or asking.perplexity
-                known = list(likelihoods(client, task, template, items[part])) if wanted else nothing
-                made = nothing if alone else _answers(client, [e.prompt for e in examples[part]], asking)
-                for example, likely, answer in zip(examples[part], known, made, strict=True):
+                known = list(likelihoods(client, task, template, items[part])) if wanted else [None] * len(chosen)
+                made = ((i, None) for i in range(len(chosen))) if alone else _answers(client, [e.prompt for e in chosen], asking)  # fmt: skip
+                for i, answer in made:
+                    likely = known[i]
                     nats, tokens = (None, None) if likely is None else (likely.nats, likely.tokens)
                     said = None if answer is None else answer.text.strip()
-                    yield Prediction(id=example.id, prediction=said, nats=nats, tokens=tokens)
+                    yield Prediction(id=chosen[i].id, prediction=said, nats=nats, tokens=tokens)
 
     return predict
 
@@ -135,13 +135,19 @@ def _most(client: Client, asking: Asking) -> int:
     return fitting[-1] if fitting else client.policy.limits.buckets[0]
 
 
-def _answers(client: Client, prompts: Sequence[str], asking: Asking) -> Iterator[Generated]:
-    """Together; one by one where the budget has not room for all, so that it is used up to its end."""
+def _answers(client: Client, prompts: Sequence[str], asking: Asking) -> Iterator[tuple[int, Generated]]:
+    """Together, each with its place, as soon as it is there: what was fed back for it is paid, whatever fails behind it.
+
+    Those that are left where the budget has not room for all are asked one by one, so that it is used up to its end.
+    """
     sampling = Sampling(stop=asking.stop)
+    left = dict(enumerate(prompts))
     try:
-        yield from client.generate_batch(prompts, max_new_tokens=asking.max_new_tokens, sampling=sampling)
+        for i, answer in generate_each(client, prompts, max_new_tokens=asking.max_new_tokens, sampling=sampling):
+            del left[i]
+            yield i, answer
     except BudgetExhausted:
-        if len(prompts) == 1:
+        if len(left) == 1:
             raise
-        for prompt in prompts:
-            yield client.generate(prompt, max_new_tokens=asking.max_new_tokens, sampling=sampling)
+        for i, prompt in left.items():
+            yield i, client.generate(prompt, max_new_tokens=asking.max_new_tokens, sampling=sampling)

@@ -279,8 +279,9 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
         client.link.lasting, client.link.waits = run.patience, lambda what: progress(what, 0, 1, None)
         memory = Remembered(kept, every=run.keep_every)
         metrics = begin_notes(
-            run, client, records, batches, held_out, folder=folder, now=datetime.now(UTC), after=memory.resumes_at
-        )
+            run, client, records, batches, held_out, folder=folder, now=datetime.now(UTC), after=memory.resumes_at,
+            looks=memory.looks,
+        )  # fmt: skip
         with closing(metrics):
             trained = Trainer(
                 client, batches, held_out, answers=answers, progress=progress, records=run.out, metrics=metrics,

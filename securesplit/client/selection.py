@@ -29,7 +29,7 @@ from securesplit.pki.files import write_atomically
 __all__ = ["Plan", "Predictor", "Selected", "drawn", "matching", "select"]
 
 Predictor = Callable[[Path, Sequence[Item]], Iterator[Prediction]]
-"""A checkpoint's folder and examples, to predictions in their order, one at a time."""
+"""A checkpoint's folder and examples, to predictions, each once and as soon as it is made; in any order, because each names its example."""
 Progress = Callable[[str, int, int, float | None], None]
 _NUMBER = re.compile(r"(\d+)")
 _OF_A_CLIENT = "adapter-back.safetensors"

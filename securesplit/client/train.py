@@ -121,7 +121,7 @@ class Trainer:
     def run(self) -> Trained:
         """All rounds of the job."""
         rounds = self._client.job.schedule.rounds
-        require_affordable(self._client, len(self._batches), len(self._held_out))
+        require_affordable(self._client, len(self._batches), self._held_out)
         # Before the first release, so that a run that cannot share sends nothing.
         if self._client.regime == "frozen" and self._client.job.mode.summed:
             self._client.gate.reserve_for_peers()

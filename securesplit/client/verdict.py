@@ -12,7 +12,6 @@ from datetime import datetime
 from securesplit.admit import broken_rules, traffic_of
 from securesplit.agree import compare, strictest
 from securesplit.errors import InputError, PolicyDenied
-from securesplit.policy.compare import said
 from securesplit.policy.leakage import Proof, faults_of
 from securesplit.policy.rules import Breach
 from securesplit.policy.schema import Policy
@@ -86,9 +85,7 @@ def _meet(policy: Policy, offer: Policy) -> tuple[Policy | None, tuple[Breach, .
         looser = compare(policy, offer).loosened
         if looser:
             return None, tuple(
-                Breach(
-                    c.path, f"{said(c.before)} here, {said(c.after)} in the offer; {c.why}", c.before, c.after, "offer"
-                )
+                Breach(c.path, "{} here, {} in the offer".format(*c.values) + f"; {c.why}", c.before, c.after, "offer")
                 for c in looser
             )
         return strictest(policy, offer), ()

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from securesplit.policy.directions import CHANNELS, DIRECTIONS, UNSTATED, Direction
+from securesplit.policy.meaning import Meaning, meaning_of
 from securesplit.policy.orders import Effect
-from securesplit.policy.schema import Policy
+from securesplit.policy.schema import Gaussian, Policy
 from securesplit.policy.table import at
 
 __all__ = ["Change", "changes", "said", "value_at", "verdict"]
@@ -26,6 +27,7 @@ class Change:
         before, after: the values, as JSON has them; None where there is none.
         effect: of going from the first to the second.
         why: what the key decides.
+        meaning: of an epsilon, what the two figures speak of; None for any other key.
     """
 
     path: str
@@ -33,10 +35,22 @@ class Change:
     after: object
     effect: Effect
     why: str
+    meaning: tuple[Meaning, Meaning] | None = None
+
+    @property
+    def values(self) -> tuple[str, str]:
+        """Before and after in words, an epsilon with what it speaks of."""
+        before, after = self.meaning or ("", "")
+        return f"{said(self.before)} {before}".rstrip(), f"{said(self.after)} {after}".rstrip()
 
     def line(self) -> str:
         """One line for people."""
-        return f"{self.path}: {said(self.before)} -> {said(self.after)}; {self.why}"
+        if self.meaning is not None and self.meaning[0] == self.meaning[1]:
+            return f"{self.path}: {said(self.before)} -> {said(self.after)}, both {self.meaning[0]}; {self.why}"
+        told = f"{self.path}: {' -> '.join(self.values)}"
+        if self.meaning is not None:
+            told += "; not one quantity, so each key is judged by itself"
+        return f"{told}; {self.why}"
 
 
 def said(value: object) -> str:
@@ -72,7 +86,8 @@ def changes(before: Policy, after: Policy) -> tuple[Change, ...]:
         if direction.path in _BY_KEYS or _channel_missing(before, after, direction) or _json(old) == _json(new):
             continue
         effect = direction.order.effect(old, new)
-        found.append(Change(direction.path, _json(old), _json(new), effect, direction.why))
+        meaning = _meaning(before, after) if direction.path == "privacy.epsilon" else None
+        found.append(Change(direction.path, _json(old), _json(new), effect, direction.why, meaning))
     return tuple(found)
 
 
@@ -100,6 +115,12 @@ def _channel_missing(before: Policy, after: Policy, direction: Direction) -> boo
         return False
     path = direction.parent.split(".")
     return at(before, *path) is None or at(after, *path) is None
+
+
+def _meaning(before: Policy, after: Policy) -> tuple[Meaning, Meaning] | None:
+    if not (isinstance(before.privacy, Gaussian) and isinstance(after.privacy, Gaussian)):
+        return None
+    return meaning_of(before.privacy), meaning_of(after.privacy)
 
 
 def _is_table(*values: object) -> bool:

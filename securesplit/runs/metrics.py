@@ -13,7 +13,7 @@ import fcntl
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Literal, Protocol
@@ -113,6 +113,10 @@ class Rows:
 class Sink(Protocol):
     """Whoever else wants the rows, such as securesplit/runs/tensorboard.py."""
 
+    def again(self, rows: Sequence[Row]) -> None:
+        """All that was taken before is void, in this process or in one that was interrupted: the run goes on behind these rows."""
+        ...
+
     def take(self, row: Row) -> None:
         """One row, just written."""
         ...
@@ -130,6 +134,8 @@ class Metrics:
         read: shows the meters.
         after: None begins anew; a number of steps goes on with a run behind its checkpoint of that step: later rows, of
             steps that are about to be done again, are cut off.
+        looks: how many evaluations that checkpoint knows of; one that came behind it, at the same step, is about to be done
+            again and is cut off, too. None when it does not say.
         lr: learning rate to note where a step does not name one.
         sink: gets every row, too.
         clock: seconds, never going back.
@@ -144,6 +150,7 @@ class Metrics:
         read: Callable[[], Reading],
         *,
         after: int | None = None,
+        looks: int | None = None,
         lr: float | None = None,
         sink: Sink | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -158,14 +165,17 @@ class Metrics:
         try:
             _lock(self._file)
             os.fchmod(handle, 0o600)
-            kept, last = _kept(self._file.read(), after)
-            self._file.truncate(kept)
-            self._file.seek(kept)
+            kept, size = _kept(self._file.read(), after, looks)
+            self._file.truncate(size)
+            self._file.seek(size)
         except OSError as error:
             self._file.close()
             raise _unusable(path, type(error).__name__) from None
+        last = kept[-1] if kept else None
         self._origin = clock() - (last.seconds if last else 0.0)
         self._up, self._down = (last.bytes_up, last.bytes_down) if last else (0, 0)
+        if sink is not None and after is not None:
+            sink.again(kept)
 
     def step(self, *, number: int, step: int, loss: float, lr: float | None = None) -> None:
         """A training step is done.
@@ -266,19 +276,21 @@ def _lock(file: IO[bytes]) -> None:
             return
 
 
-def _kept(data: bytes, after: int | None) -> tuple[int, Row | None]:
-    """How many bytes stay of what is there, and the last row among them."""
-    kept: int = 0
-    last: Row | None = None
+def _kept(data: bytes, after: int | None, looks: int | None) -> tuple[list[Row], int]:
+    """The rows that stay of what is there, and how many bytes they take."""
+    kept: list[Row] = []
+    size = seen = 0
     for line in data.split(b"\n")[:-1] if after is not None else ():
         try:
             row = Row.model_validate_json(line)
         except ValidationError:
             break
-        if after is not None and row.step > after:
+        seen += row.kind == "held-out"
+        if (after is not None and row.step > after) or (looks is not None and seen > looks):
             break
-        kept, last = kept + len(line) + 1, row
-    return kept, last
+        kept.append(row)
+        size += len(line) + 1
+    return kept, size
 
 
 def _unusable(path: Path, why: str) -> InputError:

@@ -143,5 +143,5 @@ def test_train_against_a_server_with_a_looser_policy_ends_with_3_and_the_rule(co
         )  # fmt: skip
     assert (code, said) == (3, "")
     assert err.startswith("error[SS-2060]: ")
-    assert "\n  - privacy.epsilon: 8 -> 80;" in err
+    assert "\n  - privacy.epsilon: 8 -> 80, both at delta " in err
     assert not (house.keys / "alice" / "ledger" / "ledger.sqlite").exists()

@@ -219,6 +219,34 @@ def test_plan_counts_a_users_records(planned):
     assert planned(ROUND, "--records-per-user", 2, rounds=1, epochs=1)["fits"], "another unit does not ask"
 
 
+def test_plan_counts_what_is_measured_inside_rounds_or_says_what_it_cannot_know(planned, tmp_path, command):
+    step = ROUND.replace('"round"', '"step"').replace("= 3\n", "= 9\n").replace("= 2\n", "= 8\n")
+    plain = planned(step, rounds=2, epochs=1)
+    assert (plain["held_out_releases"], plain["exact"], plain["max_batches"]) == (3, True, None)
+    job = (tmp_path / "j.toml").read_text()
+    (tmp_path / "j.toml").write_text(job.replace("[schedule]", "[schedule]\nevaluate_every = 2"))
+    arguments = ("plan", "--policy", tmp_path / "p.toml", "--job", tmp_path / "j.toml")
+    unknown = said(command, *arguments)
+    assert (unknown["fits"], unknown["exact"], unknown["max_batches"], unknown["held_out_releases"]) == (
+        True,
+        False,
+        6,
+        4,
+    )
+    known = said(command, *arguments, "--batches", 6)
+    assert (known["fits"], known["exact"], known["max_batches"], known["held_out_releases"]) == (True, True, None, 9)
+    assert known["eps_held_out"] > plain["eps_held_out"]
+    assert (known["eps_server"], known["max_rounds"]) == (plain["eps_server"], 2)
+    assert said(command, *arguments, "--batches", 7, code=6)["held_out_releases"] == 10
+    claim = re.escape("at delta 1e-05, unit sequence, replace-one")
+    _, text, _ = command("privacy", *arguments)
+    assert re.search(rf"at least 4 release\(s\) each, eps_server at least [0-9.]+ {claim}", text)
+    assert "at most 6; --batches N" in text
+    _, text, _ = command("privacy", *arguments, "--batches", 6)
+    assert re.search(rf"records: 9 release\(s\) each, eps_server [0-9.]+ {claim}", text)
+    assert "\nexact for a client" in text
+
+
 def test_plan_under_a_policy_without_protection(planned):
     assert planned('mechanism = "UnsafeNoPrivacy"') == {"unsafe": True}
 

@@ -44,7 +44,8 @@ def run(house, open_ledger, tmp_path, monkeypatch):
     def alone(*arguments, weight, **_):
         update = arguments[3]
         none = np.zeros(1, dtype=np.uint32)
-        opened = SimpleNamespace(mean=update.vector, survivors=(), total_weight=weight, ring_sum=none)
+        # Half of it, as if another had given zeros: a sum never leaves a client where its own steps took it.
+        opened = SimpleNamespace(mean=update.vector / 2, survivors=(), total_weight=weight, ring_sum=none)
         return SimpleNamespace(aggregate=opened, contribution=none, heard=b"")
 
     monkeypatch.setattr(training, "secure_sum", alone)
@@ -59,6 +60,7 @@ def run(house, open_ledger, tmp_path, monkeypatch):
             batches, held_out = labelled(client, records(4, seed=8))
         if users:  # All records of training are one person's.
             batches = tuple(replace(batch, records=("ann",) * len(batch.records)) for batch in batches)
+        train.batches = len(batches)
         log = AnswerLog(tmp_path / "answered")
         try:
             Trainer(client, batches, held_out, answers=log, progress=lambda *_: None).run()
@@ -116,6 +118,121 @@ def test_of_a_person_all_records_may_be_held_out():
     ahead = forecast(policy, job_of(rounds=2, epochs=1), records_per_user=5)
     assert (ahead.costs[0].needed, ahead.held_out, ahead.fits, ahead.rounds) == (10, 15, False, 1)
     assert forecast(policy, job_of(rounds=1, epochs=1), records_per_user=13).rounds == 0
+
+
+def scheduled(house, *, rounds, epochs, mode=None, optimiser=(), **schedule):
+    raw = house.job(rounds=rounds, epochs=epochs).model_dump(mode="json", exclude_none=True)
+    raw["schedule"] |= schedule
+    raw["optimiser"] |= dict(optimiser)
+    if mode == "splitfed-v3":
+        raw["training"] = {"mode": mode, "every": 2}
+        raw["sums"]["roster"] = ["alice"]  # Or its copy of B would wait for those of the others.
+    elif mode is not None:
+        raw["training"] = {"mode": mode}
+    return Job.model_validate(raw)
+
+
+AMPLE = STEP.replace("= 5\n", "= 40\n").replace("= 4\n", "= 30\n")
+SUMS = NOISED.replace("releases = 3", "releases = 9")
+V3 = {"mode": "splitfed-v3"}
+
+
+@pytest.mark.parametrize(
+    ("text", "job"),
+    [
+        (AMPLE, {"rounds": 1, "epochs": 3, "evaluate_every": 1}),
+        (AMPLE, {"rounds": 2, "epochs": 2, "evaluate_every": 3}),
+        (AMPLE, {"rounds": 3, "epochs": 1, "evaluate_every": 2}),
+        (AMPLE, {"rounds": 3, "epochs": 1, "evaluate_every": 1000}),
+        (AMPLE, {"rounds": 2, "epochs": 2, "evaluate_every": 1, **V3}),
+        (AMPLE, {"rounds": 3, "epochs": 1, "evaluate_every": 3, **V3}),
+        (AMPLE, {"rounds": 3, "epochs": 1, "evaluate_every": 4, **V3}),
+        (AMPLE, {"rounds": 2, "epochs": 1, **V3}),
+        (ROUND.replace("= 3\n", "= 9\n").replace("= 2\n", "= 5\n"), {"rounds": 3, "epochs": 1}),
+        (FROZEN, {"rounds": 2, "epochs": 2, "evaluate_every": 1, "keep_best": True, "checkpoints": 1}),
+        (FROZEN, {"rounds": 2, "epochs": 3, "evaluate_every": 3, "optimiser": {"accumulate": 2, "warmup": 2}}),
+        (SILENT, {"rounds": 2, "epochs": 1, "evaluate_every": 1}),
+        (SUMS, {"rounds": 3, "epochs": 2, "evaluate_every": 1, "optimiser": {"accumulate": 3}}),
+        (SUMS, {"rounds": 2, "epochs": 1, **V3}),
+        (FROZEN, {"rounds": 2, "epochs": 2, "evaluate_every": 1, **V3}),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(f"{k}={v}" for k, v in value.items()),
+)
+def test_each_release_of_a_run_was_forecast(house, run, text, job):
+    """Units are the ledger's own integers, of a training record and of a held-out one; so this is equality to the last bit."""
+    policy, job = policy_of(text), scheduled(house, **job)
+    ledger, trained, held_out = run(policy, job)
+    spent = Counter((e.record, e.channel) for e in ledger.entries())
+    ahead = forecast(policy, job, batches=run.batches)
+    assert (ahead.fits, ahead.exact, ahead.batches) == (True, True, None)
+    assert {ledger.spent_units(r) for r in trained} == {ahead.units}
+    assert {ledger.spent_units(r) for r in held_out} == {ahead.units_held_out}
+    assert {spent[r, "cut"] for r in held_out} == {ahead.held_out}
+    assert ledger.mu() == max(ahead.mu, ahead.mu_held_out), "what run.json tells"
+    inside = {spent[r, c.channel] + spent[ALL, c.channel] for r in trained for c in ahead.costs if c.channel != "peers"}
+    assert inside == {c.needed for c in ahead.costs if c.channel != "peers"}
+    unknown = forecast(policy, job)
+    assert unknown.held_out <= ahead.held_out
+    if job.schedule.evaluate_every is not None and policy.privacy.regime == "step":
+        assert not unknown.exact
+        assert unknown.batches >= run.batches
+    else:
+        assert replace(unknown, batches=None) == ahead, "the number of batches does not matter"
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"optimiser": {"warmup": 3}, "evaluate_every": 1},
+        {"optimiser": {"schedule": "linear", "client_steps": 2, "server_steps": 2}, "evaluate_every": 2},
+        {"mode": "sequential", "evaluate_every": 1},
+    ],
+    ids=["warm-up", "the rate is 0 at the end", "in turns"],
+)
+def test_where_a_run_may_spend_less_the_forecast_is_a_bound_and_says_so(house, run, job):
+    policy, job = policy_of(AMPLE), scheduled(house, rounds=3, epochs=2, **job)
+    ledger, trained, held_out = run(policy, job)
+    ahead = forecast(policy, job, batches=run.batches)
+    assert not ahead.exact
+    assert all(ledger.spent_units(r) <= ahead.units for r in trained)
+    assert all(ledger.spent_units(r) <= ahead.units_held_out for r in held_out)
+
+
+@pytest.mark.parametrize("mode", [None, "splitfed-v3"])
+@pytest.mark.parametrize("users", [False, True], ids=["sequence", "user"])
+def test_a_run_goes_through_with_what_was_forecast_and_sends_nothing_with_one_release_less(house, run, mode, users):
+    job = scheduled(house, rounds=2, epochs=1, evaluate_every=1, mode=mode)
+    text = AMPLE.replace('unit = "sequence"', 'unit = "user"') if users else AMPLE
+    needed = forecast(policy_of(text), job, batches=2).held_out
+    assert needed == 3 + (4 if mode is None else 2)
+    enough = text.replace("= 40\n", f"= {needed}\n")
+    short = text.replace("= 40\n", f"= {needed - 1}\n")
+    assert not forecast(policy_of(short), job, batches=2).fits
+    with pytest.raises(InputError, match="SS-1252"):
+        run(policy_of(short), job)
+    assert run.batches == 2
+    assert forecast(policy_of(enough), job, batches=2).fits
+    ledger, _, held_out = run(policy_of(enough), job)
+    assert {ledger.spent_units(r) for r in held_out} == {forecast(policy_of(enough), job, batches=2).units_held_out}
+
+
+def test_the_batches_within_reach_are_the_last_that_fit():
+    policy = policy_of(STEP)  # Five releases at the cut.
+    job = job_of(rounds=2, epochs=2)
+    for every, most in ((1, 0), (2, 1), (3, 2), (5, 3), (8, 5)):
+        asked = job.model_copy(update={"schedule": job.schedule.model_copy(update={"evaluate_every": every})})
+        assert forecast(policy, asked).batches == most
+        assert forecast(policy, asked).fits is (most > 0)
+        if most:
+            assert forecast(policy, asked, batches=most).fits
+        late = forecast(policy, asked, batches=most + 1)
+        assert (late.fits, late.held_out) == (False, 3 + 4 * (most + 1) // every)
+    reach = forecast(policy, asked, batches=3)
+    assert (reach.rounds, reach.epochs) == (2, 2)
+    again = asked.model_copy(update={"schedule": asked.schedule.model_copy(update={"rounds": 1, "epochs": 1})})
+    assert forecast(policy, again, batches=3).rounds == 3, "1 + 3 + 9 // 8 of five"
+    assert forecast(policy, again, batches=31).rounds == 1
+    assert forecast(policy, again, batches=32).rounds == 0
 
 
 @pytest.mark.parametrize(

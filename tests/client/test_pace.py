@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import transformers
 import securesplit.client.train as train_module
 from securesplit.admit import breaches
 from securesplit.aggregate.fixedpoint import Aggregate, quantise
-from securesplit.client.pace import Pace
+from securesplit.client.pace import Pace, require_affordable
 from securesplit.client.rounds import Opened
 from securesplit.client.train import Trainer
 from securesplit.errors import InputError
@@ -183,6 +184,13 @@ def test_what_the_policy_cannot_pay_is_refused_before_anything_is_sent(house, op
         trainer.run()
     assert caught.value.code == "SS-1252"
     assert not spy.messages(Forward)
+    # Four measurements of each; a person who pays for all three pays twelve times.
+    job = job_of(house, rounds=1, epochs=1, schedule={"evaluate_every": 1})
+    trainer, *_ = trainer_of(house, job, STEP.replace("releases = 3", "releases = 9", 1), open_ledger())
+    person = tuple(replace(batch, records=("ann",) * len(batch.records)) for batch in trainer._held_out)
+    require_affordable(trainer._client, 2, trainer._held_out)
+    with pytest.raises(InputError, match="12 times, and the policy allows 9"):
+        require_affordable(trainer._client, 2, person)
     trainer, *_ = trainer_of(house, job_of(house, schedule={"patience": 1}))
     trainer._held_out = ()
     with pytest.raises(InputError, match="nothing is held out"):

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
+import securesplit.client.generate as generating
 import securesplit.client.predict as module
 from securesplit.client.predict import Asking, Site, require_comparable, split_predictor
+from securesplit.client.selection import Plan, select
 from securesplit.data.tasks.item import Item, Parts
 from securesplit.data.tasks.registry import task_named
-from securesplit.data.tasks.score import score
+from securesplit.data.tasks.score import read_predictions, score
 from securesplit.data.tasks.templates import prompt_of, template_named
-from securesplit.errors import BudgetExhausted, InputError
+from securesplit.errors import BudgetExhausted, ConnectionFailed, InputError
 from securesplit.protocol.messages import Forward
-from tests.e2e.house import FROZEN, build_model, build_tokenizer, policy_of
+from tests.e2e.house import FROZEN, batches_of, build_model, build_tokenizer, policy_of
 
 
 def test_answers_are_the_unsplit_model_s(house, monkeypatch):
@@ -111,13 +113,76 @@ def test_texts_alone_are_asked_nothing_and_their_likelihood_is_the_unsplit_model
 def test_a_batch_that_the_budget_cannot_pay_is_asked_one_by_one(house, open_ledger):
     client, _, _ = house.joined(house.job(), policy_of(FROZEN), ledger=open_ledger())
     answers = module._answers(client, ["w4 w5", "w6 w7", "w8"], Asking(4))
-    assert [next(answers).finish for _ in range(2)]
+    assert [next(answers)[1].finish for _ in range(2)]
     with pytest.raises(BudgetExhausted):
         next(answers)
     spent = {e.channel: e.releases for e in client.ledger.summary()}
     assert spent == {"cut": 2, "decode": 6}, "two of the three could be paid"
     assert Asking(4).settings == "4"
     assert Asking(4, ("x",)).settings != Asking(4, ("x",), perplexity=True).settings
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["the budget ends", "the connection is lost"])
+def test_what_is_answered_is_written_and_paid_once_though_a_later_chunk_fails(
+    house, open_ledger, monkeypatch, tmp_path, lost
+):
+    """Two prompts cross together, and those of the second chunk cannot: a start with more budget asks for these alone."""
+    poor = policy_of(FROZEN, max_sequences=2)
+    more = FROZEN.replace("epsilon = 8.0", "epsilon = 16.0").replace("releases = 1\n", "releases = 2\n")
+    more = policy_of(more, max_sequences=2)
+    job = house.job()
+    job = job.model_copy(update={"schedule": job.schedule.model_copy(update={"batch": 2})})
+    clients = iter(house.joined(job, policy, ledger=open_ledger())[0] for policy in (poor, more))
+    opened = []
+
+    @contextmanager
+    def open_client(*_, **__):
+        opened.append(next(clients))
+        if len(opened) == 1 and not lost:  # This prompt has left before, as a record that was trained on has.
+            opened[0].loss(batches_of(opened[0], ["w4 w5 w6 w7 w8"])[0])
+        yield opened[-1]
+
+    monkeypatch.setattr(module, "open_client", open_client)
+    task = task_named("pairs")
+    prompts = (
+        "w4 w5 w6 w7 w8",
+        "w9",
+        "w10 w11",
+        "w12 w13 w14 w15 w16",
+    )  # By length, so the first of them is in the second chunk.
+    items = tuple(Item(str(i), str(i), Parts(text=text), ("w3",)) for i, text in enumerate(prompts))
+    template = template_named("plain", task)
+    plan = Plan(task, items, template, "greedy", None)
+    (tmp_path / "run").mkdir()
+
+    def again(policy):
+        predict = split_predictor(Site(policy, house.keys, "wss://x:1"), task, template, Asking(3))
+        return select(plan, [tmp_path / "run"], predict, tmp_path / "out", lambda *_: None)
+
+    if lost:
+        whole = generating.decoded
+
+        def breaks(client, asks, *rest):
+            if len(asks[0].ids) == 8:
+                raise ConnectionFailed("SS-4001", "gone", hint="Wait.")
+            return whole(client, asks, *rest)
+
+        monkeypatch.setattr(generating, "decoded", breaks)
+    with pytest.raises(ConnectionFailed if lost else BudgetExhausted):
+        again(poor)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "open_client", open_client)
+    done = [p.id for p in read_predictions(tmp_path / "out" / "0.jsonl", items)]
+    assert done == ["1", "2"]
+    ledger = opened[0].ledger
+
+    def spent():
+        return {e.channel: e.releases for e in ledger.summary()}
+
+    assert spent() == {"cut": 2 + (not lost), "decode": 2 * 2}
+    assert again(more).scores.answered == 4
+    assert spent() == {"cut": 4 + (not lost), "decode": 4 * 2}, "as a run that nothing interrupted"
+    assert sorted(p.id for p in read_predictions(tmp_path / "out" / "0.jsonl", items)) == ["0", "1", "2", "3"]
 
 
 def test_checkpoints_whose_server_part_differs_are_not_compared():

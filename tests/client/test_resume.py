@@ -90,6 +90,7 @@ def test_a_run_that_dies_all_the_time_ends_as_one_that_does_not(wrecks, seed):
     assert all(len(payloads) == 1 for payloads in wreck.releases().values()), "a step number had two contents"
     assert wreck.releases() == calm.releases()
     assert wreck.core.steps.taken == calm.core.steps.taken, "a step was learnt twice"
+    assert wreck.rows() == calm.rows(), "a row stands there twice, or not at all"
 
 
 def test_a_run_that_an_earlier_release_began_goes_on(wrecks, monkeypatch):

@@ -30,6 +30,7 @@ from securesplit.privacy.ledger import Ledger
 from securesplit.protocol.codec import decode
 from securesplit.protocol.job import Job
 from securesplit.protocol.messages import Backward, Forward
+from securesplit.runs.metrics import Metrics, Reading, read_metrics
 from securesplit.server.core import ServerCore
 from securesplit.server.serve import state_facts
 from securesplit.transport.memory import MemoryPipe, MemoryServer
@@ -97,7 +98,7 @@ class Wreck:
     def run(self) -> tuple[Trained, Client]:
         """Until the client's run is over, however often somebody dies."""
         while True:
-            ledger = kept = link = None
+            ledger = kept = link = metrics = None
             try:
                 if not self.policy.unsafe:
                     ledger = Ledger(self.folder / "ledger", anchors=self.folder / "anchors")
@@ -109,9 +110,11 @@ class Wreck:
                 kept = Kept.open(self.folder / "client", Remembered.facts(client, batches, held))
                 memory = Remembered(kept, every=self.every)
                 self.client = client
+                metrics = Metrics(self.folder, lambda: Reading(0, 0, None), after=memory.resumes_at, looks=memory.looks)
                 trained = Trainer(
-                    client, batches, held, answers=None, progress=lambda *_: None, memory=memory, records=self.records
-                ).run()
+                    client, batches, held, answers=None, progress=lambda *_: None, memory=memory, records=self.records,
+                    metrics=metrics,
+                ).run()  # fmt: skip
             except Dies:
                 self.deaths += 1
             except ConnectionFailed:  # The server died during the greeting; whoever started the client starts it again.
@@ -119,9 +122,13 @@ class Wreck:
             else:
                 return trained, client
             finally:
-                for opened in (kept, ledger):
+                for opened in (metrics, kept, ledger):
                     if opened is not None:
                         opened.close()
+
+    def rows(self) -> list[tuple[object, ...]]:
+        """What the run wrote down of its steps and evaluations, in order."""
+        return [(row.kind, row.step, row.round, row.loss) for row in read_metrics(self.folder).rows]
 
     def adapters(self) -> dict[str, bytes]:
         """A, B and C, to the bit."""

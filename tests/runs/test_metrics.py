@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -204,3 +205,84 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     assert [(step, value) for tag, step, value, _ in found if tag == "loss/step"] == [(1, 1.5), (2, 2.5), (3, 3.5)]
     assert ("loss/held-out", 0, 4.0, 7.0) in found
     assert ("lr", 1, 0.5, 7.0) in found
+
+
+class EventFiles:
+    """Stands for the package tensorboard: what a reader of the folder's files sees, one after another."""
+
+    START = "start"
+
+    def __init__(self, monkeypatch) -> None:
+        self.files: list[list[SimpleNamespace]] = []
+
+        def writer(place: str) -> SimpleNamespace:
+            self.files.append(file := [])
+            return SimpleNamespace(add_event=file.append, flush=lambda: None, close=lambda: None)
+
+        proto = SimpleNamespace(Event=SimpleNamespace, SessionLog=lambda status: status)
+        proto.SessionLog.START = self.START
+        for name, module in {
+            "compat.proto.event_pb2": proto,
+            "summary.writer.event_file_writer": SimpleNamespace(EventFileWriter=writer),
+            "plugins.scalar.summary_v2": SimpleNamespace(scalar_pb=lambda tag, value: (tag, value)),
+        }.items():
+            monkeypatch.setitem(sys.modules, f"tensorboard.{name}", module)
+        monkeypatch.setattr("securesplit.runs.tensorboard.find_spec", lambda name: object())
+
+    def scalars(self, tag: str) -> list[tuple[int, float, float]]:
+        shown: list[tuple[str, int, float, float]] = []
+        marks = 0
+        for event in (event for file in self.files for event in file):
+            if getattr(event, "session_log", None) == self.START:
+                marks += 1  # The first is the run's start; from the second on each voids its step and all behind it.
+                shown = [kept for kept in shown if kept[1] < event.step or marks == 1]
+            else:
+                shown.append((event.summary[0], event.step, event.summary[1], event.wall_time))
+        return [event[1:] for event in shown if event[0] == tag]
+
+
+def interrupted_and_resumed(folder):
+    """Ten steps of which a checkpoint of step 2 knows two, and one of the two evaluations at step 2; then they are done again."""
+    for after, looks in ((None, None), (2, 1)):
+        clock = iter(range(0, 1000, 10))
+        sink = TensorBoard(folder, now=lambda: 1000.0)
+        metrics = Metrics(folder, Meter(), after=after, looks=looks, lr=0.5, sink=sink, clock=lambda: next(clock))  # noqa: B023
+        if after is None:
+            metrics.held_out(number=0, step=0, loss=4.0)
+            metrics.step(number=0, step=1, loss=1.5)
+            metrics.step(number=0, step=2, loss=2.5)
+        metrics.held_out(number=1, step=2, loss=3.0)
+        for step in range(3, 11 if after is None else 6):
+            metrics.step(number=1, step=step, loss=step + 0.5)
+        metrics.close()
+
+
+STEPS = [(step, step + 0.5) for step in range(1, 6)]
+
+
+def test_a_run_that_goes_on_shows_each_step_once(tmp_path, monkeypatch):
+    events = EventFiles(monkeypatch)
+    interrupted_and_resumed(tmp_path)
+    assert [(step, value) for step, value, _ in events.scalars("loss/step")] == STEPS
+    assert [(step, value) for step, value, _ in events.scalars("loss/held-out")] == [(0, 4.0), (2, 3.0)]
+    times = [when for _, _, when in events.scalars("loss/step")]
+    assert times == [990.0, 1000.0, 1000.0, 1000.0, 1000.0], "what stays is as old as its row says"
+    rows = read_metrics(tmp_path)
+    assert [(row.kind, row.step) for row in rows.rows] == [
+        ("held-out", 0), ("step", 1), ("step", 2), ("held-out", 2), ("step", 3), ("step", 4), ("step", 5),
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="the extra is not installed")
+def test_tensorboard_itself_shows_each_step_of_a_resumed_run_once(tmp_path):
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    interrupted_and_resumed(tmp_path)
+    read = EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+
+    def shown(tag):
+        return [(event.step, event.tensor_proto.float_val[0]) for event in read.Tensors(tag)]
+
+    assert shown("loss/step") == STEPS
+    assert shown("loss/held-out") == [(0, 4.0), (2, 3.0)]

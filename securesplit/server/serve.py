@@ -38,8 +38,8 @@ from securesplit.protocol.job import Job
 from securesplit.protocol.messages import RoundReady
 from securesplit.protocol.offer import require_short
 from securesplit.server.anchors import KeptAnchors
+from securesplit.server.closed import ClosedRuns
 from securesplit.server.core import ServerCore
-from securesplit.server.endings import ClosedRuns
 from securesplit.server.engine import Engine
 from securesplit.server.former import FormerStates
 from securesplit.server.recording import SumRecords
@@ -259,7 +259,7 @@ def serve(
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
     records = None if out is None else RoundRecords(tls.folder, out)
     anchors = KeptAnchors(tls.folder.path / "anchors")
-    closed = ClosedRuns(tls.folder.path / "closed-rounds.json")
+    closed = ClosedRuns(tls.folder.path / "closed-rounds.json", job.digest)
     seen = None if record is None else SumRecords(record, directory, job)
     kept = None if state is None else files.enter_context(closing(Kept.open(state, state_facts(job, policy, digest))))
     core = build_core(

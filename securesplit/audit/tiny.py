@@ -25,7 +25,7 @@ from securesplit.model.split import Split, split_model
 from securesplit.policy.schema import Channel, Gaussian, Policy
 from securesplit.privacy.ledger import Ledger
 from securesplit.privacy.released import Codec
-from securesplit.server.serve import build_core
+from securesplit.server.build import build_core
 
 _VOCABULARY, _WIDTH = 64, 32
 _FILL = 0

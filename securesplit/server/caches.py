@@ -4,12 +4,19 @@ Room is counted before anything is computed, from what one position of one seque
 from the tensors afterwards. Memory of all caches together stays under the budget; while rows are added, one layer's keys are
 there twice.
 
-Who makes room. A connection is as old as the oldest text for which it has had, or waited for, room. A cache may be
-dropped for another connection's when nobody has used it for a while, or when its owner is younger. So the oldest always
-goes on, nobody waits for one who waits for him, and two connections never drop each other's caches in turns. One that has
-waited for long may take from whoever holds more than it asks for itself: otherwise the first could keep everything for ever.
+Who makes room. A connection stands in the queue from the oldest text on for which it has had, or waited for, room; clients
+take turns there (securesplit/server/turns.py), so that a second connection of one stands behind the first ones of all. A
+cache may be dropped for another connection's when nobody has used it for a while, or when its owner stands behind that
+one. So the first always goes on, nobody waits for one who waits for him, and two connections never drop each other's caches
+in turns; and since one connection holds half of the budget at most, so does a client when others ask, by whatever number
+of connections. While nobody else asks it may have everything. A client's first connection that has waited for long may
+take from whoever holds as much as it would have itself, and the one that loses then goes to the end of the queue: otherwise the
+first could keep everything for ever.
 Who is dropped is told so (SS-4017) and builds the cache again from the bytes that it released before; who gets no
 room is told to try later (SS-4040). Neither ends a session.
+
+What this does not prevent: clients in league. Each of them has a turn, and two that are never done hold everything until
+somebody has waited for long.
 """
 
 from __future__ import annotations
@@ -21,6 +28,7 @@ from dataclasses import dataclass, field
 
 from securesplit.errors import RemoteProtocolError
 from securesplit.model.parts import PartCache
+from securesplit.server.turns import Turns
 
 __all__ = ["POLITE", "CacheStore", "Cached", "Lane", "Room"]
 
@@ -28,7 +36,7 @@ POLITE = frozenset({"SS-4017", "SS-4040", "SS-4041"})
 """What is answered by ``Declined``: the step was not computed, and the session goes on."""
 
 _CACHES = 64
-"""Decoding caches of one connection, with those that were dropped; a client needs one for each batch that it generates."""
+"""Decoding caches of one connection, with those that were dropped or wait for room; a client needs one for each batch that it generates."""
 
 _SPARE = 8
 """One part in so many is kept for texts that have begun to grow; those that begin leave it alone, or they would be dropped at once."""
@@ -42,10 +50,10 @@ class Room:
     """What there is.
 
     Attributes:
-        bytes: all caches together; one connection may hold half of it.
+        bytes: all caches together; one connection may hold half of it, and so may one client while others ask.
         positions: most positions in one cache.
         idle_seconds: unused for so long, a cache makes room before others do.
-        patience_seconds: how long the first may keep a later one waiting.
+        patience_seconds: how long those before it may keep a client waiting.
     """
 
     bytes: int
@@ -93,14 +101,6 @@ class Cached:
 
 
 @dataclass(slots=True)
-class _Queue:
-    """When a connection first asked for room, as a running number, and since when it has been waiting for some."""
-
-    place: int
-    waiting: float | None = None
-
-
-@dataclass(slots=True)
 class CacheStore:
     """The decoding caches of all connections. One thread uses it.
 
@@ -113,19 +113,20 @@ class CacheStore:
     clock: Callable[[], float] = time.monotonic
     kept: OrderedDict[Key, Cached] = field(default_factory=OrderedDict)
     dropped: set[Key] = field(default_factory=set)
-    _queue: dict[int, _Queue] = field(default_factory=dict)
-    _asked: int = 0
+    _turns: Turns = field(default_factory=Turns)
+    _waiting: dict[Key, float] = field(default_factory=dict)  # Since when, for those who were refused last.
 
     @property
     def nbytes(self) -> int:
         """Memory of all caches, in bytes."""
         return sum(cached.nbytes for cached in self.kept.values())
 
-    def admit(self, key: Key, *, rows: int, need: int) -> Cached | None:
+    def admit(self, key: Key, client: str, *, rows: int, need: int) -> Cached | None:
         """Make room for more rows, before they are computed.
 
         Args:
             key: the cache.
+            client: whose connection it is.
             rows: positions that its longest sequence gets.
             need: bytes that all of its sequences will take more, at most.
 
@@ -143,7 +144,8 @@ class CacheStore:
             )
         if (known.length if known is not None else 0) + rows > self.room.positions:
             raise _beyond_share("positions")
-        if known is None and sum(mine == connection for mine, _ in (*self.kept, *self.dropped)) >= _CACHES:
+        others = {*self.kept, *self.dropped, *self._waiting} - {key}
+        if known is None and sum(mine == connection for mine, _ in others) >= _CACHES:
             raise _beyond_share("caches")
         if self._held(connection) + need > self.room.bytes // 2:
             raise RemoteProtocolError(
@@ -151,7 +153,7 @@ class CacheStore:
                 "the server never gives one session so much room for decoding",
                 hint="Generate shorter texts, or fewer at once.",
             )
-        self._make_room(key, need)
+        self._make_room(key, client, need)
         return known
 
     def keep(self, key: Key, cached: Cached) -> None:
@@ -159,77 +161,79 @@ class CacheStore:
         cached.used, cached.nbytes = self.clock(), sum(lane.past.nbytes for lane in cached.lanes)
         self.kept[key] = cached
         self.kept.move_to_end(key)
-        self._queue[key[0]].waiting = None
+        self._waiting.pop(key, None)
 
     def drop(self, key: Key) -> None:
         """Its owner is done with it."""
         self.kept.pop(key, None)
         self.dropped.discard(key)
+        self._waiting.pop(key, None)
         self._leave(key[0])
 
     def forget(self, connection: int) -> None:
         """The connection is gone."""
-        for key in [key for key in (*self.kept, *self.dropped) if key[0] == connection]:
+        for key in [key for key in (*self.kept, *self.dropped, *self._waiting) if key[0] == connection]:
             self.drop(key)
-        self._queue.pop(connection, None)
+        self._turns.leave(connection)
 
     def _held(self, connection: int) -> int:
         return sum(cached.nbytes for (owner, _), cached in self.kept.items() if owner == connection)
 
     def _leave(self, connection: int) -> None:
         """Who neither holds nor waits for anything comes last the next time."""
-        mine = self._queue.get(connection)
-        if (
-            mine is not None
-            and mine.waiting is None
-            and not any(owner == connection for owner, _ in (*self.kept, *self.dropped))
-        ):
-            del self._queue[connection]
+        if not any(owner == connection for owner, _ in (*self.kept, *self.dropped, *self._waiting)):
+            self._turns.leave(connection)
 
-    def _make_room(self, key: Key, need: int) -> None:
+    def _make_room(self, key: Key, client: str, need: int) -> None:
         """Drop as much as is needed, or nothing at all."""
         now = self.clock()
-        if key[0] not in self._queue:
-            self._asked += 1
-            self._queue[key[0]] = _Queue(self._asked)
+        self._turns.enter(key[0], client)
+        waited = key in self._waiting and now - self._waiting[key] >= self.room.patience_seconds
         begins = key not in self.kept and any(owner != key[0] for owner, _ in self.kept)
-        short = self.nbytes + need - self.room.bytes + (self.room.bytes // _SPARE if begins else 0)
+        spare = self.room.bytes // _SPARE if begins and not waited else 0  # Who has waited is not dropped at once.
+        short = self.nbytes + need + spare - self.room.bytes
         victims: list[Key] = []
-        for victim in self._victims(key, need, now) if short > 0 else ():
+        ahead: set[str] = set()
+        for victim, stood_ahead in self._victims(key, need, now, waited=waited) if short > 0 else ():
             victims.append(victim)
+            ahead |= {self._turns.client(victim[0])} if stood_ahead else set()
             short -= self.kept[victim].nbytes
             if short <= 0:
                 break
         if short > 0:
-            mine = self._queue[key[0]]
-            mine.waiting = now if mine.waiting is None else mine.waiting
+            self._waiting.setdefault(key, now)
             raise RemoteProtocolError("SS-4040", "the server has no room for another text now", hint="Try again later.")
         for victim in victims:
             del self.kept[victim]
             self.dropped.add(victim)
+        for owner in sorted(ahead):
+            self._turns.set_back(owner)
 
-    def _victims(self, key: Key, need: int, now: float) -> Iterable[Key]:
-        """Which caches may make room for this one, in this order: unused ones first, then those of whoever holds most."""
-        connection, mine = key[0], self._queue[key[0]]
-        held: dict[int, int] = {}
+    def _victims(self, key: Key, need: int, now: float, *, waited: bool) -> Iterable[tuple[Key, bool]]:
+        """Which caches may make room for this one, and whether each stood before it and was in use.
+
+        In this order: unused ones; of those behind it the last ones of clients with most connections, and among these those
+        of whoever holds most; and those before it.
+        """
+        standings, client = self._turns.standings(), self._turns.client(key[0])
+        mine, held = standings[key[0]], dict[str, int]()
         for (owner, _), cached in self.kept.items():
-            held[owner] = held.get(owner, 0) + cached.nbytes
-        wanted = held.get(connection, 0) + need
-        waited = mine.waiting is not None and now - mine.waiting >= self.room.patience_seconds
-
-        def idle(other: Key) -> bool:
-            return now - self.kept[other].used >= self.room.idle_seconds
-
-        def yields(other: Key) -> bool:
+            of = self._turns.client(owner)
+            held[of] = held.get(of, 0) + cached.nbytes
+        wanted = held.get(client, 0) + need
+        found: list[tuple[tuple[int, int, int], Key]] = []
+        for other, cached in self.kept.items():
+            theirs, of = standings[other[0]], self._turns.client(other[0])
             if other == key:
-                return False
-            if idle(other):
-                return True
-            younger = self._queue[other[0]].place > mine.place
-            return other[0] != connection and (younger or (waited and held[other[0]] > wanted))
-
+                continue
+            if now - cached.used >= self.room.idle_seconds:
+                found.append(((0, 0, -held[of]), other))
+            elif theirs > mine:
+                found.append(((1, -theirs[0], -held[of]), other))
+            elif waited and mine[0] == 0 and of != client and held[of] >= wanted:
+                found.append(((2, 0, -held[of]), other))
         # The store is in the order of use, and sorting keeps it among equals.
-        return sorted((k for k in self.kept if yields(k)), key=lambda k: (not idle(k), -held[k[0]]))
+        return [(other, rank[0] == 2) for rank, other in sorted(found, key=lambda one: one[0])]
 
 
 def _beyond_share(of: str) -> RemoteProtocolError:

@@ -59,6 +59,7 @@ from securesplit.server.learning import Learning
 from securesplit.server.marks import Marks
 from securesplit.server.quotas import Quotas
 from securesplit.server.requests import Requests
+from securesplit.server.speakers import Speakers
 from securesplit.server.steps import Steps
 from securesplit.server.sums import Outbound, Sums
 from securesplit.transport.actions import Action, Close, Send, Work
@@ -122,7 +123,7 @@ class ServerCore:
             code_width=engine.code.width if engine.code else None,
         )
         self._connections: dict[int, Connection] = {}
-        self._sums_at: dict[str, int] = {}
+        self._speakers = Speakers(sums)
         self._learning = Learning(job, self.steps, self._work, self._connections)
         self._count = 0
         self._now = 0.0
@@ -224,9 +225,7 @@ class ServerCore:
         if peer is None:
             return []
         others = any(c.name == peer.name and c.session.state is State.OPEN for c in self._connections.values())
-        if not others or self._sums_at.get(peer.name) == connection:
-            self._sums_at.pop(peer.name, None)
-            self.sums.leave(peer.name, self._now)
+        self._speakers.gone(peer.name, connection, others=others, now=self._now)
         return self._learning.lost(connection, peer, self._now)
 
     def tick(self, now: float) -> list[Action]:
@@ -290,9 +289,9 @@ class ServerCore:
             case DropCache() | KeepAnchor() | Mark():
                 return [self._kept_or_dropped(connection, peer, message)]
             case RoundReady() | RoundKept() | Join() | Handover() | Secagg():
-                self._sums_at[peer.name] = connection
+                self._speakers.speaks(peer.name, connection)
                 due = self._learning.rests(peer.name, self._now) if isinstance(message, RoundReady) else []
-                return [*due, Work(connection, lambda: Told(self._summed(peer.name, message)))]
+                return [*due, Work(connection, lambda: Told(self._speakers.said(peer.name, message, self._now)))]
             case Bye() | Failure():
                 return [Close(connection), *self._learning.leaves(connection, peer, self._now)]
             case Confirm():
@@ -312,19 +311,6 @@ class ServerCore:
         if isinstance(message, DropCache):
             return self._work.drop(connection, message)
         return self._work.keep(connection, peer.certificate, message)
-
-    def _summed(self, name: str, message: RoundReady | RoundKept | Join | Handover | Secagg) -> list[Outbound]:
-        match message:
-            case RoundReady():
-                return self.sums.ready(name, message, self._now)
-            case RoundKept():
-                return self.sums.kept(name, message, self._now)
-            case Join():
-                return self.sums.asks(name, message, self._now)
-            case Handover():
-                return self.sums.answers(name, message, self._now)
-            case _:
-                return self.sums.receive(name, message, self._now)
 
     def _offer(self, connection: int, peer: Connection) -> list[Action]:
         if found := breaches(self._policy, self.job):
@@ -366,14 +352,11 @@ class ServerCore:
 
     def _deliver(self, outbound: list[Outbound]) -> list[Action]:
         actions: list[Action] = []
-        for item in outbound:
-            # A client may have a second session, to generate by the same key; the sum's messages are not for that one.
-            speaks = self._sums_at.get(item.to)
-            for number, peer in self._connections.items():
-                if peer.name == item.to and (number == speaks or speaks not in self._connections):
-                    actions += self._send(number, item.message)
-                    if isinstance(item.message, Failure):
-                        actions.append(Close(number, item.message.code))
+        names = {number: peer.name for number, peer in self._connections.items()}
+        for number, message in self._speakers.addressed(outbound, names):
+            actions += self._send(number, message)
+            if isinstance(message, Failure):
+                actions.append(Close(number, message.code))
         return actions
 
     def _seal(self, connection: int, peer: Connection, sealed: Sealed) -> list[Action]:

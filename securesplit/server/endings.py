@@ -2,9 +2,14 @@
 
 A client that was killed after others had the result gets the same sum once more: the same clients contribute the same
 updates again, and sums are integers. So nobody moves on before all clients of the sum say that they keep it
-(:class:`RoundKept`), or those who lack it have been silent for too long. What clients say is enough to go on after a restart
-of the server; the names of runs that are closed are kept on disk before anyone is told, so that whoever comes late hears
-the same.
+(:class:`RoundKept`), or those who lack it have been silent for too long. Which round is open, over whom and by which runs is on disk
+before anyone is told the sum, and so are the names of runs that are closed: a server that was restarted believes a client no more
+than one that was not, and whoever comes late hears the same. Only one that lost its list has to go by what clients say
+(securesplit/server/claims.py).
+
+What a client of the sum can do that says false things: be taken for one that keeps it; draw out the waiting for those who are
+missing, as often as a client may that is killed again and again; and have the others make the sum once more each time that all of
+its clients are there, which tells nobody anything new.
 
 What this does not protect: clients believe nothing of it. A server that closes a round too early, or never, costs them the
 round; which updates enter which sums is the clients' own rule (securesplit/aggregate/answered.py).
@@ -12,57 +17,19 @@ round; which updates enter which sums is the clients' own rule (securesplit/aggr
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from securesplit.errors import RemoteProtocolError
-from securesplit.pki.files import write_atomically
 from securesplit.protocol.messages import RoundKept
+from securesplit.server.claims import Claims
+from securesplit.server.closed import ClosedRuns, LastRound
 from securesplit.server.gathering import Gathering
 
-__all__ = ["ClosedRuns", "Ending", "Move"]
+__all__ = ["Ending", "Move"]
 
-_log = logging.getLogger(__name__)
-_MOST = 4096
-
-
-class ClosedRuns:
-    """Names of runs whose rounds are closed; on disk where there is a path. The oldest are forgotten beyond 4096.
-
-    Args:
-        path: a file that this alone writes; made when absent, and begun anew when it is damaged.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        self._runs: dict[bytes, None] = {}
-        if path is not None and path.exists():
-            self._runs = dict.fromkeys(self._read(path))
-
-    @staticmethod
-    def _read(path: Path) -> list[bytes]:
-        try:
-            fields = json.loads(path.read_bytes())
-            runs = [bytes.fromhex(run) for run in fields["runs"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            # It only spares clients a wait: without it those who keep a sum wait for each other once more.
-            _log.warning("%s is not the list of closed rounds that a server keeps; it begins anew", path)
-            return []
-        return [run for run in runs if len(run) == 16]
-
-    def __contains__(self, run: bytes) -> bool:
-        return run in self._runs
-
-    def add(self, runs: Iterable[bytes]) -> None:
-        """Keep these names, durably when there is a path."""
-        self._runs |= dict.fromkeys(runs)
-        self._runs = dict.fromkeys(list(self._runs)[-_MOST:])
-        if self._path is not None:
-            text = json.dumps({"format": 1, "runs": [run.hex() for run in self._runs]})
-            write_atomically(self._path, text.encode("ascii"), mode=0o600)
+_NEWS = 16
+"""How often what one client says of itself makes the others wait anew: that it has the sum, or began the round once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +41,7 @@ class Move:
         again: clients that want the sum, when it can be made once more.
         closes: whether nobody waits for the missing any longer.
         refused, code: clients that are let go, and by which code.
+        void: whether nobody at all keeps the sum any more, and the round is begun as if there were none.
     """
 
     missing: frozenset[str] = frozenset()
@@ -81,6 +49,7 @@ class Move:
     closes: bool = False
     refused: tuple[str, ...] = ()
     code: str = ""
+    void: bool = False
 
 
 class Ending:
@@ -90,6 +59,7 @@ class Ending:
         closed: what was closed before.
         quorum: fewest clients of a sum that may go on without the rest of it.
         patience: seconds for which the rest is waited for.
+        roster: names of all clients.
 
     Attributes:
         number: the round; the last one when none is open, and -1 before the first.
@@ -98,15 +68,19 @@ class Ending:
         waiting: who keeps it and is here, so that it can help.
     """
 
-    def __init__(self, closed: ClosedRuns, quorum: int, patience: float) -> None:
+    def __init__(self, closed: ClosedRuns, quorum: int, patience: float, roster: tuple[str, ...] = ()) -> None:
         self._closed, self._quorum, self._patience = closed, quorum, patience
         self.number, self.open = -1, False
-        self._seen = False  # Whether a round has ended here since the server began.
-        self._since = 0.0  # When something last happened to it.
+        self._since: float | None = None  # When something last happened to it; since a restart nothing has.
         self.clients: tuple[str, ...] = ()
         self.waiting: set[str] = set()
         self._done: set[str] = set()
         self._runs: set[bytes] = set()
+        self._news: dict[str, int] = {}
+        self._claims = Claims(roster, quorum)
+        if (last := closed.last) is not None and last.open:
+            self._begin(last.number, last.clients)
+            self._runs = set(last.runs)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -117,44 +91,82 @@ class Ending:
         """A run has ended with a sum over these clients."""
         if not self.open or self.number != number:
             self._begin(number, clients)
-        self._seen = True
         self._runs.add(run)
         self._since = now
+        self._closed.summed(LastRound(number, self.clients, tuple(sorted(self._runs))))
 
     def _begin(self, number: int, clients: tuple[str, ...]) -> None:
         self.number, self.open, self.clients = number, True, tuple(sorted(clients))
-        self.waiting, self._done, self._runs = set(), set(), set()
+        self.waiting, self._done, self._runs, self._news = set(), set(), set(), {}
 
     def kept(self, name: str, message: RoundKept, now: float) -> bool:
-        """A client keeps its sum; whether that round is closed already.
+        """A client keeps its sum; whether that round is closed already. Where this server cannot know, see :meth:`hear`.
 
         Raises:
-            RemoteProtocolError: SS-4051 when the client is not in the sum that it speaks of, or no sum is over so few.
+            RemoteProtocolError: SS-4051 when the client is not in the sum that it speaks of, no sum is over so few, or none was
+                made here by that name.
         """
         if name not in message.clients:
             raise RemoteProtocolError("SS-4051", "a client keeps a sum that it is not in")
-        if (
-            len(set(message.clients)) < self._quorum
-        ):  # A restarted server would take its word for it, against all others.
+        if len(set(message.clients)) < self._quorum:
             raise RemoteProtocolError("SS-4051", "a client keeps a sum over fewer clients than any sum has")
-        if (
-            message.run in self._closed
-            or message.round < self.number
-            or (message.round == self.number and not self.open)
-        ):
+        if message.run in self._closed:
             return True
-        if message.round > self.number:
-            if self._seen:
-                raise RemoteProtocolError("SS-4051", "a client keeps the sum of a round that has none")
-            self._begin(message.round, message.clients)  # This server was restarted, and learns of the round by this.
-        elif name not in self.clients:
-            raise RemoteProtocolError("SS-4051", "a client keeps a sum that it is not in")
-        if name not in self._done or message.run not in self._runs:
-            self._since = now
-        self._done.add(name)
-        self._runs.add(message.run)
-        self.waiting.add(name)
+        if self.open and message.round == self.number:
+            self._mine(name, message, now)
+            return False
+        last = self._closed.last
+        if message.round <= max(self.number, -1 if last is None else last.number):
+            return True
+        if last is not None or self.open:
+            raise RemoteProtocolError("SS-4051", "a client keeps the sum of a round that has none")
+        self._claims.add(name, message, now)
         return False
+
+    def _mine(self, name: str, message: RoundKept, now: float) -> None:
+        if name not in self.clients:
+            raise RemoteProtocolError("SS-4051", "a client keeps a sum that it is not in")
+        if self._closed.last is not None and message.run not in self._runs:
+            raise RemoteProtocolError("SS-4051", "a client keeps a sum of a run that gave none")
+        if name not in self._done:
+            self._drawn(name, now)
+            self._runs.add(message.run)
+        self._done.add(name)
+        self.waiting.add(name)
+
+    def _drawn(self, name: str, now: float) -> None:
+        self._news[name] = self._news.get(name, 0) + 1
+        if self._news[name] <= _NEWS:
+            self._since = now
+
+    def hear(self, ready: Mapping[str, int], now: float) -> tuple[str, ...]:
+        """Open the round whose sum enough clients claim, where this server does not know of the last one.
+
+        Args:
+            ready: who is ready for which round.
+            now: the time.
+
+        Returns:
+            Whose claim is not believed and is not waited for any longer; it may be made again.
+        """
+        if not self._claims:
+            return ()
+        if self._closed.last is None and not self.open and (claim := self._claims.believed(ready)) is not None:
+            self._begin(claim.round, claim.clients)
+            self._since = now
+            for name, run in claim.by:
+                self._claims.drop(name)
+                self._done.add(name)
+                self._runs.add(run)
+                self.waiting.add(name)
+            for name, number in ready.items():
+                if number != claim.round:  # It was ready before this server knew that this round has a sum.
+                    self.ready(name, number, now)
+        known = self._closed.last is not None or self.open
+        gone = self._claims.stale(now, -1.0 if known else self._patience)
+        for name in gone:
+            self._claims.drop(name)
+        return gone
 
     def ready(self, name: str, number: int, now: float) -> None:
         """A client is ready for a round. For a later one: it has this one. For an earlier one: it began anew, and needs none.
@@ -162,6 +174,7 @@ class Ending:
         Raises:
             RemoteProtocolError: SS-6033 when the client wants this round, and is not in its sum.
         """
+        self._claims.drop(name)
         if not self.open:
             return
         if number != self.number:
@@ -173,16 +186,26 @@ class Ending:
         if name in self._done or name in self.waiting:  # It was set back to before it kept the sum.
             self._done.discard(name)
             self.waiting.discard(name)
-        self._since = now
+        self._drawn(name, now)
 
     def drop(self, name: str) -> None:
         """A client's connection is gone. What it keeps it keeps."""
         self.waiting.discard(name)
+        self._claims.drop(name)
 
     def due(self, gathering: Gathering, now: float) -> bool:
-        """Whether :meth:`move` has anything to do."""
-        late = now - self._since > self._patience
-        return self.open and (not self.missing or bool(self._helped(gathering)) or late)
+        """Whether :meth:`hear` or :meth:`move` has anything to do."""
+        if self._claims:
+            known = self._closed.last is not None or self.open
+            return bool(self._claims.stale(now, -1.0 if known else self._patience)) or (
+                not known and self._claims.believed(gathering.rounds) is not None
+            )
+        return self.open and (not self.missing or bool(self._helped(gathering)) or self._late(now))
+
+    def _late(self, now: float) -> bool:
+        if self._since is None:
+            self._since = now  # A server that was restarted waits as long as one that was not.
+        return now - self._since > self._patience
 
     def _helped(self, gathering: Gathering) -> tuple[str, ...]:
         """Who wants the sum, when all of its clients are here to make it once more."""
@@ -190,7 +213,7 @@ class Ending:
         return wanting if set(self.clients) <= {*wanting, *self.waiting} else ()
 
     def move(self, gathering: Gathering, now: float) -> Move:
-        """What to do; nothing is changed by asking."""
+        """What to do now."""
         if not self.missing:
             return Move(closes=True)
         wanting = gathering.wanting(self.number)
@@ -198,8 +221,10 @@ class Ending:
             return Move(again=helped)
         needed = self.clients if wanting else self.missing  # Those who keep the sum are needed to make it once more.
         missing = frozenset(needed) - {*gathering.rounds, *self.waiting}
-        if now - self._since <= self._patience:
+        if not self._late(now):
             return Move(missing)
+        if not self._done:
+            return Move(missing, void=True)
         if len(self.clients) - len(self.missing) >= self._quorum:  # They are gone for good, and the rest goes on.
             return Move(missing, closes=True, refused=wanting, code="SS-6033")
         return Move(missing, refused=(*wanting, *sorted(self.waiting)), code="SS-6010")
@@ -223,3 +248,9 @@ class Ending:
         self.open = False
         self.waiting = set()
         return told
+
+    def void(self) -> None:
+        """Nobody has the sum: what is said next is said of a round that has none."""
+        self.open, self.waiting = False, set()
+        self._closed.void()
+        self.number = -1

@@ -164,7 +164,8 @@ class Engine:
         need = (sum(lengths) + first * len(lengths)) * self._position_bytes()
         if (known := self.caches.kept.get(key)) is not None:
             _require_fit(known, lengths)  # Before anybody makes room for it.
-        state = self.caches.admit(key, rows=max(lengths) + first, need=need) or self._begun(lengths)
+        owner = client or f"#{connection}"  # Who is not named stands alone.
+        state = self.caches.admit(key, owner, rows=max(lengths) + first, need=need) or self._begun(lengths)
         pieces = torch.split(self._decoded(hidden).to(self.middle.dtype), list(lengths))
         out: list[Tensor] = list(pieces)
         self.caches.kept.pop(key, None)  # A computation that fails leaves half a cache, which nobody may go on with.

@@ -31,7 +31,8 @@ from securesplit.protocol.messages import (
     Secagg,
 )
 from securesplit.protocol.words import vector_of, words_blob
-from securesplit.server.endings import ClosedRuns, Ending
+from securesplit.server.closed import ClosedRuns
+from securesplit.server.endings import Ending
 from securesplit.server.gathering import Gathering
 from securesplit.server.latecomers import Latecomers
 from securesplit.server.news import News
@@ -106,7 +107,7 @@ class Sums:
         self._roster = roster
         self._quorum = quorum
         self._again = closed is not None
-        self._ending = Ending(closed or ClosedRuns(), quorum, patience.gather)
+        self._ending = Ending(closed or ClosedRuns(), quorum, patience.gather, roster)
         self._news = News()
         self._late = Latecomers() if late else None
         self._left = False  # Whether somebody has gone whom those who wait should be told of.
@@ -187,10 +188,9 @@ class Sums:
         if self._ending.kept(name, message, now) or message.round < running:
             return [Outbound(name, RoundStatus(round=message.round, closed=True))]
         if self._round is None or self._begun is None:
-            for other, number in self._gathering.rounds.items():
-                if number != message.round:  # It was ready before this server knew that this round has a sum.
-                    self._ending.ready(other, number, now)
             return self._gather(now)
+        if not self._ending.open:  # Nobody knows yet whether it is true; the run goes on.
+            return []
         if self._round.stage == wire.ADVERTISE and name in self._round.waiting_for:
             return [Outbound(name, self._begun[1])]
         # It was killed inside of this run, or the run is over fewer clients than the sum that is there already.
@@ -295,7 +295,7 @@ class Sums:
         try:
             self._presence.settle()
             if self._round is None:
-                if self._left or self._ending.open:
+                if self._left or self._ending.open or self._ending.due(self._gathering, now):
                     return self._left or self._ending.due(self._gathering, now)
                 return self._gathering.due(self._presence.given_up(now, self._patience.reconnect), now)
             return (
@@ -338,8 +338,10 @@ class Sums:
         return self._carry(self._round.leave(name), now)
 
     def _gather(self, now: float) -> list[Outbound]:
-        if self._ending.open:
-            return self._end(now)
+        told = self._give_up(gone, "SS-6010") if (gone := self._ending.hear(self._gathering.rounds, now)) else []
+        return [*told, *(self._end(now) if self._ending.open else self._take(now))]
+
+    def _take(self, now: float) -> list[Outbound]:
         if not self._gathering.due(self._presence.given_up(now, self._patience.reconnect), now):
             return self._status(set(self._roster) - set(self._gathering.rounds))
         group, enough = self._gathering.take()
@@ -359,6 +361,9 @@ class Sums:
         if move.again:
             ready = self._gathering.pick(move.again)
             return [*told, *self._begin(ready, self._ending.again(), now)]
+        if move.void:
+            self._ending.void()
+            return [*told, *self._gather(now)]
         if move.refused:
             self._ending.refuse(self._gathering, now)
             told += self._give_up(move.refused, move.code)

@@ -81,9 +81,10 @@ class Caches(BaseModel):
     """Memory for texts that are being generated: the keys and values of the server's layers.
 
     Attributes:
-        bytes: all of them together, of all connections; one connection may hold half of it.
+        bytes: all of them together, of all connections; one connection may hold half of it, and so may one client while others
+            ask.
         idle_seconds: one that was not used for so long makes room for others before one in use does.
-        patience_seconds: after so long without room a client gets some from whoever holds more than it asks for.
+        patience_seconds: after so long without room a client gets some from whoever holds as much as it would have.
     """
 
     model_config = _STRICT

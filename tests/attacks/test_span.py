@@ -29,8 +29,8 @@ from securesplit.model.plan import CutPlan
 from securesplit.model.resolve import resolve_model
 from securesplit.model.split import split_model
 from securesplit.model.store import load_back, load_front, load_middle, load_tokenizer
+from securesplit.server.build import build_core
 from securesplit.server.recording import SumRecords
-from securesplit.server.serve import build_core
 from tests.e2e.house import build_house, policy_of
 from tests.e2e.test_rounds import train_all
 

@@ -14,7 +14,7 @@ from securesplit.model.store import load_back, load_front, load_middle, load_tok
 from securesplit.privacy.plan import plan_for
 from securesplit.protocol.codec import decode
 from securesplit.protocol.messages import Backward, Blob, Forward, Gradient, Hidden
-from securesplit.server.serve import build_core
+from securesplit.server.build import build_core
 from securesplit.transport.memory import MemoryServer
 from tests.client.test_step import spread, whole_like
 from tests.e2e.house import ANY, FROZEN, ROUND, WIDTH, batches_of, policy_of, sentences

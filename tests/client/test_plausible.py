@@ -28,7 +28,7 @@ from securesplit.policy.load import parse_policy
 from securesplit.policy.schema import Plausible, Policy
 from securesplit.protocol.codec import decode
 from securesplit.protocol.messages import Backward, Forward, Gradient, Hidden
-from securesplit.server.serve import build_core
+from securesplit.server.build import build_core
 from securesplit.transport.memory import MemoryServer
 from tests.client.test_code import SENTINEL, code_of
 from tests.client.test_code import joined as coded

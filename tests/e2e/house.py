@@ -44,8 +44,8 @@ from securesplit.protocol.codec import Caps, decode
 from securesplit.protocol.job import Job
 from securesplit.protocol.messages import Message
 from securesplit.protocol.session import Party
+from securesplit.server.build import build_core
 from securesplit.server.core import ServerCore
-from securesplit.server.serve import build_core
 from securesplit.transport.actions import Core
 from securesplit.transport.memory import MemoryServer
 from securesplit.transport.pipe import Pipe

@@ -28,7 +28,7 @@ from securesplit.privacy.gate import Gate, ReleasedUpdate
 from securesplit.protocol.codec import decode
 from securesplit.protocol.job import Job
 from securesplit.protocol.messages import Message
-from securesplit.server.endings import ClosedRuns
+from securesplit.server.closed import ClosedRuns
 from securesplit.transport.actions import Work
 from securesplit.transport.memory import MemoryPipe, MemoryServer
 from tests.e2e.house import ANY, House, policy_of

@@ -14,8 +14,8 @@ from securesplit.cli.aggregate import app
 from securesplit.model.store import load_middle
 from securesplit.pki.store import KeyFolder
 from securesplit.protocol.job import Job
+from securesplit.server.build import build_core
 from securesplit.server.rounds import RoundRecords
-from securesplit.server.serve import build_core
 from tests.e2e.house import CLIENTS, FROZEN, policy_of
 from tests.e2e.test_rounds import alike, train_all
 

@@ -29,7 +29,7 @@ from securesplit.model.export import collect_adapters, export_adapter
 from securesplit.model.manifest import read_manifest
 from securesplit.model.store import load_back, load_front, load_middle, load_tokenizer, load_whole
 from securesplit.protocol.job import Job
-from securesplit.server.serve import build_core
+from securesplit.server.build import build_core
 from securesplit.transport.memory import MemoryServer
 from tests.e2e.house import policy_of
 

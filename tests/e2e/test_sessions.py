@@ -6,6 +6,7 @@ import threading
 import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -187,4 +188,35 @@ def test_sixteen_sessions_with_a_pretrained_model(crowd, tmp_path):
         found = list(pool.map(one, NAMES, prompts))
     assert found == want
     assert 0 < meter.most <= room
+    assert core._engine.caches.kept == {}
+
+
+def test_four_sessions_of_one_client_leave_another_its_place_and_end_their_own_texts(crowd):
+    """They hold all memory and keep it in use; nobody else is told to wait, and who makes room builds its cache again."""
+    prompt, count = "w4 w5 w6 w7 w8 w9 w10 w11 w12 w13", 9
+    limits = Limits(guests=frozenset(NAMES), caches=Caches(bytes=48 * POSITION, idle_seconds=60.0))
+    policy = policy_of()
+    core = crowd.core(crowd.job(), policy, limits=limits)
+    meter = Meter(core._engine)
+    with Loopback(core, crowd.keys, limits=limits, max_connections=64) as server, ExitStack() as links:
+
+        def client_of(name):
+            client = crowd.client(links.enter_context(dial(server.url, keys=crowd.keys / name, policy=policy)), policy)
+            client.tokenizer.eos_token, client.patience = None, Patience(room_seconds=0.0)
+            return client
+
+        streams = [client_of(NAMES[0]).stream(prompt, max_new_tokens=count) for _ in range(4)]
+        texts = [
+            list(text) for text in zip(*([next(pieces).token for pieces in streams] for _ in range(3)), strict=True)
+        ]
+        assert meter.most == 48 * POSITION, "alone it has everything"
+        modest = client_of(NAMES[1])
+        found = [list(modest.generate(prompt, max_new_tokens=count).tokens) for _ in range(3)]
+        assert meter.declined == [], "never refused, and never put out"
+        for text, pieces in zip(texts, streams, strict=True):
+            text += [piece.token for piece in pieces if piece.token is not None]
+    want = greedy(build_model(), load_tokenizer(crowd.model).encode(prompt), count)
+    assert [*found, *texts] == [want] * 7
+    assert meter.most == 48 * POSITION
+    assert set(meter.declined) == {"SS-4017"}, "by who made room"
     assert core._engine.caches.kept == {}

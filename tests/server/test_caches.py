@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 import transformers
@@ -192,7 +194,8 @@ def test_who_never_asked_has_no_place_and_who_goes_leaves_nothing(middle, clock)
     for number in range(1, 4):
         engine.forget(number)
     engine.forget(9)
-    assert (engine.caches.kept, engine.caches.dropped, engine.caches._queue) == ({}, set(), {})
+    assert (engine.caches.kept, engine.caches.dropped, bool(engine.caches._turns)) == ({}, set(), False)
+    assert engine.caches._waiting == {}
 
 
 ASK = st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 9), st.integers(1, 2), st.sampled_from([0, 1, 11]))
@@ -245,3 +248,161 @@ def test_a_step_that_does_not_fit_its_own_cache_puts_nobody_out(middle, clock):
     engine.decode(3, 1, (20,), rows(20))
     assert refused(engine, 1, 1, (30,), rows(30)) == "SS-4016"
     assert refused(engine, 1, 1, (20, 15), rows(35)) == "SS-4015"
+
+
+# ---- one client over several connections -------------------------------------------------------------------------------
+
+
+def fill(engine, clock, *connections, client="greedy", most=12):
+    """One client takes what it can get over its connections, and keeps all of it in use."""
+    for connection in connections:
+        for length in (most, *[1] * most):
+            with contextlib.suppress(RemoteProtocolError):
+                engine.decode(connection, 1, (length,), rows(length), client)
+    for cached in engine.caches.kept.values():
+        cached.used = clock.now
+
+
+def test_a_client_with_four_connections_does_not_keep_a_modest_one_waiting(middle, clock):
+    """It held all memory by two connections of half of it each, and was the oldest in both."""
+    engine = engine_of(middle, clock, 24)
+    fill(engine, clock, 1, 2, 3, 4)
+    assert held(engine) == 24 * UNIT, "alone it may have everything"
+    engine.decode(9, 1, (6,), rows(6), "modest")
+    for _ in range(3):
+        fill(engine, clock, 1, 2, 3, 4)
+        engine.decode(9, 1, (1,), rows(1), "modest")
+    assert engine.caches.kept[9, 1].length == 9
+    assert engine.caches._held(1) == 12 * UNIT, "its first session goes on, too"
+
+
+def test_two_sessions_of_one_client_wait_for_each_other_as_those_of_two_did(middle, clock):
+    engine = engine_of(middle, clock, 20)
+    engine.decode(1, 1, (8,), rows(8), "alice")
+    engine.decode(2, 1, (8,), rows(8), "alice")
+    assert refused(engine, 3, 1, (3,), rows(3), "alice") == "SS-4040"
+    engine.decode(2, 1, (2,), rows(2), "alice")
+    engine.decode(1, 1, (2,), rows(2), "alice")
+    assert refused(engine, 2, 1, (1,), rows(1), "alice") == "SS-4041"
+    engine.decode(4, 1, (1,), rows(1), "bob")
+    assert (2, 1) in engine.caches.dropped
+    assert (1, 1) in engine.caches.kept
+
+
+def test_sixteen_sessions_of_one_client_alone_fill_the_whole_budget(middle, clock):
+    engine = engine_of(middle, clock, 64)
+    for connection in range(1, 17):
+        engine.decode(connection, 1, (3,), rows(3), "alice")
+    for connection in range(1, 17):
+        engine.decode(connection, 1, (1,), rows(1), "alice")
+    assert held(engine) == 64 * UNIT
+    assert engine.caches.dropped == set()
+
+
+def test_one_that_was_put_out_after_a_long_wait_does_not_take_it_back_at_once(middle, clock):
+    engine = engine_of(middle, clock, 22)
+    for owner in (1, 2):
+        engine.decode(owner, 1, (9,), rows(9), f"client-{owner}")
+    for _ in range(7):
+        assert refused(engine, 3, 1, (5,), rows(5), "client-3") == "SS-4040"
+        clock.now += 9.0
+        for owner in (1, 2):
+            engine.caches.kept[owner, 1].used = clock.now
+    engine.decode(3, 1, (5,), rows(5), "client-3")
+    ((lost, _),) = engine.caches.dropped
+    assert refused(engine, lost, 2, (9,), rows(9), f"client-{lost}") == "SS-4040", "it had the older place"
+    assert (3, 1) in engine.caches.kept
+
+
+def test_half_of_the_budget_is_had_after_a_long_wait_though_nothing_is_left_to_grow(middle, clock):
+    engine = engine_of(middle, clock, 24)
+    fill(engine, clock, 1)
+    for _ in range(7):
+        assert refused(engine, 9, 1, (12,), rows(12), "modest") == "SS-4040"
+        clock.now += 9.0
+        engine.caches.kept[1, 1].used = clock.now
+    engine.decode(9, 1, (12,), rows(12), "modest")
+    assert held(engine) == 24 * UNIT
+
+
+def test_who_gives_up_waiting_has_no_place_any_more(middle, clock):
+    engine = engine_of(middle, clock, 20)
+    engine.decode(1, 1, (10,), rows(10))
+    engine.decode(2, 1, (7,), rows(7))
+    assert refused(engine, 3, 1, (5,), rows(5)) == "SS-4040"
+    engine.drop_cache(3, 1)
+    clock.now += 61.0
+    for owner in (1, 2):
+        engine.caches.kept[owner, 1].used = clock.now
+    assert refused(engine, 3, 2, (5,), rows(5)) == "SS-4040", "it has not waited for this one"
+
+
+CROWD = st.tuples(st.integers(0, 7), st.integers(1, 9), st.booleans())
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(CROWD, max_size=40))
+def test_no_client_by_any_number_of_connections_refuses_or_puts_out_a_first_session(middle, asks):
+    """Eight connections of one client ask for and drop what they like; another's one session of 3/8 never notices."""
+    clock = Clock()
+    engine, mine = engine_of(middle, clock, 24), 0
+    fill(engine, clock, 1, 2, 3, 4)
+    for connection, length, keeps in asks:
+        if connection == 0:
+            engine.decode(9, 1, (1,), rows(1), "modest")  # Never refused.
+            mine += 1
+            if mine == 9:
+                engine.drop_cache(9, 1)
+                mine = 0
+        elif keeps:
+            try:
+                engine.decode(connection, 1, (length,), rows(length), "greedy")
+            except RemoteProtocolError as error:
+                assert error.code in POLITE  # noqa: PT017
+                if error.code == "SS-4017":
+                    engine.drop_cache(connection, 1)
+        else:
+            engine.drop_cache(connection, 1)
+        assert held(engine) <= 24 * UNIT
+        assert (engine.caches.kept[9, 1].length if mine else 0) == mine
+        assert (9, 1) not in engine.caches.dropped
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(8, 10), st.randoms(use_true_random=False))
+def test_every_session_of_every_client_ends_its_text(middle, sessions, wanted, random):
+    """However many each has: one that was refused or put out asks again, and the clock stands still."""
+    clock = Clock()
+    engine = engine_of(middle, clock, 22)
+    todo = {
+        n * 10 + i: [f"client-{n}", 0, 1] for n, count in enumerate(sessions) for i in range(count)
+    }  # client, tokens, number of its cache
+    for _ in range(40 * len(todo)):
+        for connection in random.sample(sorted(todo), len(todo)):
+            client, reached, cache = todo[connection]
+            fresh = (connection, cache) not in engine.caches.kept
+            count = max(reached, 1) if fresh and (connection, cache) not in engine.caches.dropped else 1
+            try:
+                engine.decode(connection, cache, (count,), rows(count), client)
+                todo[connection][1] += 1
+            except RemoteProtocolError as error:
+                if error.code == "SS-4017":
+                    engine.drop_cache(connection, cache)
+                    todo[connection][2] += 1
+            if todo[connection][1] == wanted:
+                engine.drop_cache(connection, todo[connection][2])
+                del todo[connection]
+    assert todo == {}
+
+
+def test_caches_that_wait_for_room_are_counted_like_those_that_have_it(middle, clock):
+    """Else one who asks for another cache after each refusal fills the server's list of those who wait."""
+    engine = engine_of(middle, clock, 22)
+    for owner in (1, 2):
+        engine.decode(owner, 1, (9,), rows(9))
+    for cache in range(1, 65):
+        assert refused(engine, 3, cache, (5,), rows(5)) == "SS-4040"
+    assert refused(engine, 3, 64, (5,), rows(5)) == "SS-4040", "the same one may go on asking"
+    assert refused(engine, 3, 65, (5,), rows(5)) == "SS-4034"
+    engine.forget(3)
+    assert engine.caches._waiting == {}

@@ -9,7 +9,8 @@ import pytest
 
 from securesplit.errors import RemoteProtocolError
 from securesplit.protocol.messages import RoundKept, RoundReady, RoundStatus
-from securesplit.server.endings import ClosedRuns, Ending, Move
+from securesplit.server.closed import ClosedRuns, LastRound
+from securesplit.server.endings import Ending, Move
 from securesplit.server.gathering import Gathering
 from securesplit.server.news import News
 from securesplit.server.presence import Presence
@@ -104,11 +105,81 @@ def test_who_is_not_in_the_sum_gets_none_and_keeps_none(ending):
     assert ending.missing == NAMES
 
 
-def test_a_server_that_was_restarted_learns_from_those_who_keep_a_sum(gathering):
-    fresh = Ending(ClosedRuns(), 3, 10.0)
+def test_a_server_that_was_restarted_knows_which_round_is_open_and_waits_as_long_as_ever(tmp_path, gathering):
+    path = tmp_path / "closed.json"
+    Ending(ClosedRuns(path), 3, 10.0).summed(3, RUN, NAMES, 0.0)
+    fresh = Ending(ClosedRuns(path), 3, 10.0)
+    assert (fresh.number, fresh.open, fresh.missing) == (3, True, NAMES)
     assert not fresh.due(gathering, 1e9)
-    assert not fresh.kept("b", kept(7), 0.0)
-    assert (fresh.number, fresh.missing) == (7, ("a", "c", "d"))
+    assert not fresh.kept("b", kept(), 1e9)
+    assert fresh.missing == ("a", "c", "d")
+    for name, message in (
+        ("a", kept(4)), ("a", kept(900)), ("a", kept(run=OTHER)), ("e", kept(clients=(*NAMES, "e"))), ("a", kept(clients=("b", "c", "d"))),
+    ):  # fmt: skip
+        with pytest.raises(RemoteProtocolError, match="SS-4051"):
+            fresh.kept(name, message, 1e9)
+    assert fresh.kept("a", kept(2, OTHER), 1e9), "an earlier round is closed, whoever says what of it"
+    assert fresh.missing == ("a", "c", "d")
+
+
+def test_what_is_closed_is_known_to_have_been_the_last_after_a_restart(tmp_path, ending):
+    path = tmp_path / "closed.json"
+    first = Ending(ClosedRuns(path), 3, 10.0)
+    first.summed(3, RUN, NAMES, 0.0)
+    first.close()
+    fresh = Ending(ClosedRuns(path), 3, 10.0)
+    assert not fresh.open
+    assert fresh.kept("a", kept(3, OTHER), 0.0)
+    with pytest.raises(RemoteProtocolError, match="SS-4051"):
+        fresh.kept("a", kept(4, OTHER), 0.0)
+    fresh.ready("a", 0, 0.0)
+    fresh.summed(0, OTHER, NAMES, 1.0)
+    assert (fresh.number, fresh.missing) == (0, NAMES), "the same job may begin anew"
+
+
+def test_the_last_round_of_another_job_is_not_this_ones(tmp_path):
+    path = tmp_path / "closed.json"
+    ClosedRuns(path, "one").summed(LastRound(3, NAMES, (RUN,)))
+    assert ClosedRuns(path, "one").last == LastRound(3, NAMES, (RUN,))
+    assert ClosedRuns(path, "other").last is None
+
+
+def test_a_disk_that_takes_nothing_does_not_take_the_round_away(tmp_path, caplog):
+    found = ClosedRuns(tmp_path / "gone" / "closed.json")
+    with caplog.at_level(logging.ERROR):
+        found.summed(LastRound(3, NAMES, (RUN,)))
+    assert found.last == LastRound(3, NAMES, (RUN,))
+    assert "SS-1804" in caplog.text
+
+
+def test_nobody_draws_out_the_waiting_for_ever(ending, gathering):
+    """One that begins the round anew again and again, or names a run of its own each time, while another one is gone for good."""
+    for name in ("a", "b", "c"):
+        ending.kept(name, kept(), 1.0)
+    now = 1.0
+    for _ in range(40):
+        now += 9.0
+        ending.ready("a", 3, now)
+        ending.kept("a", kept(), now)
+        with pytest.raises(RemoteProtocolError, match="SS-4051"):
+            ending.kept("b", kept(run=int(now).to_bytes(16, "big")), now)
+    assert ending.move(gathering, now).closes
+    ending.close()
+    assert len(ending._closed._runs) == 1
+
+
+def test_a_sum_that_nobody_keeps_any_more_is_none_after_the_patience(tmp_path, gathering):
+    """All begin anew, and one of them is gone for good: nobody has the sum that they would wait for."""
+    path = tmp_path / "closed.json"
+    Ending(ClosedRuns(path), 3, 10.0).summed(3, RUN, NAMES, 0.0)
+    fresh = Ending(ClosedRuns(path), 3, 10.0)
+    for name in ("a", "b", "c"):
+        fresh.ready(name, 3, 5.0)
+        gathering.add(name, ready(), 5.0)
+    assert fresh.move(gathering, 15.0) == Move(missing=frozenset("d"))
+    assert fresh.move(gathering, 15.1) == Move(missing=frozenset("d"), void=True)
+    fresh.void()
+    assert (fresh.open, fresh.number, ClosedRuns(path).last) == (False, -1, LastRound(2))
 
 
 def test_what_is_closed_is_closed_after_a_restart(tmp_path, ending):
@@ -121,7 +192,8 @@ def test_what_is_closed_is_closed_after_a_restart(tmp_path, ending):
     second = Ending(ClosedRuns(path), 3, 10.0)
     assert second.kept("a", kept(), 0.0)
     assert second.kept("b", kept(run=OTHER), 0.0)
-    assert not second.kept("c", kept(run=b"n" * 16), 0.0), "a new run of the same job is another one"
+    lost = Ending(ClosedRuns(), 3, 10.0, NAMES)
+    assert not lost.kept("c", kept(run=b"n" * 16), 0.0), "of one that it does not know it cannot tell"
 
 
 @pytest.mark.parametrize(
@@ -186,5 +258,9 @@ def test_nobody_makes_a_restarted_server_believe_in_a_sum_of_its_own(gathering):
             ending.kept("a", kept(clients=few), 0.0)
         assert caught.value.code == "SS-4051"
     assert not ending.open
-    assert not ending.kept("b", kept(), 1.0)
-    assert ending.missing == ("a", "c", "d")
+    for name in ("b", "c", "d"):
+        assert not ending.open
+        assert not ending.kept(name, kept(), 1.0)
+        assert ending.hear({}, 1.0) == ()
+    assert ending.missing == ("a",)
+    assert ending.waiting == {"b", "c", "d"}

@@ -16,8 +16,8 @@ from securesplit.client.sharing import turn_of
 from securesplit.model.lora import Layout, adapter_layout, add_adapters
 from securesplit.model.sketch import sketch_size
 from securesplit.model.store import load_back, load_front, load_middle
+from securesplit.server.build import build_core
 from securesplit.server.recording import SKETCH, UNNAMED, SumRecords, layouts_of, summed
-from securesplit.server.serve import build_core
 from tests.e2e.house import CLIENTS, FROZEN, policy_of
 from tests.e2e.test_rounds import train_all
 

@@ -23,7 +23,7 @@ from securesplit.protocol.messages import (
     Secagg,
 )
 from securesplit.protocol.words import vector_of, words_blob
-from securesplit.server.endings import ClosedRuns
+from securesplit.server.closed import ClosedRuns, LastRound
 from securesplit.server.sums import Outbound, Patience, Sums
 from tests.e2e.house import CLIENTS
 
@@ -333,14 +333,16 @@ def test_when_all_were_gone_the_first_to_come_back_wait_for_the_rest(sums):
 # ---- rounds that are tried again ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def lasting(job):
+def lasting_of(job, closed):
     def config_of(run, ready):
         return round_config(job, model="0" * 64, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen)
 
-    return Sums(
-        roster=CLIENTS, quorum=2, patience=PATIENCE, config_of=config_of, randomness=Counter(), closed=ClosedRuns()
-    )
+    return Sums(roster=CLIENTS, quorum=2, patience=PATIENCE, config_of=config_of, randomness=Counter(), closed=closed)
+
+
+@pytest.fixture
+def lasting(job):
+    return lasting_of(job, ClosedRuns())
 
 
 def kept(number=0, clients=CLIENTS):
@@ -415,17 +417,45 @@ def test_those_who_are_further_on_are_not_waited_for(lasting):
     assert begun(lasting.ready("alice", ready(1), 2.0)) == set(CLIENTS)
 
 
-def test_a_run_over_fewer_than_those_of_a_sum_that_is_there_is_given_up(lasting):
+def test_no_run_over_fewer_than_those_of_a_sum_that_is_there_begins_after_a_restart(job, tmp_path):
+    ClosedRuns(tmp_path / "closed").summed(LastRound(4, CLIENTS, (bytes(16),)))
+    lasting = lasting_of(job, ClosedRuns(tmp_path / "closed"))
+    for name in CLIENTS:
+        lasting.join(name)
+    lasting.leave("alice", 0.0)
+    lasting.ready("bob", ready(4), 0.5)
+    lasting.ready("carol", ready(4), 0.5)
+    assert begun(lasting.tick(2.0)) == set(), "she may have it, and they would have another one"
+    assert begun(lasting.kept("alice", kept(4), 3.0)) == set(CLIENTS)
+
+
+def test_one_word_neither_stops_a_run_nor_lasts_for_ever_where_the_list_is_lost(lasting):
+    """Alice may lie: whether bob and carol may sum without her they decide themselves (SS-6030)."""
     for name in CLIENTS:
         lasting.join(name)
     lasting.leave("alice", 0.0)
     lasting.ready("bob", ready(4), 0.5)
     lasting.ready("carol", ready(4), 0.5)
     assert begun(lasting.tick(2.0)) == {"bob", "carol"}
-    told = lasting.kept("alice", kept(4), 3.0)
-    assert {(item.to, item.message.stage) for item in told} == {("bob", wire.ABORT), ("carol", wire.ABORT)}
-    lasting.ready("bob", ready(4), 4.0)
-    assert begun(lasting.ready("carol", ready(4), 4.0)) == set(CLIENTS)
+    assert lasting.kept("alice", kept(4), 3.0) == []
+    assert lasting.aborted == 0
+    for name in ("bob", "carol"):
+        lasting.leave(name, 3.0)
+    assert not lasting.due(3.5)
+    lasting.tick(4.5)
+    assert lasting.aborted == 1
+    assert lasting.tick(33.0) == []
+    assert lasting.due(33.1)
+    assert codes(lasting.tick(33.1)) == {"alice": "SS-6010"}, "which is a loss, and she asks again"
+    assert not lasting.due(99.0)
+
+
+@pytest.mark.parametrize("clients", [("alice", "bob"), CLIENTS])
+def test_a_quorum_that_says_the_same_is_believed_where_the_list_is_lost(lasting, clients):
+    assert lasting.kept("alice", kept(4, clients), 0.0) == []
+    told = lasting.kept("bob", kept(4, clients), 0.0)
+    closed = {item.to for item in told if item.message.closed}
+    assert closed == (set() if "carol" in clients else {"alice", "bob"})
 
 
 # ---- clients that come late ------------------------------------------------------------------------------------------

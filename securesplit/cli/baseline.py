@@ -47,9 +47,11 @@ def baseline(
         list[str] | None,
         typer.Option(help=f"Train this baseline, of {', '.join(_NAMES)}; again for more. By default all but plain."),
     ] = None,
-    held_out: Annotated[int, typer.Option(help="As in the split run: records of each client for evaluation.")] = 4,
-    limit: Annotated[int | None, typer.Option(help="As in the split run: use at most so many records.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="As in the split run: cut records here.")] = None,
+    held_out: Annotated[
+        int, typer.Option(min=1, help="As in the split run: records of each client for evaluation.")
+    ] = 4,
+    limit: Annotated[int | None, typer.Option(min=1, help="As in the split run: use at most so many records.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=2, help="As in the split run: cut records here.")] = None,
     task: TaskName = None,
     template: TemplateName = "plain",
     ids: Ids = None,

@@ -35,6 +35,7 @@ from securesplit.cli import (
     train,
 )
 from securesplit.cli.demo.command import demo
+from securesplit.cli.usage import as_input_error
 from securesplit.errors import CheckFailed, InputError, SecureSplitError
 
 app = typer.Typer(
@@ -104,7 +105,7 @@ def main() -> None:
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # The help is printed already.
             sys.exit(2)
-        _fail(InputError("SS-1001", str(getattr(error, "format_message", error.__str__)()), hint=_usage(error)))
+        _fail(as_input_error(error, sys.argv[1:], _UsageError))
     except (typer.Abort, KeyboardInterrupt):
         sys.stderr.write("interrupted\n")
         sys.exit(130)
@@ -128,11 +129,6 @@ def _fail(error: SecureSplitError) -> NoReturn:
         raise error
     sys.stderr.write(rendered(error))
     sys.exit(error.exit_code)
-
-
-def _usage(error: Exception) -> str:
-    context = getattr(error, "ctx", None)
-    return f"See `{context.command_path} --help`." if context is not None else "See `securesplit --help`."
 
 
 def _terminated(_signal: int, _frame: object) -> NoReturn:

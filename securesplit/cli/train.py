@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 Data = Annotated[Path, typer.Option(help="Private text: jsonl, json or plain text.")]
 Out = Annotated[Path, typer.Option(help="Where adapters and the run's record are written.")]
-HeldOut = Annotated[int, typer.Option(help="Records kept for evaluation; they are released and charged too.")]
-Limit = Annotated[int | None, typer.Option(help="Use at most so many records.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Cut records here; the policy's largest bucket when absent.")]
+HeldOut = Annotated[int, typer.Option(min=1, help="Records kept for evaluation; they are released and charged too.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many records.")]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=2, help="Cut records here; the policy's largest bucket when absent.")
+]
 Truth = Annotated[
     Path | None, typer.Option(help="For experiments: write what was sent, in clear, to this file on this site.")
 ]

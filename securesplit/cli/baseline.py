@@ -13,7 +13,7 @@ from securesplit.cli.choices import Ids, Split, TaskName, TemplateName
 from securesplit.cli.claims import claim
 from securesplit.cli.computing import Threads, take
 from securesplit.cli.connection import Cache, Model, Policy, cache_or_default
-from securesplit.cli.output import Output, show
+from securesplit.cli.output import Output, require_usable, show
 from securesplit.cli.progress import ProgressStyle, reporting
 from securesplit.errors import InputError
 
@@ -74,6 +74,7 @@ def baseline(
     kinds = _kinds(only)
     if (out / _FILE).exists() and not overwrite:
         raise InputError("SS-1280", f"{out} holds a comparison", hint="Name another --out, or add --overwrite.")
+    require_usable(out)
 
     from securesplit.client.baseline import KINDS, Wanted, compare_baselines
     from securesplit.client.splitrun import parse_run

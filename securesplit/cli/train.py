@@ -11,7 +11,7 @@ import typer
 from securesplit.cli.choices import Ids, Split, TaskName, TemplateName
 from securesplit.cli.computing import Threads, take
 from securesplit.cli.connection import Cache, Code, Evidence, Keys, Model, Policy, Server, connection
-from securesplit.cli.output import Output, show
+from securesplit.cli.output import Output, require_usable, show
 from securesplit.cli.passphrase import KeyPassFd, KeyPassFile
 from securesplit.cli.policy_sign import Trusted
 from securesplit.cli.progress import ProgressStyle, reporting
@@ -92,6 +92,7 @@ def train(
     site = connection(
         policy, keys, server, policy_key, (key_pass_file, key_pass_fd), model=model, cache=cache, code=code, evidence=evidence,
     )  # fmt: skip
+    require_usable(out)
     os.umask(0o077)  # What a run writes is private: adapters, its record, and its own part of each sum.
 
     from securesplit.client.run import Run, run_training
@@ -113,6 +114,8 @@ def train(
 
 def _text(record: RunRecord, out: Path) -> str:
     text = f"{record.steps} steps, held-out loss {record.initial_loss:.3f} -> {record.loss:.3f}"
+    if record.alone:
+        text += f" (client-only model: {record.alone[-1]:.3f})"
     if record.accuracy is not None:
         text += f", accuracy {record.accuracy:.3f}"
     if record.best is not None:

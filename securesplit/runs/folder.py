@@ -102,7 +102,8 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        state: ``finished``; ``running`` while a process writes; ``interrupted``; ``damaged`` where files are not a run's.
+        state: ``finished``; ``running`` while a process writes; ``interrupted``; ``damaged`` where files are not a run's, or the
+            record of a finished one cannot be read.
         about, finished: None where the file is missing or is none.
         last: the last row of the metrics that has a loss, or None.
         faults: what could not be read, without content.
@@ -186,6 +187,7 @@ def read_run(folder: Path) -> RunFolder:
     faults: list[str] = []
     about = _read(folder / ABOUT, About, faults)
     finished = _read(folder / RUN, Finished, faults)
+    unreadable = any(fault.startswith(RUN) for fault in faults)
     rows = read_metrics(folder, last_bytes=_TAIL)
     faults += rows.faults
     last = next((row for row in reversed(rows.rows) if row.loss is not None), None)
@@ -194,7 +196,7 @@ def read_run(folder: Path) -> RunFolder:
         state = "running"
     elif finished is not None:
         state = "finished"
-    elif faults and about is None:
+    elif unreadable or (faults and about is None):
         state = "damaged"
     return RunFolder(folder, state, about, finished, last, tuple(faults))
 

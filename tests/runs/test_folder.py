@@ -96,8 +96,15 @@ def test_keys_of_later_versions_are_passed_over_and_known_ones_are_strict(tmp_pa
     assert read_run(folder).finished.loss is None
     (folder / RUN).write_text(record(steps="many", bytes_up=-1.5))
     found = read_run(folder)
-    assert found.state == "interrupted"
+    assert found.state == "damaged"
     assert [fault.split(":")[:2] for fault in found.faults] == [["run.json", " steps"], ["run.json", " bytes_up"]]
+
+
+@pytest.mark.parametrize("text", ["", '{"steps": 4', "[]"])
+def test_half_a_record_is_damage_and_no_interruption(tmp_path, text: str):
+    folder = begun(tmp_path / "run")
+    (folder / RUN).write_text(text)
+    assert read_run(folder).state == list_runs(tmp_path)[0].state == "damaged"
 
 
 @settings(deadline=None, max_examples=30)

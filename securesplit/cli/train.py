@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -95,6 +96,7 @@ def train(
     require_usable(out)
     os.umask(0o077)  # What a run writes is private: adapters, its record, and its own part of each sum.
 
+    from securesplit.client.resume import is_unfinished
     from securesplit.client.run import Run, run_training
     from securesplit.data.tasks.chosen import Chosen
 
@@ -107,8 +109,13 @@ def train(
         passphrase=site.passphrase, overwrite=overwrite, tensorboard=tensorboard, resume=resume, patience=patience,
         keep_every=keep_every,
     )  # fmt: skip
-    with reporting(progress) as report:
-        record = run_training(run, report)
+    try:
+        with reporting(progress) as report:
+            record = run_training(run, report)
+    except KeyboardInterrupt:
+        if is_unfinished(out):
+            sys.stderr.write(f"the run in {out} is kept: the same command with --resume goes on with it\n")
+        raise
     show(output, _text(record, out), record.model_dump(mode="json"))
 
 

@@ -107,3 +107,23 @@ def test_a_single_fault_is_no_list(command, words: list[str]):
     code, out, err = command(*words)
     assert (code, out) == (2, "")
     assert err.count("\n") == 2
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_command_that_is_interrupted_says_so_and_how_to_go_on(
+    house, command, monkeypatch, tmp_path: Path, *, kept: bool
+):
+    (tmp_path / "lab.toml").write_text(policy_text())
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("securesplit.client.run.run_training", stopped)
+    monkeypatch.setattr("securesplit.kept.folder.Kept.finished_at", lambda _: False if kept else None)
+    code, out, err = command(
+        "train", "--policy", tmp_path / "lab.toml", "--keys", house.keys / "bob", "--server", "wss://localhost:1",
+        "--data", tmp_path / "d.jsonl", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert (code, out) == (130, "")
+    assert err.endswith("interrupted\n")
+    assert ("--resume" in err) == kept

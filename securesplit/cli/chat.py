@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from securesplit.cli.claims import claimed
 from securesplit.cli.connection import Adapters, Cache, Code, Evidence, Keys, Model, Policy, Server, connection
 from securesplit.cli.decoding import (
     EachTurnAlone,
@@ -71,10 +72,9 @@ def chat(
     with site.open() as client:
         talk = Talk(client, Toll(count_each_turn_alone), screen, system, max_new_tokens, sampling)
         turns = list(talk.through(screen.lines()))
-        delta = getattr(client.policy.privacy, "delta", None)
-        unit = getattr(client.policy.privacy, "unit", None)
+        meaning = claimed(client.policy)
     if output == "json":
-        show(output, "", {**_value(turns), "delta": delta, "unit": unit, "relation": "replace-one"})
+        show(output, "", {**_value(turns), **meaning})
 
 
 def _value(turns: list[Exchanged]) -> dict[str, object]:

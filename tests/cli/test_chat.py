@@ -42,7 +42,7 @@ def test_a_scripted_conversation_prints_one_object(running, command, typed):
     code, out, err = command("chat", *site(house, url), "--max-new-tokens", 3, "--output", "json")
     assert (code, err.count("Traceback")) == (0, 0)
     said = json.loads(out)
-    assert set(said) == {"turns", "tokens", "epsilon", "delta", "unit", "relation"}
+    assert set(said) == {"turns", "tokens", "epsilon", "delta", "unit", "relation", "bound"}
     first, second, third = said["turns"]
     assert (first["user"], second["user"]) == ("w3 w4", "w5")
     assert first["assistant"] == third["assistant"]

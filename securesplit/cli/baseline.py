@@ -15,6 +15,7 @@ from securesplit.cli.computing import Threads, take
 from securesplit.cli.connection import Cache, Model, Policy, cache_or_default
 from securesplit.cli.output import Output, require_usable, show
 from securesplit.cli.progress import ProgressStyle, reporting
+from securesplit.cli.table import room, table
 from securesplit.errors import InputError
 
 if TYPE_CHECKING:
@@ -184,6 +185,4 @@ def _text(found: Comparison) -> str:
     from securesplit.aggregate.findings import printable
 
     cells = [[printable(cell) for cell in row] for row in _cells(found)]  # Of runs that may be another's.
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return "\n".join([_about(found), *lines])
+    return f"{_about(found)}\n{table(cells, room())}"

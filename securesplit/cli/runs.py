@@ -11,6 +11,7 @@ import typer
 
 from securesplit.cli.claims import claim
 from securesplit.cli.output import Output, show
+from securesplit.cli.table import room, table
 
 if TYPE_CHECKING:
     from securesplit.runs.compare import Figure, RunDiff
@@ -138,9 +139,7 @@ def _table(lines: Sequence[tuple[str, ...]]) -> str:
     from securesplit.aggregate.findings import printable
 
     head = ("run", "began", "job", "policy", "regime", "steps", "loss", "epsilon", "delta", "unit", "relation", "state")
-    rows = [head, *(tuple(printable(cell) for cell in line) for line in lines)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return table([head, *(tuple(printable(cell) for cell in line) for line in lines)], room())
 
 
 def _story(run: RunFolder, curve: Sequence[float], losses: Sequence[float]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -119,6 +120,7 @@ def plan(
     lines += [
         f"eps_server {ahead.epsilon:.3f} of {ahead.budget:.3f} {meaning} for one training record; eps_peer: {peer}",
         *_counted_on(ahead.honest),
+        *_of_peers(c.channel for c in ahead.costs),
         f"held-out records: {ahead.held_out} release(s) each",
         f"reach: rounds {_most(ahead.rounds)}, epochs {_most(ahead.epochs)}, generated tokens {ahead.tokens} at this site",
         *ahead.refusals,
@@ -137,6 +139,12 @@ def plan(
     show(output, "\n".join(lines), value)
     if not ahead.fits:
         raise typer.Exit(code=6)
+
+
+def _of_peers(channels: Iterable[str]) -> list[str]:
+    """What the row of that name is; a reader finds it in no policy."""
+    said = "peers: releases of channel decode, paid for ahead: tokens that the other clients generate with what learnt from the record"
+    return [said] if "peers" in channels else []
 
 
 def _counted_on(honest: int) -> tuple[str, ...]:

@@ -233,7 +233,9 @@ def _open(directory: Path):  # type: ignore[no-untyped-def]  # The type would im
             owner = owner_tag(key.read_bytes() if key.is_file() else None)
             Anchors(default_anchors()).require_free(Footing(place, owner))
         raise InputError(
-            "SS-1532", f"{directory} holds no ledger", hint="It lies in the client's key folder, as KEYS/ledger."
+            "SS-1532",
+            f"{directory} holds no ledger",
+            hint="It lies in the client's key folder, as KEYS/ledger, from the first release on; UnsafeNoPrivacy keeps none.",
         )
     return Ledger(directory)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -209,7 +210,11 @@ def list_runs(root: Path) -> tuple[RunFolder, ...]:
     """
     if not root.is_dir():
         raise InputError("SS-1281", f"{root} is no folder", hint="Name a folder that holds runs.")
-    found = [read_run(folder) for folder in _folders(root, _DEPTH) if _looks_like_a_run(folder)]
+    found = list[RunFolder]()
+    for folder in _folders(root, _DEPTH):
+        if _looks_like_a_run(folder):
+            with suppress(InputError):  # Deleted since then, as --overwrite does; the others are still there.
+                found.append(read_run(folder))
     return tuple(sorted(found, key=lambda run: (run.about.started.timestamp() if run.about else 0.0, str(run.path))))
 
 

@@ -123,6 +123,13 @@ def test_whatever_lies_there_the_list_is_made(tmp_path_factory, one, two, three)
     assert states == {"good": "interrupted", "bad": "damaged"}
 
 
+def test_a_run_that_is_deleted_meanwhile_does_not_bring_the_list_down(tmp_path, monkeypatch):
+    begun(tmp_path / "mine")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.setattr("securesplit.runs.folder._looks_like_a_run", lambda folder: folder != tmp_path)
+    assert [run.path.name for run in list_runs(tmp_path)] == ["mine"]
+
+
 def test_a_folder_that_may_not_be_entered_does_not_bring_the_list_down(tmp_path, monkeypatch):
     begun(tmp_path / "mine")
     (tmp_path / "theirs").mkdir()

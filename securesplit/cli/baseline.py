@@ -13,8 +13,9 @@ from securesplit.cli.choices import Ids, Split, TaskName, TemplateName
 from securesplit.cli.claims import claim
 from securesplit.cli.computing import Threads, take
 from securesplit.cli.connection import Cache, Model, Policy, cache_or_default
-from securesplit.cli.output import Output, show
+from securesplit.cli.output import Output, require_usable, show
 from securesplit.cli.progress import ProgressStyle, reporting
+from securesplit.cli.table import room, table
 from securesplit.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,9 +48,11 @@ def baseline(
         list[str] | None,
         typer.Option(help=f"Train this baseline, of {', '.join(_NAMES)}; again for more. By default all but plain."),
     ] = None,
-    held_out: Annotated[int, typer.Option(help="As in the split run: records of each client for evaluation.")] = 4,
-    limit: Annotated[int | None, typer.Option(help="As in the split run: use at most so many records.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="As in the split run: cut records here.")] = None,
+    held_out: Annotated[
+        int, typer.Option(min=1, help="As in the split run: records of each client for evaluation.")
+    ] = 4,
+    limit: Annotated[int | None, typer.Option(min=1, help="As in the split run: use at most so many records.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=2, help="As in the split run: cut records here.")] = None,
     task: TaskName = None,
     template: TemplateName = "plain",
     ids: Ids = None,
@@ -72,6 +75,7 @@ def baseline(
     kinds = _kinds(only)
     if (out / _FILE).exists() and not overwrite:
         raise InputError("SS-1280", f"{out} holds a comparison", hint="Name another --out, or add --overwrite.")
+    require_usable(out)
 
     from securesplit.client.baseline import KINDS, Wanted, compare_baselines
     from securesplit.client.splitrun import parse_run
@@ -181,6 +185,4 @@ def _text(found: Comparison) -> str:
     from securesplit.aggregate.findings import printable
 
     cells = [[printable(cell) for cell in row] for row in _cells(found)]  # Of runs that may be another's.
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return "\n".join([_about(found), *lines])
+    return f"{_about(found)}\n{table(cells, room())}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from securesplit.cli.claims import claimed
 from securesplit.cli.connection import Adapters, Cache, Code, Evidence, Keys, Model, Policy, Server, connection
 from securesplit.cli.decoding import (
     EachTurnAlone,
@@ -68,13 +69,21 @@ def chat(
 
     sampling = Sampling(temperature, seed, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()))
     screen = _Terminal(quiet=output == "json")
+    turns: list[Exchanged] = []
+    ended = False
     with site.open() as client:
-        talk = Talk(client, Toll(count_each_turn_alone), screen, system, max_new_tokens, sampling)
-        turns = list(talk.through(screen.lines()))
-        delta = getattr(client.policy.privacy, "delta", None)
-        unit = getattr(client.policy.privacy, "unit", None)
-    if output == "json":
-        show(output, "", {**_value(turns), "delta": delta, "unit": unit, "relation": "replace-one"})
+        talk, meaning = (
+            Talk(client, Toll(count_each_turn_alone), screen, system, max_new_tokens, sampling),
+            claimed(client.policy),
+        )
+        try:
+            for turn in talk.through(screen.lines()):
+                turns.append(turn)  # noqa: PERF402 (those before a refusal stay, whatever `extend` makes of it)
+            ended = True
+        finally:
+            # Turns before a refusal are paid for, and would be lost.
+            if output == "json" and (turns or ended):
+                show(output, "", {**_value(turns), **meaning})
 
 
 def _value(turns: list[Exchanged]) -> dict[str, object]:

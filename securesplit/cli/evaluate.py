@@ -15,6 +15,7 @@ from securesplit.cli.policy_sign import Trusted
 from securesplit.cli.progress import ProgressStyle, reporting
 
 if TYPE_CHECKING:
+    from securesplit.client.selection import Selected
     from securesplit.data.tasks.score import Scores
 
 
@@ -96,8 +97,11 @@ def evaluate(
     with reporting(progress) as report:
         found = select(Plan(tasked.task, golden, tasked.template, settings, subset), folders, predict, out, report)
     tried = [{"checkpoint": str(path), **_values(scores)} for path, scores in found.tried]
-    text = f"{_lines(found.scores)}\nbest of {len(tried)}: {found.best}"
-    show(output, text, {**_values(found.scores), "best": str(found.best), "tried": tried})
+    show(
+        output,
+        f"{_lines(found.scores)}\n{_tried(found)}",
+        {**_values(found.scores), "best": str(found.best), "tried": tried},
+    )
 
 
 def _lines(scores: Scores) -> str:
@@ -111,6 +115,19 @@ def _lines(scores: Scores) -> str:
         for m in scores.measures
     ]
     return "\n".join([head, *rows])
+
+
+def _tried(found: Selected) -> str:
+    """Which checkpoint is the best, and what the choice was made from."""
+    from securesplit.aggregate.findings import printable
+
+    measured = [
+        f"  {printable(str(path))}: {', '.join(f'{m.name} {m.estimate.value:.4f}' for m in scores.measures)}"
+        for path, scores in found.tried
+    ]
+    first = found.tried[0][1]
+    head = f"best of {len(found.tried)} by {first.measures[0].name} on {first.examples} examples: {printable(str(found.best))}"
+    return "\n".join([head, *measured])
 
 
 def _values(scores: Scores) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from securesplit.cli import (
     train,
 )
 from securesplit.cli.demo.command import demo
+from securesplit.cli.usage import as_input_error
 from securesplit.errors import CheckFailed, InputError, SecureSplitError
 
 app = typer.Typer(
@@ -64,6 +65,7 @@ app.command("explain")(explain.explain)
 app.command("doctor")(doctor.doctor)
 
 _DEBUG = False
+_INTERRUPTED = 130
 # Typer carries click inside; its public names reach the base class of all usage errors only this way.
 _UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 _DISK = "Check that the path exists, that it may be written, and that the disk has room."
@@ -104,10 +106,9 @@ def main() -> None:
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # The help is printed already.
             sys.exit(2)
-        _fail(InputError("SS-1001", str(getattr(error, "format_message", error.__str__)()), hint=_usage(error)))
+        _fail(as_input_error(error, sys.argv[1:], _UsageError))
     except (typer.Abort, KeyboardInterrupt):
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
+        _interrupted()
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
@@ -120,7 +121,14 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 (the text of a foreign error may hold private values, its type cannot)
         _fail(CheckFailed("SS-1003", f"an unexpected {type(error).__name__}; this is a defect", hint=_DEFECT))
     else:
+        if status == _INTERRUPTED:  # What Typer makes of Ctrl-C.
+            _interrupted()
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _interrupted() -> NoReturn:
+    sys.stderr.write("interrupted\n")
+    sys.exit(_INTERRUPTED)
 
 
 def _fail(error: SecureSplitError) -> NoReturn:
@@ -128,11 +136,6 @@ def _fail(error: SecureSplitError) -> NoReturn:
         raise error
     sys.stderr.write(rendered(error))
     sys.exit(error.exit_code)
-
-
-def _usage(error: Exception) -> str:
-    context = getattr(error, "ctx", None)
-    return f"See `{context.command_path} --help`." if context is not None else "See `securesplit --help`."
 
 
 def _terminated(_signal: int, _frame: object) -> NoReturn:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import unicodedata
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -25,3 +28,18 @@ def harmless(text: str) -> str:
     return "".join(
         c if c in "\n\t" or (unicodedata.category(c) not in {"Cc", "Cs"} and c not in _BIDI) else "\ufffd" for c in text
     )
+
+
+def require_usable(folder: Path) -> None:
+    """Look whether a folder for results exists or can be made, before hours of work are spent on them; nothing is made yet.
+
+    Raises:
+        OSError: when it is a file, lies below one, or may not be written.
+    """
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))

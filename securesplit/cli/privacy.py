@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -129,6 +130,7 @@ def plan(
     lines += [
         f"eps_server {ahead.epsilon:.3f} of {ahead.budget:.3f} {meaning} for one training record; eps_peer: {peer}",
         *_counted_on(ahead.honest),
+        *_of_peers(c.channel for c in ahead.costs),
         *_held_out(ahead, str(meaning)),
         f"reach: rounds {_most(ahead.rounds)}, epochs {_most(ahead.epochs)}, generated tokens {ahead.tokens} at this site",
         *ahead.refusals,
@@ -167,6 +169,12 @@ def _held_out(ahead: Forecast, meaning: str) -> tuple[str, ...]:
             "bounds: where a step moves nothing, a user's records share a batch, clients take turns or one stops early, a run spends less"
         )
     return tuple(lines)
+
+
+def _of_peers(channels: Iterable[str]) -> list[str]:
+    """What the row of that name is; a reader finds it in no policy."""
+    said = "peers: releases of channel decode, paid for ahead: tokens that the other clients generate with what learnt from the record"
+    return [said] if "peers" in channels else []
 
 
 def _counted_on(honest: int) -> tuple[str, ...]:
@@ -255,7 +263,9 @@ def _open(directory: Path):  # type: ignore[no-untyped-def]  # The type would im
             owner = owner_tag(key.read_bytes() if key.is_file() else None)
             Anchors(default_anchors()).require_free(Footing(place, owner))
         raise InputError(
-            "SS-1532", f"{directory} holds no ledger", hint="It lies in the client's key folder, as KEYS/ledger."
+            "SS-1532",
+            f"{directory} holds no ledger",
+            hint="It lies in the client's key folder, as KEYS/ledger, from the first release on; UnsafeNoPrivacy keeps none.",
         )
     return Ledger(directory)
 

@@ -11,6 +11,7 @@ import typer
 
 from securesplit.cli.claims import claim
 from securesplit.cli.output import Output, show
+from securesplit.cli.table import room, table
 
 if TYPE_CHECKING:
     from securesplit.runs.compare import Figure, RunDiff
@@ -138,9 +139,7 @@ def _table(lines: Sequence[tuple[str, ...]]) -> str:
     from securesplit.aggregate.findings import printable
 
     head = ("run", "began", "job", "policy", "regime", "steps", "loss", "epsilon", "delta", "unit", "relation", "state")
-    rows = [head, *(tuple(printable(cell) for cell in line) for line in lines)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return table([head, *(tuple(printable(cell) for cell in line) for line in lines)], room())
 
 
 def _story(run: RunFolder, curve: Sequence[float], losses: Sequence[float]) -> list[str]:
@@ -157,7 +156,8 @@ def _story(run: RunFolder, curve: Sequence[float], losses: Sequence[float]) -> l
             f"versions  securesplit {v.securesplit}{commit}, python {v.python}, torch {v.torch}, transformers {v.transformers}, peft {v.peft}",
             f"options   {', '.join(f'{o.name}={o.value}' for o in about.options)}",
         ]  # fmt: skip
-    for name, values in (("held-out", curve), ("steps", losses)):
+    alone = tuple(c for c in (done.alone or ()) if c is not None) if done else ()
+    for name, values in (("held-out", curve), ("alone", alone), ("steps", losses)):
         if values:
             lines.append(f"{name:<9} {sparkline(values)} {values[0]:.4f} -> {values[-1]:.4f}")
     if done is not None:
@@ -165,7 +165,7 @@ def _story(run: RunFolder, curve: Sequence[float], losses: Sequence[float]) -> l
             lines.append(f"missed    {len(done.missed)} rounds, which went on without this client")
         lines.append(f"budget    epsilon {run.spent} by the record that has spent most")
         lines += [f"  {c.channel:<9} {c.releases} releases so far, {_of_channel(c, run.spent)}" for c in done.channels]
-        lines += [f"  {c.channel:<9} {c.releases} sequences left in this run, {c.bytes} bytes" for c in done.released]
+        lines += [f"  {c.channel:<9} {c.releases} sequences sent in this run, {c.bytes} bytes" for c in done.released]
         lines.append(f"wire      {done.bytes_up} bytes up, {done.bytes_down} down, {done.seconds:.1f} s")
     lines += [f"damaged: {fault}" for fault in run.faults]
     return lines
@@ -185,7 +185,7 @@ def _differences(found: RunDiff) -> list[str]:
 
 
 def _told(figure: Figure) -> str:
-    change = "" if figure.change is None else f" ({figure.change:+.6g})"
+    change = "" if figure.change is None else f" ({_number(figure.change, '+')})"
     if figure.spent is None:
         return f"{figure.name}: {_number(figure.before)} -> {_number(figure.after)}{change}"
     before, after = figure.spent
@@ -205,5 +205,8 @@ def _value(value: object) -> str:
     return "absent" if value is None else str(value)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.6g}"
+def _number(value: float | None, sign: str = "") -> str:
+    """Whole numbers, such as bytes and steps, in full; others to six digits."""
+    if value is None:
+        return "-"
+    return f"{value:{sign}.0f}" if float(value).is_integer() and abs(value) < _MOST else f"{value:{sign}.6g}"

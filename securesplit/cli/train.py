@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ import typer
 from securesplit.cli.choices import Ids, Split, TaskName, TemplateName
 from securesplit.cli.computing import Threads, take
 from securesplit.cli.connection import Cache, Code, Evidence, Keys, Model, Policy, Server, connection
-from securesplit.cli.output import Output, show
+from securesplit.cli.output import Output, require_usable, show
 from securesplit.cli.passphrase import KeyPassFd, KeyPassFile
 from securesplit.cli.policy_sign import Trusted
 from securesplit.cli.progress import ProgressStyle, reporting
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 
 Data = Annotated[Path, typer.Option(help="Private text: jsonl, json or plain text.")]
 Out = Annotated[Path, typer.Option(help="Where adapters and the run's record are written.")]
-HeldOut = Annotated[int, typer.Option(help="Records kept for evaluation; they are released and charged too.")]
-Limit = Annotated[int | None, typer.Option(help="Use at most so many records.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Cut records here; the policy's largest bucket when absent.")]
+HeldOut = Annotated[int, typer.Option(min=1, help="Records kept for evaluation; they are released and charged too.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many records.")]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=2, help="Cut records here; the policy's largest bucket when absent.")
+]
 Truth = Annotated[
     Path | None, typer.Option(help="For experiments: write what was sent, in clear, to this file on this site.")
 ]
@@ -90,8 +93,10 @@ def train(
     site = connection(
         policy, keys, server, policy_key, (key_pass_file, key_pass_fd), model=model, cache=cache, code=code, evidence=evidence,
     )  # fmt: skip
+    require_usable(out)
     os.umask(0o077)  # What a run writes is private: adapters, its record, and its own part of each sum.
 
+    from securesplit.client.resume import is_unfinished
     from securesplit.client.run import Run, run_training
     from securesplit.data.tasks.chosen import Chosen
 
@@ -104,13 +109,20 @@ def train(
         passphrase=site.passphrase, overwrite=overwrite, tensorboard=tensorboard, resume=resume, patience=patience,
         keep_every=keep_every,
     )  # fmt: skip
-    with reporting(progress) as report:
-        record = run_training(run, report)
+    try:
+        with reporting(progress) as report:
+            record = run_training(run, report)
+    except KeyboardInterrupt:
+        if is_unfinished(out):
+            sys.stderr.write(f"the run in {out} is kept: the same command with --resume goes on with it\n")
+        raise
     show(output, _text(record, out), record.model_dump(mode="json"))
 
 
 def _text(record: RunRecord, out: Path) -> str:
     text = f"{record.steps} steps, held-out loss {record.initial_loss:.3f} -> {record.loss:.3f}"
+    if record.alone:
+        text += f" (client-only model: {record.alone[-1]:.3f})"
     if record.accuracy is not None:
         text += f", accuracy {record.accuracy:.3f}"
     if record.best is not None:

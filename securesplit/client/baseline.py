@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from securesplit.client.alone import train_ends
-from securesplit.client.comparison import Compared, Row, compare_rows
+from securesplit.client.comparison import Compared, Row, compare_rows, require_finite
 from securesplit.client.federated import train_federated
 from securesplit.client.heldout import Asked, Judged, Site, judge, lengths, measured, predicted, read_site
 from securesplit.client.joined import Joined
@@ -108,13 +108,15 @@ def compare_baselines(wanted: Wanted, progress: Progress) -> Comparison:
         split_row(run, job, ours, predicted(sites, wanted.predictions[i] if wanted.predictions else ()), wanted.data)
         for i, run in enumerate(wanted.runs)
     ]
+    # Before hours of training, whose rows would be lost with these.
+    require_finite(rows)
+    _require_names([*(row.name for row in rows), *wanted.kinds])
     steps: list[tuple[float, ...]] = [() for _ in rows]
     for kind in KINDS:
         if kind in wanted.kinds:
             row, losses = _train(kind, wanted, directory, sites, tokenizer, progress)
             rows.append(row)
             steps.append(losses)
-    _require_names(rows)
     groups = [f"{i}/{group}" for i, site in enumerate(sites) for group in site.groups]
     compared = compare_rows(rows, groups, 0)
     return Comparison(
@@ -142,8 +144,7 @@ def _require_options(wanted: Wanted) -> None:
         )  # fmt: skip
 
 
-def _require_names(rows: Sequence[Row]) -> None:
-    names = [row.name for row in rows]
+def _require_names(names: Sequence[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(

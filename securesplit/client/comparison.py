@@ -19,7 +19,7 @@ from securesplit.measures.interval import Estimate, estimate, mean
 from securesplit.runs.losses import RecordLoss
 from securesplit.runs.spent import Spent
 
-__all__ = ["Compared", "Row", "compare_rows", "require_same_records"]
+__all__ = ["Compared", "Row", "compare_rows", "require_finite", "require_same_records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def compare_rows(rows: Sequence[Row], groups: Sequence[str], reference: int) -> 
     Raises:
         InputError: SS-1284 with one detail for each row that has a loss which is no number.
     """
-    _require_finite(rows)
+    require_finite(rows)
     tables = [[(r.nats or 0.0, r.tokens) for r in row.losses] for row in rows]
     found = []
     for i, (row, table) in enumerate(zip(rows, tables, strict=True)):
@@ -114,7 +114,12 @@ def require_same_records(
         )  # fmt: skip
 
 
-def _require_finite(rows: Sequence[Row]) -> None:
+def require_finite(rows: Sequence[Row]) -> None:
+    """Every record has a loss that is a number.
+
+    Raises:
+        InputError: SS-1284 with one detail for each row that has another.
+    """
     lost = [f"{row.name}: {n} record(s)" for row in rows if (n := sum(r.nats is None for r in row.losses))]
     if lost:
         raise InputError(

@@ -8,7 +8,7 @@ from securesplit.errors import InputError
 from securesplit.kept.folder import Kept
 from securesplit.pki.files import remove_folder
 
-__all__ = ["STATE", "clean", "is_finished", "ready"]
+__all__ = ["STATE", "clean", "is_finished", "is_unfinished", "ready"]
 
 STATE = "state"
 
@@ -20,6 +20,15 @@ def is_finished(out: Path) -> bool:
         InputError: SS-1292 when that cannot be told.
     """
     return Kept.finished_at(out / STATE) is True
+
+
+def is_unfinished(out: Path) -> bool:
+    """Whether this directory holds a run that can go on.
+
+    Raises:
+        InputError: SS-1292 when that cannot be told.
+    """
+    return Kept.finished_at(out / STATE) is False
 
 
 def ready(out: Path, *, resume: bool) -> tuple[Path, bool]:

@@ -19,7 +19,7 @@ from securesplit.runs.spent import highest
 
 __all__ = ["SplitRun", "parse_run", "split_row"]
 
-_NAMED = re.compile(r"^([A-Za-z0-9][A-Za-z0-9 ._-]{0,62})=(.+)$")
+_NAMED = re.compile(r"^([^=,/\\\x00-\x1f\x7f]{1,63})=(.+)$")
 _NOT_TRAINING = ("job.name", "job.sums", "job.codec")
 
 

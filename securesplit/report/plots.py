@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -189,7 +190,9 @@ def drawn(name: str, label: str, draw: Callable[[Any], None], *, height: float =
         draw: fills the axes.
         height: inches.
     """
-    with _style(name):
+    with _style(name), warnings.catch_warnings():
+        # Text stays text in the drawing, and the browser has fonts for it; matplotlib's own font only measures it.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
         figure = Figure(figsize=(7.6, height), layout="constrained")
         draw(figure.add_subplot())
         buffer = io.StringIO()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -102,7 +103,8 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        state: ``finished``; ``running`` while a process writes; ``interrupted``; ``damaged`` where files are not a run's.
+        state: ``finished``; ``running`` while a process writes; ``interrupted``; ``damaged`` where files are not a run's, or the
+            record of a finished one cannot be read.
         about, finished: None where the file is missing or is none.
         last: the last row of the metrics that has a loss, or None.
         faults: what could not be read, without content.
@@ -186,6 +188,7 @@ def read_run(folder: Path) -> RunFolder:
     faults: list[str] = []
     about = _read(folder / ABOUT, About, faults)
     finished = _read(folder / RUN, Finished, faults)
+    unreadable = any(fault.startswith(RUN) for fault in faults)
     rows = read_metrics(folder, last_bytes=_TAIL)
     faults += rows.faults
     last = next((row for row in reversed(rows.rows) if row.loss is not None), None)
@@ -194,7 +197,7 @@ def read_run(folder: Path) -> RunFolder:
         state = "running"
     elif finished is not None:
         state = "finished"
-    elif faults and about is None:
+    elif unreadable or (faults and about is None):
         state = "damaged"
     return RunFolder(folder, state, about, finished, last, tuple(faults))
 
@@ -207,7 +210,11 @@ def list_runs(root: Path) -> tuple[RunFolder, ...]:
     """
     if not root.is_dir():
         raise InputError("SS-1281", f"{root} is no folder", hint="Name a folder that holds runs.")
-    found = [read_run(folder) for folder in _folders(root, _DEPTH) if _looks_like_a_run(folder)]
+    found = list[RunFolder]()
+    for folder in _folders(root, _DEPTH):
+        if _looks_like_a_run(folder):
+            with suppress(InputError):  # Deleted since then, as --overwrite does; the others are still there.
+                found.append(read_run(folder))
     return tuple(sorted(found, key=lambda run: (run.about.started.timestamp() if run.about else 0.0, str(run.path))))
 
 

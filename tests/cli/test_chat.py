@@ -42,7 +42,7 @@ def test_a_scripted_conversation_prints_one_object(running, command, typed):
     code, out, err = command("chat", *site(house, url), "--max-new-tokens", 3, "--output", "json")
     assert (code, err.count("Traceback")) == (0, 0)
     said = json.loads(out)
-    assert set(said) == {"turns", "tokens", "epsilon", "delta", "unit", "relation"}
+    assert set(said) == {"turns", "tokens", "epsilon", "delta", "unit", "relation", "bound"}
     first, second, third = said["turns"]
     assert (first["user"], second["user"]) == ("w3 w4", "w5")
     assert first["assistant"] == third["assistant"]
@@ -94,6 +94,11 @@ def test_under_a_private_policy_the_second_turn_is_refused_with_exit_6(tmp_path,
         assert code == 6
         assert "error[SS-5001]" in err
         assert "generated tokens left" in err, "the price of the first turn was shown"
+        typed("w3 w4", "w5")
+        code, out, err = command(*argv, "--output", "json")
+        assert code == 6
+        assert "error[SS-5001]" in err
+        assert [turn["user"] for turn in json.loads(out)["turns"]] == ["w3 w4"], "it was paid for"
 
 
 def test_the_endpoint_as_a_process(running, tmp_path):

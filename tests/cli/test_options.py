@@ -80,3 +80,50 @@ def test_all_that_is_wrong_with_a_choice_of_tokens_is_said_at_once_and_nothing_i
     assert err.count("\n  - ") == 4
     code, _, err = command(command_name, *argv, *more, "--max-new-tokens", 0)
     assert (code, err[:15]) == (2, "error[SS-1001]:")
+
+
+def test_all_that_is_wrong_with_a_command_line_is_said_at_once(command):
+    code, out, err = command(
+        "-v", "train", "--policy", "p.toml", "--patience", -1, "--held-out", 0, "--limit", "x", "--output", "yaml"
+    )
+    assert (code, out) == (2, "")
+    head, *details, hint = err.strip().split("\n")
+    assert head == "error[SS-1001]: the command line has 8 faults"
+    for name in ("--keys", "--server", "--data", "--out", "--patience", "--held-out", "--limit", "--output"):
+        assert sum(f"'{name}'" in line for line in details) == 1, name
+    assert "Value error" not in err
+    assert hint.startswith("hint: See `")
+    assert "train --help" in hint
+
+
+def test_arguments_of_a_command_of_a_group_count_too(command):
+    code, out, err = command("runs", "diff", "--output", "xml")
+    assert (code, out) == (2, "")
+    assert err.count("\n  - ") == 3
+
+
+@pytest.mark.parametrize("words", [["runs", "show"], ["runs", "ls", "--nonsense"], ["nonsense"], ["--nonsense"]])
+def test_a_single_fault_is_no_list(command, words: list[str]):
+    code, out, err = command(*words)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 2
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_command_that_is_interrupted_says_so_and_how_to_go_on(
+    house, command, monkeypatch, tmp_path: Path, *, kept: bool
+):
+    (tmp_path / "lab.toml").write_text(policy_text())
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("securesplit.client.run.run_training", stopped)
+    monkeypatch.setattr("securesplit.kept.folder.Kept.finished_at", lambda _: False if kept else None)
+    code, out, err = command(
+        "train", "--policy", tmp_path / "lab.toml", "--keys", house.keys / "bob", "--server", "wss://localhost:1",
+        "--data", tmp_path / "d.jsonl", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert (code, out) == (130, "")
+    assert err.endswith("interrupted\n")
+    assert ("--resume" in err) == kept

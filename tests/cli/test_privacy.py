@@ -97,6 +97,14 @@ def test_calibrate_equals_the_known_answers_over_the_grid(command):
         assert math.isclose(found["sigma_over_clip"], float(row["sigma_over_C_replace"]), rel_tol=1e-9), row
 
 
+@pytest.mark.parametrize(("name", "generates"), [("balanced", True), ("strict", False)])
+def test_a_plan_says_what_its_row_peers_is(command, name: str, generates: bool):
+    code, out, _ = command("privacy", "plan", "--policy", SHIPPED / f"{name}.toml", "--job", EXAMPLE)
+    assert code == 0
+    rows = [line for line in out.split("\n") if line.startswith("peers")]
+    assert len(rows) == (2 if generates else 0), "the row, and what it is"
+
+
 def test_the_sensitivity_of_each_unit(command):
     plain = calibrated(command, 4, "1e-5")
     for unit in ("user", "token"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from securesplit.cli.runs import sparkline
+from securesplit.cli.train import _text
 from securesplit.client.run import RunRecord
 from securesplit.runs.folder import RUN
 from securesplit.runs.losses import HELD_OUT
@@ -156,7 +158,7 @@ def test_show_tells_one_run_with_a_curve(trained, command):
     assert out.splitlines()[0].endswith("epsilon none: UNSAFE")
     _, out, _ = command("runs", "show", trained.root / "frozen" / "alice")
     assert any(block in out for block in "▁█")
-    assert "left in this run" in out
+    assert "sent in this run" in out
     assert command("runs", "show", trained.root)[0] == 2
 
 
@@ -214,6 +216,67 @@ def test_without_the_package_event_files_are_refused_before_anything_is_done(tra
     code, _, complaint = command(*argv, "--tensorboard")
     assert (code, complaint[:15]) == (2, "error[SS-1283]:")
     assert not (trained.root / "new").exists()
+
+
+@pytest.mark.parametrize("place", ["notes.jsonl", "notes.jsonl/below", "closed/out"])
+@pytest.mark.parametrize("name", ["train", "baseline"])
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path, command, monkeypatch, name: str, place: str
+):
+    (tmp_path / "notes.jsonl").write_text("{}")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "p.toml").write_text(policy_text())
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: Path(path).name != "closed" and access(path, mode)
+    )  # Root may.
+    common = ("--policy", tmp_path / "p.toml", "--data", tmp_path / "none.jsonl", "--out", tmp_path / place)
+    mine = (
+        ("--keys", tmp_path, "--server", "wss://localhost:1") if name == "train" else ("--job", tmp_path / "none.toml")
+    )
+    code, out, complaint = command(name, *common, *mine)
+    assert (code, out, complaint[:15]) == (2, "", "error[SS-1002]:")
+    assert place.split("/", maxsplit=1)[0] in complaint
+    assert list((tmp_path / "closed").iterdir()) == []
+
+
+def test_what_the_client_alone_gets_is_told_beside_the_split(trained, command, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.root / "lab" / "alice", folder)
+    record = RunRecord.model_validate_json((folder / RUN).read_text()).model_copy(
+        update={"alone": (9.25, 8.125, 7.0625), "bytes_up": 123456789, "bytes_down": 12}
+    )
+    (folder / RUN).write_text(record.model_dump_json())
+    assert "(client-only model: 7.062)" in _text(record, folder)
+    assert "client-only" not in _text(record.model_copy(update={"alone": None}), folder)
+    _, out, _ = command("runs", "show", folder)
+    assert "alone     █▄▁ 9.2500 -> 7.0625" in out
+    assert " sequences sent in this run" in out
+    _, out, _ = command("runs", "diff", trained.root / "lab" / "alice", folder)
+    assert "-> 123456789 (+" in out
+
+
+def test_names_of_rows_are_looked_at_before_anything_is_trained(trained, command, tmp_path, monkeypatch):
+    monkeypatch.setattr("securesplit.client.baseline._train", lambda *_: pytest.fail("trained"))
+    for name in ("unsplit", "同じ"):
+        runs = [word for _ in range(2) for word in ("--run", f"{name}={folders(trained, 'lab')}")]
+        code, _, complaint = command(
+            *baseline_argv(trained, tmp_path / "out", *(runs[:2] if name == "unsplit" else runs))
+        )
+        assert (code, complaint[:15]) == (2, "error[SS-1286]:")
+        assert f"  - {name}\n" in complaint
+
+
+def test_a_run_that_diverged_is_refused_before_anything_is_trained(trained, command, tmp_path, monkeypatch):
+    monkeypatch.setattr("securesplit.client.baseline._train", lambda *_: pytest.fail("trained"))
+    shutil.copytree(trained.root / "lab", tmp_path / "lab")
+    losses = tmp_path / "lab" / "alice" / HELD_OUT
+    lines = [json.loads(line) for line in losses.read_text().splitlines()]
+    losses.write_text("".join(json.dumps(line | ({"nats": None} if "nats" in line else {})) + "\n" for line in lines))
+    run = ",".join(str(tmp_path / "lab" / name) for name in CLIENTS)
+    code, _, complaint = command(*baseline_argv(trained, tmp_path / "out", "--run", f"lost={run}"))
+    assert (code, complaint[:15]) == (2, "error[SS-1284]:")
+    assert "  - lost: 2 record(s)" in complaint
 
 
 def baseline_argv(house, out: Path, *options: object) -> tuple[object, ...]:

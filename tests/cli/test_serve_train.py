@@ -145,7 +145,7 @@ def test_generate_prints_one_object(running, command):
     code, out, complaint = command(*argv)
     assert code == 0, complaint
     said = json.loads(out)
-    assert said.keys() == {"text", "tokens", "epsilon", "delta", "unit", "relation", "finish", "prompt_tokens"}
+    assert said.keys() == {"text", "tokens", "epsilon", "delta", "unit", "relation", "bound", "finish", "prompt_tokens"}
     assert said["epsilon"] is None
     assert 0 < said["tokens"] <= 5
     assert (said["finish"] == "length") == (said["tokens"] == 5)

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from securesplit.cli.evaluate import _tried
+from securesplit.client.selection import Selected
+from securesplit.data.tasks.score import Measured, Scores
+from securesplit.measures.interval import Estimate
 from securesplit.model.saved import AdapterFacts, NamedTensor, PartAdapters, save_part_adapters
 from tests.data.tasks.test_readers import MULTIRC
 from tests.e2e.house import Program, job_text, policy_text, start_server, train_argv
@@ -149,6 +153,26 @@ def test_scoring_loads_no_torch(data, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_which_checkpoint_is_best_is_told_with_what_the_others_are_worth():
+    def scored(*values: float) -> Scores:
+        names = ("em", "f1")[: len(values)]
+        return Scores(
+            "pairs",
+            20,
+            20,
+            0,
+            20,
+            tuple(Measured(n, Estimate(v, 0.0, 1.0, 20)) for n, v in zip(names, values, strict=True)),
+        )
+
+    tried = ((Path("run/round-0"), scored(0.25, 0.5)), (Path("run/\x1b[2J"), scored(0.125, 0.375)))
+    lines = _tried(Selected(Path("run/round-0"), tried, scored(0.2, 0.4))).split("\n")
+    assert lines[0] == "best of 2 by em on 20 examples: run/round-0"
+    assert lines[1] == "  run/round-0: em 0.2500, f1 0.5000"
+    assert lines[2].endswith(": em 0.1250, f1 0.3750")
+    assert "\x1b" not in lines[2]
 
 
 @pytest.mark.slow

@@ -96,8 +96,15 @@ def test_keys_of_later_versions_are_passed_over_and_known_ones_are_strict(tmp_pa
     assert read_run(folder).finished.loss is None
     (folder / RUN).write_text(record(steps="many", bytes_up=-1.5))
     found = read_run(folder)
-    assert found.state == "interrupted"
+    assert found.state == "damaged"
     assert [fault.split(":")[:2] for fault in found.faults] == [["run.json", " steps"], ["run.json", " bytes_up"]]
+
+
+@pytest.mark.parametrize("text", ["", '{"steps": 4', "[]"])
+def test_half_a_record_is_damage_and_no_interruption(tmp_path, text: str):
+    folder = begun(tmp_path / "run")
+    (folder / RUN).write_text(text)
+    assert read_run(folder).state == list_runs(tmp_path)[0].state == "damaged"
 
 
 @settings(deadline=None, max_examples=30)
@@ -114,6 +121,13 @@ def test_whatever_lies_there_the_list_is_made(tmp_path_factory, one, two, three)
             (bad / name).write_bytes(data)
     states = {run.path.name: run.state for run in list_runs(root)}
     assert states == {"good": "interrupted", "bad": "damaged"}
+
+
+def test_a_run_that_is_deleted_meanwhile_does_not_bring_the_list_down(tmp_path, monkeypatch):
+    begun(tmp_path / "mine")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.setattr("securesplit.runs.folder._looks_like_a_run", lambda folder: folder != tmp_path)
+    assert [run.path.name for run in list_runs(tmp_path)] == ["mine"]
 
 
 def test_a_folder_that_may_not_be_entered_does_not_bring_the_list_down(tmp_path, monkeypatch):

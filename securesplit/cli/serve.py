@@ -51,6 +51,7 @@ def serve(
     state: State = None,
     keep_every: KeepEvery = 32,
     threads: Threads = 0,
+    device: Annotated[str, typer.Option(help="Where B computes: cpu, cuda, or cuda:N.")] = "cpu",
     output: Output = "text",
 ) -> None:
     """Serve a job until interrupted. With --output json the one object is printed when the server listens."""
@@ -68,7 +69,7 @@ def serve(
     with refusals_logged(keys, "server", secret):
         run(
             loaded, rules, keys=keys, listen=listen, model=model, cache=cache_or_default(cache), code=code, record=record, out=out,
-            evidence=evidence, limits=bounds, passphrase=secret, state=state, every=keep_every,
+            evidence=evidence, limits=bounds, passphrase=secret, state=state, every=keep_every, device=device,
             ready=functools.partial(_listening, output, loaded, rules),
             progress=lambda phase, _fraction: tell(f"model: {phase}", 0, 1, None),
         )  # fmt: skip

@@ -114,6 +114,12 @@ class Part(nn.Module):
         )
         return next((p.dtype for p in own), torch.get_default_dtype())
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and where its input has to be; the processor for one without weights."""
+        held = next(self.module.parameters(), None)
+        return torch.device("cpu") if held is None else held.device
+
     def global_name(self, local: str) -> str:
         """The whole model's name for a tensor or module of ``self.module``."""
         full = local if self.role == "back" else f"{self.architecture.prefix}.{local}"

@@ -103,7 +103,8 @@ class Engine:
         """
         # Codes keep the wire's precision until they are decoded, and float16 takes its gradients from a float32 leaf.
         plain = self.code is None and getattr(self.middle, "scale", None) is None
-        rows = [b.hidden.to(self.middle.dtype) if plain else b.hidden for b in batches]
+        device = self.middle.device
+        rows = [b.hidden.to(device, self.middle.dtype if plain else b.hidden.dtype) for b in batches]
 
         def compute(leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             scaled = [leaf * b.gain if b.gain != 1 else leaf for leaf, b in zip(leaves, batches, strict=True)]
@@ -166,7 +167,7 @@ class Engine:
             _require_fit(known, lengths)  # Before anybody makes room for it.
         owner = client or f"#{connection}"  # Who is not named stands alone.
         state = self.caches.admit(key, owner, rows=max(lengths) + first, need=need) or self._begun(lengths)
-        pieces = torch.split(self._decoded(hidden).to(self.middle.dtype), list(lengths))
+        pieces = torch.split(self._decoded(hidden.to(self.middle.device)).to(self.middle.dtype), list(lengths))
         out: list[Tensor] = list(pieces)
         self.caches.kept.pop(key, None)  # A computation that fails leaves half a cache, which nobody may go on with.
         for lane in state.lanes:
@@ -193,7 +194,8 @@ class Engine:
         if self._rate is None:
             probe = self.middle.new_cache()
             with torch.no_grad():
-                self.middle(torch.zeros(1, 1, self.middle.width, dtype=self.middle.dtype), cache=probe)
+                row = torch.zeros(1, 1, self.middle.width, dtype=self.middle.dtype, device=self.middle.device)
+                self.middle(row, cache=probe)
             self._rate = probe.nbytes
         return self._rate
 

@@ -147,8 +147,8 @@ class Learner:
             raise RemoteProtocolError("SS-4014", "a gradient arrived for a step that is not pending")
         self._pending = {}
         found = [one for one in held if one is not None]
-        pulls = [one.values.to(h.output.dtype) * one.weight if one.weight != 1 else one.values.to(h.output.dtype)
-                 for one, h in zip(gradients, found, strict=True)]  # fmt: skip
+        came = [one.values.to(h.output.device, h.output.dtype) for one, h in zip(gradients, found, strict=True)]
+        pulls = [v * one.weight if one.weight != 1 else v for one, v in zip(gradients, came, strict=True)]
         with self.installed(), self._dropping():  # What is computed again must be computed alike.
             torch.autograd.backward([h.output for h in found], pulls)
         if self._descent is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from securesplit.admit import require_proof
 from securesplit.model.code import CutCode, read_code
+from securesplit.model.device import device_named
 from securesplit.model.manifest import read_manifest
 from securesplit.model.parts import Middle
 from securesplit.model.plan import CutPlan
@@ -44,6 +45,7 @@ def load_named(
     code: Path | None,
     proofs: Sequence[Proof],
     progress: Callable[[str, float], None],
+    device: str = "cpu",
 ) -> Named:
     """Find the model, make it where it has to be made, and load B once the policy is satisfied with what is proven of it.
 
@@ -54,10 +56,12 @@ def load_named(
         code: file of the public code that the job names.
         proofs: reports of the attack suite.
         progress: told of each phase when the model has to be made first.
+        device: where B computes.
 
     Raises:
         PolicyDenied: SS-2027. LeakageExceeded: SS-7002. InputError, ConnectionFailed: when files cannot be had or used.
     """
+    placed = device_named(device)
     known = None if code is None else read_code(code)
     plan = CutPlan(front=job.cut.front, back=job.cut.back)
     directory = resolve_model(
@@ -65,4 +69,4 @@ def load_named(
     )
     digest = read_manifest(directory).digest
     require_proof(policy, job, model=digest, proofs=proofs)
-    return Named(directory, digest, load_middle(directory), known)
+    return Named(directory, digest, load_middle(directory).to(placed), known)

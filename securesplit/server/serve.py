@@ -87,6 +87,7 @@ def serve(
     passphrase: Passphrase | None = None,
     state: Path | None = None,
     every: int = EVERY,
+    device: str = "cpu",
     ready: Callable[[str, int], None] = lambda _host, _port: None,
     progress: Callable[[str, float], None] = lambda _phase, _fraction: None,
 ) -> Served:
@@ -107,6 +108,7 @@ def serve(
         state: folder of the learning's state: after a crash the same call goes on where it stood. None: a server that is
             started again has forgotten what B learnt.
         every: learning steps between snapshots there.
+        device: where B computes: ``cpu``, ``cuda`` or ``cuda:N``.
         ready: called with host and port once the server listens.
         progress: told of each phase when the model has to be made first.
 
@@ -114,12 +116,12 @@ def serve(
         PolicyDenied: SS-2003 when the policy is for loopback only and the address is not, SS-2001 with every breach when the
             job breaks the server's own policy, or its sums cannot be made.
             SS-2027 when the policy limits what attacks may get, and no fresh report proves it. LeakageExceeded: SS-7002.
-        InputError, ConnectionFailed: when files cannot be used. SS-1291, SS-1292, SS-1293, SS-1295 for the state folder.
+        InputError, ConnectionFailed: when files cannot be used. SS-1255 for the device. SS-1291, SS-1292, SS-1293, SS-1295 for the state folder.
     """
     host, port = split_listen(listen)
     proofs = _required(policy, job, host, evidence)
     tls = ContextHolder(keys, passphrase=passphrase)
-    loaded = load_named(job, policy, model, cache, code, proofs, progress)
+    loaded = load_named(job, policy, model, cache, code, proofs, progress, device)
     with ExitStack() as files:
         journal = files.enter_context(open_journal(tls.folder))
         log = _announced(journal, job, policy, loaded.digest)

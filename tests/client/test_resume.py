@@ -16,6 +16,7 @@ import torch
 
 from securesplit.client import memory
 from securesplit.client.memory import Remembered
+from securesplit.client.position import RoundRecord
 from securesplit.client.resume import clean, is_finished, ready
 from securesplit.client.run import _TruthWriter
 from securesplit.data.corpus import Record
@@ -194,4 +195,59 @@ def test_a_run_whose_requests_are_others_than_before_stops(wrecks):
     with pytest.raises(InputError) as caught:
         Remembered(kept).recall(request.model_copy(update={"step": 1}))
     assert caught.value.code == "SS-1294"
+    kept.close()
+
+
+def _sum(value):
+    words = np.full(40, value, dtype=np.uint32)
+    return RoundRecord(
+        number=0, losses=(1.0,), survivors=("alice",), total_weight=3, contribution=words, ring_sum=words + 1
+    )
+
+
+def _kept(path):
+    return Kept.open(path, Facts(party="a", job="j", model="m", policy="p"))
+
+
+def test_a_sum_that_no_snapshot_names_gives_way_to_the_next_life_s(tmp_path):
+    """Between a sum's file and its snapshot a crash lets the round be entered again, and another sum may come."""
+    kept = _kept(tmp_path / "s")
+    Remembered(kept)._write_round(_sum(1))
+    again = Remembered(kept)
+    again._write_round(_sum(5))
+    said = memory._Round(number=0, losses=[1.0], survivors=["alice"], total_weight=3, residual=None)
+    assert again._read_round(said).ring_sum.tolist() == [6] * 40
+    kept.close()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_sum_s_file_that_was_cut_or_changed_or_is_another_run_s_is_refused(tmp_path, named):
+    kept = _kept(tmp_path / "s")
+    writer = Remembered(kept)
+    writer._write_round(_sum(1))
+    path = tmp_path / "s" / "round-0.npz"
+    whole = path.read_bytes()
+    said = memory._Round(
+        number=0, losses=[1.0], survivors=["alice"], total_weight=3, residual=None,
+        sha256=writer._sums[0] if named else "",
+    )  # fmt: skip
+    dice = random.Random(0)
+    spoilt = [whole[:size] for size in range(0, len(whole), 7)]
+    for _ in range(150):
+        at = dice.randrange(len(whole))
+        spoilt.append(whole[:at] + bytes([whole[at] ^ (1 << dice.randrange(8))]) + whole[at + 1 :])
+    if named:
+        Remembered(kept)._write_round(_sum(9))
+        spoilt.append(path.read_bytes())
+    for data in spoilt:
+        path.write_bytes(data)
+        code, found = "", None
+        try:
+            found = Remembered(kept)._read_round(said)
+        except InputError as error:
+            code = error.code
+        # Without a name a bit that says nothing may turn, such as a time.
+        assert code == "SS-1292" or (not named and found is not None and found.ring_sum.tolist() == [2] * 40)
+    path.write_bytes(whole)
+    assert Remembered(kept)._read_round(said).contribution.tolist() == [1] * 40
     kept.close()

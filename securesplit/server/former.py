@@ -118,6 +118,11 @@ class FormerStates:
             self._turn({}, self._in_slot(client, slot, name))
         return bytes.fromhex(name)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all states that are kept, in hex."""
+        return tuple(sorted(self._index.names))
+
     def find(self, name: bytes) -> Values | None:
         """A state; None when it is kept no more, or is damaged."""
         key = name.hex()

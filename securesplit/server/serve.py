@@ -21,10 +21,9 @@ from securesplit.errors import InputError, PolicyDenied
 from securesplit.journal.checkpoint import Checkpoints
 from securesplit.journal.events import Event, Loaded, Round
 from securesplit.kept.folder import Facts, Kept
-from securesplit.learning import prepare, recipe_of, table_of
+from securesplit.learning import prepare, recipe_of
 from securesplit.logged import open_journal, signer_of
 from securesplit.model.code import CutCode, read_code, refuse_other_code, save_code
-from securesplit.model.export import collect_adapters, save_part_adapters
 from securesplit.model.manifest import read_manifest
 from securesplit.model.parts import Middle
 from securesplit.model.plan import CutPlan
@@ -42,6 +41,8 @@ from securesplit.server.core import ServerCore
 from securesplit.server.endings import ClosedRuns
 from securesplit.server.engine import Engine
 from securesplit.server.former import FormerStates
+from securesplit.server.leaving import leave_middle
+from securesplit.server.marks import slots_of
 from securesplit.server.recording import SumRecords
 from securesplit.server.rounds import RoundRecords
 from securesplit.server.steps import EVERY, Steps
@@ -139,7 +140,7 @@ def build_core(
         note=note,
         checkpoints=checkpoints,
         steps=Steps(lambda: engine, job.codec, state, every=every, uniform=job.mode.weighting == "uniform"),
-        former=FormerStates(None if state is None or not job.schedule.checkpoints else state.path / "former"),
+        former=FormerStates(None if state is None or not slots_of(job) else state.path / "former"),
     )
 
 
@@ -276,9 +277,7 @@ def serve(
         asyncio.run(_until_signal(shell, lambda found: ready(host, found)))
         core.steps.commit()
     if out is not None:
-        save_part_adapters(
-            collect_adapters(middle, model=digest, table=table_of(core.job)), out / "adapter-middle.safetensors"
-        )
+        leave_middle(core, digest, out)
     return Served(sums=core.sums.finished, aborted=core.sums.aborted)
 
 

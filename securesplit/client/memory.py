@@ -127,6 +127,14 @@ class Remembered:
         return _Note.model_validate_json(self._kept.snapshot.note).steps
 
     @property
+    def resumes_looked(self) -> int | None:
+        """How many rounds were over at the last held-out loss before it, -1 before the first; None for a run that begins."""
+        if self._kept.snapshot is None:
+            return None
+        note = _Note.model_validate_json(self._kept.snapshot.note)
+        return len(note.curve) - 1 if note.looked is None else note.looked
+
+    @property
     def pending(self) -> Path:
         """Where a round lies that is not closed yet."""
         return self._kept.path / "round"
@@ -250,6 +258,7 @@ class Remembered:
             )
         link = client.link
         link.step, link.bytes_up, link.bytes_down = note.link_step, link.bytes_up + note.up, link.bytes_down + note.down
+        link.carried = note.up, note.down
         at = Position(
             pace, run=bytes.fromhex(note.run), steps=note.steps, moves=note.moves, rate=note.rate, done=note.done, missed=list(note.missed), curve=list(note.curve), looked=len(note.curve) - 1 if note.looked is None else note.looked, heard=bytes.fromhex(note.heard),
             rounds=[self._read_round(record) for record in note.rounds], losses=list(note.losses),

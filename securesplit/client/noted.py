@@ -44,6 +44,7 @@ def begin_notes(
     folder: Path,
     now: datetime,
     after: int | None = None,
+    looked: int | None = None,
 ) -> Metrics:
     """Write ``about.json`` and open the metrics; close them when the run is over. What an earlier run left goes first.
 
@@ -54,6 +55,7 @@ def begin_notes(
         folder: the party's key folder, where the key for names of data lies.
         now: with a time zone.
         after: the step of the checkpoint that a run goes on from; ``about.json`` stays as it was then.
+        looked: how many rounds were over at the checkpoint's last evaluation.
     """
     if after is None:
         clear(run.out, results=run.overwrite)
@@ -63,7 +65,7 @@ def begin_notes(
         )  # fmt: skip
         write_about(run.out, _about(run, client, data, now))
     sink: Sink | None = TensorBoard(run.out) if run.tensorboard else None
-    return Metrics(run.out, Meters(client), after=after, lr=client.job.optimiser.client_lr, sink=sink)
+    return Metrics(run.out, Meters(client), after=after, looked=looked, lr=client.job.optimiser.client_lr, sink=sink)
 
 
 def _about(run: Run, client: Client, data: DataNote, now: datetime) -> About:
@@ -110,7 +112,8 @@ class Meters:
                 epsilon = enforced_epsilon(ledger.mu(), privacy.delta)
             self._known = (link.bytes_up, epsilon)
         meaning = meaning_of(privacy) if isinstance(privacy, Gaussian) else None
-        return Reading(link.bytes_up, link.bytes_down, self._known[1], meaning)
+        up, down = link.carried  # The rows from before an interruption count these.
+        return Reading(link.bytes_up - up, link.bytes_down - down, self._known[1], meaning)
 
 
 @torch.no_grad()

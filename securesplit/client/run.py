@@ -280,7 +280,15 @@ def run_training(run: Run, progress: Progress) -> RunRecord:
         client.link.lasting, client.link.waits = run.patience, lambda what: progress(what, 0, 1, None)
         memory = Remembered(kept, every=run.keep_every)
         metrics = begin_notes(
-            run, client, records, batches, held_out, folder=folder, now=datetime.now(UTC), after=memory.resumes_at
+            run,
+            client,
+            records,
+            batches,
+            held_out,
+            folder=folder,
+            now=datetime.now(UTC),
+            after=memory.resumes_at,
+            looked=memory.resumes_looked,
         )
         with closing(metrics):
             trained = Trainer(

@@ -130,6 +130,8 @@ class Metrics:
         read: shows the meters.
         after: None begins anew; a number of steps goes on with a run behind its checkpoint of that step: later rows, of
             steps that are about to be done again, are cut off.
+        looked: with ``after``, how many rounds were over at the checkpoint's last evaluation, -1 before the first; evaluations
+            behind that one are about to be done again, too. None keeps them.
         lr: learning rate to note where a step does not name one.
         sink: gets every row, too.
         clock: seconds, never going back.
@@ -144,6 +146,7 @@ class Metrics:
         read: Callable[[], Reading],
         *,
         after: int | None = None,
+        looked: int | None = None,
         lr: float | None = None,
         sink: Sink | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -158,7 +161,7 @@ class Metrics:
         try:
             _lock(self._file)
             os.fchmod(handle, 0o600)
-            kept, last = _kept(self._file.read(), after)
+            kept, last = _kept(self._file.read(), after, looked)
             self._file.truncate(kept)
             self._file.seek(kept)
         except OSError as error:
@@ -266,7 +269,7 @@ def _lock(file: IO[bytes]) -> None:
             return
 
 
-def _kept(data: bytes, after: int | None) -> tuple[int, Row | None]:
+def _kept(data: bytes, after: int | None, looked: int | None = None) -> tuple[int, Row | None]:
     """How many bytes stay of what is there, and the last row among them."""
     kept: int = 0
     last: Row | None = None
@@ -276,6 +279,8 @@ def _kept(data: bytes, after: int | None) -> tuple[int, Row | None]:
         except ValidationError:
             break
         if after is not None and row.step > after:
+            break
+        if looked is not None and row.kind == "held-out" and row.round > looked:
             break
         kept, last = kept + len(line) + 1, row
     return kept, last

@@ -16,15 +16,18 @@ import torch
 
 from securesplit.client import memory
 from securesplit.client.memory import Remembered
+from securesplit.client.noted import Meters
 from securesplit.client.position import RoundRecord
 from securesplit.client.resume import clean, is_finished, ready
 from securesplit.client.run import _TruthWriter
+from securesplit.client.train import Trainer
 from securesplit.data.corpus import Record
 from securesplit.errors import InputError
 from securesplit.kept.folder import Facts, Kept
 from securesplit.privacy import mechanism
 from securesplit.privacy.ledger import Ledger
 from securesplit.protocol.messages import Blob, Bye, Forward
+from securesplit.runs.metrics import Metrics, read_metrics
 from tests.client.test_regimes import STEP, with_releases
 from tests.e2e.house import FROZEN, LAB, ROUND, policy_of, sentences
 from tests.e2e.wreck import Wreck, dangerous
@@ -251,3 +254,47 @@ def test_a_sum_s_file_that_was_cut_or_changed_or_is_another_run_s_is_refused(tmp
     path.write_bytes(whole)
     assert Remembered(kept)._read_round(said).contribution.tolist() == [1] * 40
     kept.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_metrics_of_a_run_that_dies_are_those_of_one_that_does_not(wrecks, tmp_path, monkeypatch, seed):
+    """No row twice and none missing; bytes count what went over the wire, each byte once."""
+    made = []
+
+    def trainer(client, *args, memory, **options):
+        folder = tmp_path / f"metrics{len(made)}"
+        folder.mkdir(exist_ok=True)
+        after, looked = memory.resumes_at, memory.resumes_looked
+        metrics = Metrics(folder, Meters(client), after=after, looked=looked)
+        write = metrics._write
+
+        def row(*said):
+            write(*said)
+            wreck.moment()  # Between a row and whatever comes next somebody may die, too.
+
+        monkeypatch.setattr(metrics, "_write", row)
+        inner = Trainer(client, *args, memory=memory, metrics=metrics, **options)
+
+        def run():
+            try:
+                return inner.run()
+            finally:
+                metrics.close()
+
+        return SimpleNamespace(run=run)
+
+    monkeypatch.setattr("tests.e2e.wreck.Trainer", trainer)
+    rows, up = [], []
+    for crashes in (lambda _n: False, now_and_then(seed, 25)):
+        wreck = wrecks(policy_of(LAB), crashes, epochs=2)
+        wreck.run()
+        rows.append(read_metrics(tmp_path / f"metrics{len(made)}").rows)
+        up.append(wreck.client.link.bytes_up)
+        made.append(wreck)
+    assert made[1].deaths > 2
+    calm, dead = ([(r.kind, r.step, r.round, r.loss) for r in held] for held in rows)
+    assert dead == calm
+    for held, total in zip(rows, up, strict=True):
+        counted = [row.bytes_up for row in held]
+        assert counted == sorted(counted)
+        assert 0 < counted[-1] <= total

@@ -82,7 +82,8 @@ class Descent:
         steps: how often :meth:`step` has been called.
         moves: how often the parameters have moved, those before included.
         rate: the highest rate of this optimiser's moves; 0 before the first.
-        skipped: moves that were not made since this object began, because a gradient's square is no finite float32.
+        skipped: moves that were not made since this object began, because a gradient's square is no finite float32, or
+            because float16 skipped the step and left no gradient.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], recipe: Recipe, *, moves: int = 0) -> None:
@@ -117,7 +118,7 @@ class Descent:
     def _move(self) -> bool:
         waiting, self._waiting = self._waiting, 0
         if not self._fits():
-            _log.warning("a gradient overflowed: nothing moves along it")
+            _log.warning("a gradient overflowed or is missing: nothing moves along it")
             self.skipped += 1
             self._optimiser.zero_grad(set_to_none=True)
             return False
@@ -137,9 +138,9 @@ class Descent:
         return True
 
     def _fits(self) -> bool:
-        """Whether AdamW's second moment could hold the gradient; NaN or infinity in it would stay there for ever."""
-        held = (parameter.grad for parameter in self._parameters)
-        return all(bool(torch.isfinite(gradient.square().sum())) for gradient in held if gradient is not None)
+        """Whether there is a gradient, and AdamW's second moment could hold it; NaN or infinity would stay there for ever."""
+        held = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        return bool(held) and all(bool(torch.isfinite(gradient.square().sum())) for gradient in held)
 
     def zero_grad(self, *, set_to_none: bool = True) -> None:
         """Forget the gradients without a step."""

@@ -79,6 +79,16 @@ def test_a_gradient_that_overflows_moves_nothing_and_is_forgotten(bad, clip, acc
     assert "skipped" not in kept, "what nothing hangs on is not kept"
 
 
+def test_a_step_that_float16_skipped_takes_no_part_of_the_schedule_either():
+    """It leaves no gradient at all (securesplit/model/precision.py)."""
+    ours = parameters()
+    descent = Descent(ours, Recipe(1e-2, schedule="linear", span=4, weight_decay=0.5))
+    before = [parameter.detach().clone() for parameter in ours]
+    assert descent.step() is False
+    assert (descent.steps, descent.moves, descent.skipped) == (1, 0, 1)
+    assert all(torch.equal(a, b) for a, b in zip(ours, before, strict=True))
+
+
 @pytest.mark.parametrize("name", ["7.exp_avg", "x.exp_avg", "0.exp_avg", "."])
 def test_another_optimisers_state_is_refused(name):
     descent = Descent(parameters(), Recipe(1e-2))

@@ -127,7 +127,8 @@ class Client:
         Returns:
             Its name in hex; empty where B does not learn, and where the job or the server keeps none.
         """
-        if self.regime == "frozen" or not self.job.schedule.checkpoints:
+        schedule = self.job.schedule
+        if self.regime == "frozen" or not (schedule.checkpoints or (slot == 0 and schedule.keep_best)):
             return ""
         return self.link.mark(slot=slot, ended=ended).hex()
 

@@ -86,6 +86,7 @@ class Link:
 
     Attributes:
         bytes_up, bytes_down: message bytes so far.
+        carried: how many of these, up and down, an interrupted run brought with it.
         sent: what the gate let out over this link, by channel.
         tls_version: as negotiated, or ``memory``.
         folder: this client's keys, when the link was dialled; its ledger lies there too.
@@ -112,6 +113,7 @@ class Link:
         self._caches = 0
         self.bytes_up = 0
         self.bytes_down = 0
+        self.carried = (0, 0)
         self.sent = Tally()
         self.folder: KeyFolder | None = None
         self.redial: Callable[[float], Link] | None = None

@@ -16,9 +16,11 @@ from __future__ import annotations
 import hashlib
 import io
 import secrets
+import zlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import msgpack
 import numpy as np
@@ -58,6 +60,7 @@ class _Round(BaseModel):
     survivors: list[str]
     total_weight: int
     residual: list[float] | None
+    sha256: str = ""  # Of its file. Absent from runs that an earlier release began.
 
 
 class _Note(BaseModel):
@@ -106,6 +109,7 @@ class Remembered:
         self._answers = deque(kept.frames)
         self._client: Client | None = None
         self._since = 0
+        self._sums: dict[int, str] = {}  # SHA-256 of the files of the rounds that the snapshot speaks of.
 
     @staticmethod
     def facts(client: Client, batches: Sequence[Batch], held_out: Sequence[Batch]) -> Facts:
@@ -229,7 +233,7 @@ class Remembered:
         if at.units is not None:
             tensors.append(NamedTensor("sum", torch.from_numpy(at.units.total.steps)))
             tensors += [NamedTensor(f"{_MET}{i}", value) for i, value in enumerate(at.units.met.values())]
-        self._kept.commit(_note_of(client, at).model_dump_json(), tensors)
+        self._kept.commit(_note_of(client, at, self._sums).model_dump_json(), tensors)
         self._since = 0
 
     def _restored(self, client: Client, pace: Pace, snapshot: Snapshot) -> Position:
@@ -253,6 +257,7 @@ class Remembered:
             )
         link = client.link
         link.step, link.bytes_up, link.bytes_down = note.link_step, link.bytes_up + note.up, link.bytes_down + note.down
+        link.carried = note.up, note.down
         at = Position(
             pace, run=bytes.fromhex(note.run), steps=note.steps, moves=note.moves, rate=note.rate, done=note.done, missed=list(note.missed), curve=list(note.curve), looked=len(note.curve) - 1 if note.looked is None else note.looked, heard=bytes.fromhex(note.heard),
             rounds=[self._read_round(record) for record in note.rounds], losses=list(note.losses),
@@ -269,19 +274,25 @@ class Remembered:
         return at
 
     def _write_round(self, record: RoundRecord) -> None:
-        path = self._round_path(record.number)
-        if not path.exists():
-            packed = io.BytesIO()
-            np.savez(packed, contribution=record.contribution, ring_sum=record.ring_sum)
-            write_atomically(path, packed.getvalue(), mode=0o600)
+        """Before the snapshot that names it; a file of a snapshot that was never made may hold another sum."""
+        if record.number in self._sums:
+            return
+        packed = io.BytesIO()
+        np.savez(packed, contribution=record.contribution, ring_sum=record.ring_sum)
+        write_atomically(self._round_path(record.number), packed.getvalue(), mode=0o600)
+        self._sums[record.number] = hashlib.sha256(packed.getvalue()).hexdigest()
 
     def _read_round(self, said: _Round) -> RoundRecord:
         path = self._round_path(said.number)
         try:
-            with np.load(path, allow_pickle=False) as kept:
+            data = path.read_bytes()
+            if said.sha256 not in {"", hashlib.sha256(data).hexdigest()}:
+                raise damaged(path)
+            with np.load(io.BytesIO(data), allow_pickle=False) as kept:
                 contribution, ring_sum = kept["contribution"], kept["ring_sum"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error, RuntimeError):  # Of a torn archive.
             raise damaged(path) from None
+        self._sums[said.number] = hashlib.sha256(data).hexdigest()
         return RoundRecord(
             number=said.number, losses=tuple(said.losses), survivors=tuple(said.survivors), total_weight=said.total_weight,
             contribution=contribution, ring_sum=ring_sum,
@@ -292,7 +303,7 @@ class Remembered:
         return self._kept.path / f"round-{number}.npz"
 
 
-def _note_of(client: Client, at: Position) -> _Note:
+def _note_of(client: Client, at: Position, sums: Mapping[int, str]) -> _Note:
     guardian, link, begun, units = client.remote.guardian, client.link, at.begun, at.units
     return _Note(
         run=at.run.hex(), link_step=link.step, up=link.bytes_up, down=link.bytes_down, steps=at.steps, moves=at.moves,
@@ -300,7 +311,7 @@ def _note_of(client: Client, at: Position) -> _Note:
         rounds=[
             _Round(
                 number=r.number, losses=list(r.losses), survivors=list(r.survivors), total_weight=r.total_weight,
-                residual=None if r.residual is None else [r.residual.relative, r.residual.clipped],
+                residual=None if r.residual is None else [r.residual.relative, r.residual.clipped], sha256=sums[r.number],
             )
             for r in at.rounds
         ],

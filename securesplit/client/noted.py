@@ -112,7 +112,8 @@ class Meters:
                 epsilon = enforced_epsilon(ledger.mu(), privacy.delta)
             self._known = (link.bytes_up, epsilon)
         meaning = meaning_of(privacy) if isinstance(privacy, Gaussian) else None
-        return Reading(link.bytes_up, link.bytes_down, self._known[1], meaning)
+        up, down = link.carried  # The rows from before an interruption count these.
+        return Reading(link.bytes_up - up, link.bytes_down - down, self._known[1], meaning)
 
 
 @torch.no_grad()

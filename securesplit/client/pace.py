@@ -101,6 +101,9 @@ class Pace:
             if schedule.keep_best:
                 self.best = Best(moves, loss, self._client.snapshot(), self._mark())
             return
+        ended = not self._inside and not self._client.job.mode.summed
+        if ended and self.measured and self.measured[-1].moves == moves:
+            return  # Of the very adapters that were measured when they came about.
         self._worse += 1
         if schedule.patience is not None and self._worse >= schedule.patience:
             self.stopped = True

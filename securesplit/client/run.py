@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -312,7 +313,9 @@ def _save(run: Run, client: Client, trained: Trained) -> None:
         client.install(last)
     save_adapters(run.out, client, middle_of(round_folder(run.out, client.job.schedule.rounds - 1)))
     for record in trained.rounds:
-        np.savez(run.out / f"round-{record.number}.npz", contribution=record.contribution, ring_sum=record.ring_sum)
+        packed = io.BytesIO()
+        np.savez(packed, contribution=record.contribution, ring_sum=record.ring_sum)
+        write_atomically(run.out / f"round-{record.number}.npz", packed.getvalue())
 
 
 def _record(

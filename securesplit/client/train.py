@@ -323,7 +323,8 @@ class Trainer:
             if descent.step():
                 self._pace.moved(descent.moves)
             self._told(number, descent.rate)
-        descent.finish()
+        if descent.finish():
+            self._pace.moved(descent.moves)
         self._ended(descent)
 
     def _noised_steps(self, number: int, factor: Learned, start: npt.NDArray[np.float32]) -> ReleasedUpdate:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from securesplit.errors import InputError, SecureSplitError
-from securesplit.kept.frames import Frames, damaged, unwritable
+from securesplit.kept.frames import EMPTY, Frames, damaged, unwritable
 from securesplit.model.descent import NamedTensor
 from securesplit.pki.files import write_atomically
 
@@ -105,8 +105,12 @@ class Kept:
             manifest = _read(path)
             if manifest is None:
                 manifest = _Manifest(facts=facts)
+                # A manifest never stands without its journal, so one that is missing was taken away.
+                Frames(path / f"journal-{manifest.number}").close()
                 _write(path, manifest)
             _require_same(path, manifest.facts, facts)
+            if not _begun(journal := path / f"journal-{manifest.number}"):
+                raise damaged(journal)
             found = _loaded(path, manifest)
             _sweep(path, manifest.number)
             return cls(path, lock, manifest, found)
@@ -132,7 +136,7 @@ class Kept:
         """Replace snapshot and journal by a new snapshot and an empty journal, in one step.
 
         Raises:
-            CheckFailed: SS-1589; the old ones stand.
+            CheckFailed: SS-1589; the old ones stand, or the new ones, and then nothing is appended before the next opening.
         """
         number = self._manifest.number + 1
         data = save({piece.name: piece.value.contiguous() for piece in tensors}, None)
@@ -167,11 +171,16 @@ class Kept:
         self._lock = -1
 
     def _turn(self, manifest: _Manifest, prepare: Callable[[], None]) -> None:
+        fresh = None
         try:
             prepare()
             fresh = Frames(self._name("journal", manifest.number))
             _write(self.path, manifest)
         except SecureSplitError as error:
+            if fresh is not None:
+                fresh.close()
+                # The new manifest may be there, and only its folder not synced: the old journal would be forgotten.
+                self._journal.close()
             raise unwritable(self.path, OSError(error.code)) from None
         self._journal.close()
         self._journal, self._manifest = fresh, manifest
@@ -206,6 +215,9 @@ def _read(path: Path) -> _Manifest | None:
     try:
         text = (path / "manifest.json").read_bytes()
     except FileNotFoundError:
+        # A crash before the first one leaves an empty journal. Anything else had a manifest, and is no new beginning.
+        if any(path.glob("snapshot-*")) or any(_begun(journal, beyond=True) for journal in path.glob("journal-*")):
+            raise damaged(path / "manifest.json") from None
         return None
     except OSError as error:
         raise unwritable(path, error) from None
@@ -213,6 +225,13 @@ def _read(path: Path) -> _Manifest | None:
         return _Manifest.model_validate_json(text)
     except ValidationError:
         raise damaged(path / "manifest.json") from None
+
+
+def _begun(journal: Path, *, beyond: bool = False) -> bool:
+    """Whether a journal is there, with its first line; or with something beyond that."""
+    with suppress(OSError):
+        return journal.stat().st_size >= EMPTY + beyond
+    return False
 
 
 def _write(path: Path, manifest: _Manifest) -> None:

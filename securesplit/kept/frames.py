@@ -21,9 +21,11 @@ from pathlib import Path
 
 from securesplit.errors import CheckFailed, InputError
 
-__all__ = ["Frames", "damaged", "unwritable"]
+__all__ = ["EMPTY", "Frames", "damaged", "unwritable"]
 
 _MAGIC = b"SSKEPT1\n"
+EMPTY = len(_MAGIC)
+"""Bytes of a file without a frame."""
 _HEAD = struct.Struct("<II16s")
 _PLACE = struct.Struct("<Q")
 

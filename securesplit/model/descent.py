@@ -5,6 +5,7 @@ Both ends use it, the clients for A and C and the server for B, so that a job's 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from securesplit.errors import InputError
 
 __all__ = ["Descent", "NamedTensor", "Recipe"]
 
+_log = logging.getLogger(__name__)
 _COUNTS = {"steps", "moves", "waiting", "rate"}
 _GRADIENT = "gradient"
 
@@ -80,12 +82,15 @@ class Descent:
         steps: how often :meth:`step` has been called.
         moves: how often the parameters have moved, those before included.
         rate: the highest rate of this optimiser's moves; 0 before the first.
+        skipped: moves that were not made since this object began, because a gradient's square is no finite float32, or
+            because float16 skipped the step and left no gradient.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], recipe: Recipe, *, moves: int = 0) -> None:
         self.steps = 0
         self.moves = moves
         self.rate = 0.0
+        self.skipped = 0
         self._waiting = 0
         self._recipe = recipe
         self._parameters = tuple(parameters)
@@ -97,24 +102,26 @@ class Descent:
         """Take the gradients that the parameters hold; move along the mean of as many as the recipe says.
 
         Returns:
-            Whether the parameters moved; gradients are forgotten then, and otherwise stay where the next ones are added.
+            Whether the parameters moved. Gradients are forgotten then, and where they overflow and nothing moves; while they
+            wait for others they stay, and the next ones are added.
         """
         self.steps += 1
         self._waiting += 1
         if self._waiting < self._recipe.accumulate:
             return False
-        self._move()
-        return True
+        return self._move()
 
     def finish(self) -> bool:
-        """Move along the mean of gradients that still wait for others, if there are any; whether there were."""
-        if not self._waiting:
-            return False
-        self._move()
-        return True
+        """Move along the mean of gradients that still wait for others, if there are any; whether the parameters moved."""
+        return bool(self._waiting) and self._move()
 
-    def _move(self) -> None:
+    def _move(self) -> bool:
         waiting, self._waiting = self._waiting, 0
+        if not self._fits():
+            _log.warning("a gradient overflowed or is missing: nothing moves along it")
+            self.skipped += 1
+            self._optimiser.zero_grad(set_to_none=True)
+            return False
         if waiting > 1:
             for parameter in self._parameters:
                 if parameter.grad is not None:
@@ -128,6 +135,12 @@ class Descent:
         self._optimiser.zero_grad(set_to_none=True)
         self.moves += 1
         self.rate = max(self.rate, rate)
+        return True
+
+    def _fits(self) -> bool:
+        """Whether there is a gradient, and AdamW's second moment could hold it; NaN or infinity would stay there for ever."""
+        held = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        return bool(held) and all(bool(torch.isfinite(gradient.square().sum())) for gradient in held)
 
     def zero_grad(self, *, set_to_none: bool = True) -> None:
         """Forget the gradients without a step."""

@@ -68,6 +68,9 @@ def key_adapters(inner: Any, adapter: str, p: float, name_of: Any) -> None:
         held = getattr(layer, "lora_dropout", None)
         if isinstance(held, nn.ModuleDict) and adapter in held:
             held[adapter] = KeyedDropout(p, name_of(local))
+            layer.training = (
+                False  # As after a step: in half precision PEFT's DoRA computes other bits where it is set.
+            )
 
 
 @contextmanager

@@ -71,6 +71,13 @@ def export_adapter(
     first = parts[0].facts
     said = all(p.facts.table for p in parts)
     beside = {p.facts.middle for p in parts if p.facts.role != "middle"}
+    of = {p.facts.middle for p in parts if p.facts.role == "middle"}
+    if len(beside) == 1 and all((*beside, *of)) and of - beside:
+        raise InputError(
+            "SS-1415",
+            "the client's adapters belong to another state of the server's part than this file holds",
+            hint=f"Take former/{min(beside)}/adapter-middle.safetensors of the server's --out.",
+        )
     if len(beside) > 1 or any(_origin(p.facts, said=said) != _origin(first, said=said) for p in parts):
         raise InputError(
             "SS-1415", "the adapters come from different models or jobs", hint="Take all files from one run."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from securesplit.errors import InputError
 from securesplit.model.architectures import ARCHITECTURES, Architecture
@@ -180,11 +181,30 @@ def _lengths(part: Part) -> list[NamedTensor]:
 
 
 def save_part_adapters(adapters: PartAdapters, path: Path) -> None:
-    """Write ``adapter-ROLE.safetensors``: tensors under global names, the facts in the file's own header."""
+    """Write ``adapter-ROLE.safetensors``: tensors under global names, the facts in the file's own header.
+
+    When this returns it survives a loss of power: the state of a run that is over is thrown away.
+
+    Raises:
+        OSError: when the disk does not take it; what was there stays.
+    """
     path = Path(path)
+    data = save({t.name: t.value for t in adapters.tensors}, {_KEY: adapters.facts.model_dump_json()})
     scratch = path.with_name(f".{path.name}.part")
-    save_file({t.name: t.value for t in adapters.tensors}, scratch, metadata={_KEY: adapters.facts.model_dump_json()})
-    scratch.replace(path)
+    try:
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)  # noqa: PTH105 - the pair of fsync
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def read_part_adapters(path: Path) -> PartAdapters:

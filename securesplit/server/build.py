@@ -24,6 +24,7 @@ from securesplit.server.closed import ClosedRuns
 from securesplit.server.core import ServerCore
 from securesplit.server.engine import Engine
 from securesplit.server.former import FormerStates
+from securesplit.server.marks import slots_of
 from securesplit.server.recording import SumRecords
 from securesplit.server.rounds import RoundRecords
 from securesplit.server.steps import EVERY, Steps
@@ -89,7 +90,7 @@ def build_core(
         note=note,
         checkpoints=checkpoints,
         steps=Steps(lambda: engine, job.codec, state, every=every, uniform=job.mode.weighting == "uniform"),
-        former=FormerStates(None if state is None or not job.schedule.checkpoints else state.path / "former"),
+        former=FormerStates(None if state is None or not slots_of(job) else state.path / "former"),
     )
 
 

@@ -56,7 +56,7 @@ from securesplit.server.course import Ask
 from securesplit.server.engine import Engine
 from securesplit.server.former import FormerStates
 from securesplit.server.learning import Learning
-from securesplit.server.marks import Marks
+from securesplit.server.marks import Marks, slots_of
 from securesplit.server.quotas import Quotas
 from securesplit.server.requests import Requests
 from securesplit.server.speakers import Speakers
@@ -111,7 +111,7 @@ class ServerCore:
         self._kept = kept or KeptAnchors()
         uniform = job.mode.weighting == "uniform"
         self.steps = steps or Steps(lambda: self._engine, job.codec, uniform=uniform)
-        self._marks = Marks(lambda: self._engine, job.schedule.checkpoints or 0, job.sums.roster, former)
+        self._marks = Marks(lambda: self._engine, slots_of(job), job.sums.roster, former)
         self._work = Requests(lambda: self._engine, self._kept, job.codec, self.steps, self._marks)
         self._limits = limits or Limits()
         self.quotas = Quotas(self._limits)
@@ -268,6 +268,16 @@ class ServerCore:
             return Told(self.sums.tick(now))
         finally:
             self._clocked = False
+
+    @property
+    def engine(self) -> Engine:
+        """B."""
+        return self._engine
+
+    @property
+    def former(self) -> FormerStates:
+        """States of B that checkpoints name."""
+        return self._marks.states
 
     @property
     def names(self) -> tuple[str, ...]:

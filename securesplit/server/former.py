@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -37,6 +38,9 @@ Values = tuple[torch.Tensor, ...]
 
 _log = logging.getLogger(__name__)
 _LOADED = 2
+_NOBODY = ""
+"""In the place of a client's name: states whose index was damaged."""
+_NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class _Index(BaseModel):
@@ -118,6 +122,11 @@ class FormerStates:
             self._turn({}, self._in_slot(client, slot, name))
         return bytes.fromhex(name)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all states that are kept, in hex."""
+        return tuple(sorted(self._index.names))
+
     def find(self, name: bytes) -> Values | None:
         """A state; None when it is kept no more, or is damaged."""
         key = name.hex()
@@ -185,7 +194,9 @@ def _read(path: Path) -> _Index:
     except ValidationError:
         # The learning does not hang on it: checkpoints that name a lost state are told so.
         _log.warning("%s is not the index of former states that a server keeps; it begins anew", path)
-        return _Index()
+        # A state is known by its contents; whose it was is lost, so nothing takes its place.
+        left = sorted(file.stem for file in path.parent.glob("*.safetensors") if _NAME.fullmatch(file.stem))
+        return _Index(slots={_NOBODY: dict(enumerate(left))} if left else {})
 
 
 def _loaded(path: Path, name: bytes) -> Values | None:

@@ -10,13 +10,20 @@ import logging
 from collections.abc import Callable, Sequence
 
 from securesplit.errors import RemoteProtocolError
+from securesplit.protocol.job import Job
 from securesplit.protocol.messages import Mark
 from securesplit.server.engine import Engine
 from securesplit.server.former import FormerStates, Values
 
-__all__ = ["Marks"]
+__all__ = ["Marks", "slots_of"]
 
 _log = logging.getLogger(__name__)
+
+
+def slots_of(job: Job) -> int:
+    """What a job has kept for each client: its best, where it keeps one or has checkpoints, and a state for each of these."""
+    rounds = job.schedule.checkpoints or 0
+    return rounds + 1 if rounds or job.schedule.keep_best else 0
 
 
 class Marks:
@@ -24,7 +31,7 @@ class Marks:
 
     Args:
         engine: gives B.
-        most: the job's ``schedule.checkpoints``; each client has so many slots and one more, 0 for its best. 0: nothing is kept.
+        slots: how many each client has: 0 for its best one, then as many as the job's ``schedule.checkpoints``; see :func:`slots_of`.
         roster: whose states are taken at a sum's end.
         states: where they are kept; in memory alone when absent.
     """
@@ -32,13 +39,13 @@ class Marks:
     def __init__(
         self,
         engine: Callable[[], Engine],
-        most: int,
+        slots: int,
         roster: Sequence[str] = (),
         states: FormerStates | None = None,
     ) -> None:
-        self.most = most
+        self.slots = slots
         self._engine, self._roster = engine, tuple(roster)
-        self._states = states or FormerStates()
+        self.states = states or FormerStates()
         self._chosen: dict[int, bytes] = {}
 
     def admit(self, message: Mark) -> None:
@@ -47,7 +54,7 @@ class Marks:
         Raises:
             RemoteProtocolError: SS-4096.
         """
-        asks = message.what == "use" or (not message.name and self.most and message.slot <= self.most)
+        asks = message.what == "use" or (not message.name and message.slot < self.slots)
         if message.code or not asks:
             raise RemoteProtocolError("SS-4096", "a client marks what the job does not keep")
 
@@ -65,10 +72,10 @@ class Marks:
             return message
         try:
             if message.what == "ended":
-                name = self._states.keep_ended(client, message.slot)
+                name = self.states.keep_ended(client, message.slot)
             else:
                 values = self._engine().fleet.values((client,))[client]
-                name = self._states.keep(client, message.slot, values)
+                name = self.states.keep(client, message.slot, values)
         except OSError as error:
             _log.error("a state of B's adapters could not be kept: %s", error)
             return message.model_copy(update={"code": "SS-4097"})
@@ -77,7 +84,7 @@ class Marks:
     def ended(self) -> None:
         """A secure sum has ended."""
         try:
-            self._states.ended(self._engine().fleet.values(self._roster))
+            self.states.ended(self._engine().fleet.values(self._roster))
         except OSError as error:
             _log.error("B's adapters at the end of a round could not be kept: %s", error)
 
@@ -100,7 +107,7 @@ class Marks:
 
     def _found(self, name: bytes) -> Values | None:
         """The state, if it is one of this B's."""
-        found, own = self._states.find(name), self._engine().fleet.common.parameters
+        found, own = self.states.find(name), self._engine().fleet.common.parameters
         if found is None or [value.shape for value in found] != [parameter.shape for parameter in own]:
             return None
         return found

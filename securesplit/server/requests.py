@@ -73,7 +73,7 @@ class Requests:
 
     def ended(self) -> list[Work]:
         """A secure sum has ended: B as it is now is what this round's checkpoints name."""
-        return [Work(0, self._marks.ended)] if self._marks.most else []
+        return [Work(0, self._marks.ended)] if self._marks.slots else []
 
     def mark(self, connection: int, client: str, message: Mark) -> Work:
         """Keep a state of B, or compute with one from here on."""

@@ -17,10 +17,8 @@ from securesplit.journal.checkpoint import Checkpoints
 from securesplit.journal.events import Loaded
 from securesplit.journal.log import Journal
 from securesplit.kept.folder import Facts, Kept
-from securesplit.learning import table_of
 from securesplit.logged import open_journal, signer_of
 from securesplit.model.code import save_code
-from securesplit.model.export import collect_adapters, save_part_adapters
 from securesplit.pki.certificate import verify_signature
 from securesplit.pki.passphrase import Passphrase
 from securesplit.pki.store import KeyFolder
@@ -32,6 +30,7 @@ from securesplit.server.anchors import KeptAnchors
 from securesplit.server.build import build_core
 from securesplit.server.closed import ClosedRuns
 from securesplit.server.core import ServerCore
+from securesplit.server.leaving import leave_middle
 from securesplit.server.loading import Named, load_named
 from securesplit.server.recording import SumRecords
 from securesplit.server.rounds import RoundRecords
@@ -105,18 +104,16 @@ def serve(
         evidence: folder with the server's reports of the attack suite, for a policy with ``[leakage]`` limits.
         limits: what the server takes from whom; the defaults when absent.
         passphrase: asked once, when the server's key is encrypted.
-        state: folder of the learning's state: after a crash the same call goes on where it stood. None: a server that is
-            started again has forgotten what B learnt.
-        every: learning steps between snapshots there.
-        device: where B computes: ``cpu``, ``cuda`` or ``cuda:N``.
+        state: folder from which the same call goes on after a crash. None: a server that is started again has forgotten B.
+        every, device: learning steps between snapshots there; where B computes.
         ready: called with host and port once the server listens.
         progress: told of each phase when the model has to be made first.
 
     Raises:
         PolicyDenied: SS-2003 when the policy is for loopback only and the address is not, SS-2001 with every breach when the
-            job breaks the server's own policy, or its sums cannot be made.
-            SS-2027 when the policy limits what attacks may get, and no fresh report proves it. LeakageExceeded: SS-7002.
-        InputError, ConnectionFailed: when files cannot be used. SS-1255 for the device. SS-1291, SS-1292, SS-1293, SS-1295 for the state folder.
+            job breaks the server's own policy, or its sums cannot be made, SS-2027 when the policy limits what attacks may get
+            and no fresh report proves it. LeakageExceeded: SS-7002.
+        InputError, ConnectionFailed: when files cannot be used; SS-1255 the device, SS-1291 to SS-1295 the state folder.
     """
     host, port = split_listen(listen)
     proofs = _required(policy, job, host, evidence)
@@ -131,7 +128,7 @@ def serve(
         asyncio.run(_until_signal(shell, lambda found: ready(host, found)))
         core.steps.commit()
     if out is not None:
-        _keep_adapters(core, loaded, out)
+        leave_middle(core, loaded.digest, out)
     return Served(sums=core.sums.finished, aborted=core.sums.aborted)
 
 
@@ -237,12 +234,6 @@ def _require_loopback(policy: Policy, host: str) -> None:
             f"policy '{policy.name}' is for loopback only",
             hint="Listen on 127.0.0.1, or use a policy that protects.",
         )
-
-
-def _keep_adapters(core: ServerCore, loaded: Named, out: Path) -> None:
-    """B's, as they are at the end."""
-    found = collect_adapters(loaded.middle, model=loaded.digest, table=table_of(core.job))
-    save_part_adapters(found, out / "adapter-middle.safetensors")
 
 
 def _write_public(record: Path, job: Job, policy: Policy, model: str) -> None:

@@ -84,7 +84,7 @@ def test_the_best_keeps_the_name_of_its_b(house):
     again = Pace(client, lambda: 0.0)
     again.restore(pace.state())
     assert again.best.middle == pace.best.middle
-    assert core._marks._states.find(bytes.fromhex(first)) is None, "one best at a time"
+    assert core.former.find(bytes.fromhex(first)) is None, "one best at a time"
 
 
 def test_a_state_is_asked_for_anew_over_another_connection(house):
@@ -124,7 +124,7 @@ def test_a_run_that_dies_leaves_the_checkpoints_of_one_that_does_not(house, tmp_
         made[-1].__init__(house, job, policy_of(LAB), sentences(6, seed=5), folder, crashes, records=folder)
         trained, _ = made[-1].run()
         names = [middle_of(round_folder(folder, number)) for number in (1, 2)]
-        states = made[-1].core._marks._states
+        states = made[-1].core.former
         kept = [states.find(bytes.fromhex(name)) for name in (*names, trained.best.middle)]
         assert all(values is not None for values in kept)
         files = [p.read_bytes() for n in (1, 2) for p in sorted(round_folder(folder, n).iterdir())]

@@ -16,14 +16,18 @@ import torch
 
 from securesplit.client import memory
 from securesplit.client.memory import Remembered
+from securesplit.client.noted import Meters
+from securesplit.client.position import RoundRecord
 from securesplit.client.resume import clean, is_finished, ready
 from securesplit.client.run import _TruthWriter
+from securesplit.client.train import Trainer
 from securesplit.data.corpus import Record
 from securesplit.errors import InputError
 from securesplit.kept.folder import Facts, Kept
 from securesplit.privacy import mechanism
 from securesplit.privacy.ledger import Ledger
 from securesplit.protocol.messages import Blob, Bye, Forward
+from securesplit.runs.metrics import Metrics, read_metrics
 from tests.client.test_regimes import STEP, with_releases
 from tests.e2e.house import FROZEN, LAB, ROUND, policy_of, sentences
 from tests.e2e.wreck import Wreck, dangerous
@@ -196,3 +200,102 @@ def test_a_run_whose_requests_are_others_than_before_stops(wrecks):
         Remembered(kept).recall(request.model_copy(update={"step": 1}))
     assert caught.value.code == "SS-1294"
     kept.close()
+
+
+def _sum(value):
+    words = np.full(40, value, dtype=np.uint32)
+    return RoundRecord(
+        number=0, losses=(1.0,), survivors=("alice",), total_weight=3, contribution=words, ring_sum=words + 1
+    )
+
+
+def _kept(path):
+    return Kept.open(path, Facts(party="a", job="j", model="m", policy="p"))
+
+
+def test_a_sum_that_no_snapshot_names_gives_way_to_the_next_life_s(tmp_path):
+    """Between a sum's file and its snapshot a crash lets the round be entered again, and another sum may come."""
+    kept = _kept(tmp_path / "s")
+    Remembered(kept)._write_round(_sum(1))
+    again = Remembered(kept)
+    again._write_round(_sum(5))
+    said = memory._Round(number=0, losses=[1.0], survivors=["alice"], total_weight=3, residual=None)
+    assert again._read_round(said).ring_sum.tolist() == [6] * 40
+    kept.close()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_sum_s_file_that_was_cut_or_changed_or_is_another_run_s_is_refused(tmp_path, named):
+    kept = _kept(tmp_path / "s")
+    writer = Remembered(kept)
+    writer._write_round(_sum(1))
+    path = tmp_path / "s" / "round-0.npz"
+    whole = path.read_bytes()
+    said = memory._Round(
+        number=0, losses=[1.0], survivors=["alice"], total_weight=3, residual=None,
+        sha256=writer._sums[0] if named else "",
+    )  # fmt: skip
+    dice = random.Random(0)
+    spoilt = [whole[:size] for size in range(0, len(whole), 7)]
+    for _ in range(150):
+        at = dice.randrange(len(whole))
+        spoilt.append(whole[:at] + bytes([whole[at] ^ (1 << dice.randrange(8))]) + whole[at + 1 :])
+    if named:
+        Remembered(kept)._write_round(_sum(9))
+        spoilt.append(path.read_bytes())
+    for data in spoilt:
+        path.write_bytes(data)
+        code, found = "", None
+        try:
+            found = Remembered(kept)._read_round(said)
+        except InputError as error:
+            code = error.code
+        # Without a name a bit that says nothing may turn, such as a time.
+        assert code == "SS-1292" or (not named and found is not None and found.ring_sum.tolist() == [2] * 40)
+    path.write_bytes(whole)
+    assert Remembered(kept)._read_round(said).contribution.tolist() == [1] * 40
+    kept.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_metrics_of_a_run_that_dies_are_those_of_one_that_does_not(wrecks, tmp_path, monkeypatch, seed):
+    """No row twice and none missing; bytes count what went over the wire, each byte once."""
+    made = []
+
+    def trainer(client, *args, memory, metrics, **options):  # In place of the wreck's own, which meter nothing.
+        folder = tmp_path / f"metrics{len(made)}"
+        folder.mkdir(exist_ok=True)
+        after, looks = memory.resumes_at, memory.looks
+        metrics = Metrics(folder, Meters(client), after=after, looks=looks)
+        write = metrics._write
+
+        def row(*said):
+            write(*said)
+            wreck.moment()  # Between a row and whatever comes next somebody may die, too.
+
+        monkeypatch.setattr(metrics, "_write", row)
+        inner = Trainer(client, *args, memory=memory, metrics=metrics, **options)
+
+        def run():
+            try:
+                return inner.run()
+            finally:
+                metrics.close()
+
+        return SimpleNamespace(run=run)
+
+    monkeypatch.setattr("tests.e2e.wreck.Trainer", trainer)
+    rows, up = [], []
+    for crashes in (lambda _n: False, now_and_then(seed, 25)):
+        wreck = wrecks(policy_of(LAB), crashes, epochs=2)
+        wreck.run()
+        rows.append(read_metrics(tmp_path / f"metrics{len(made)}").rows)
+        up.append(wreck.client.link.bytes_up)
+        made.append(wreck)
+    assert made[1].deaths > 2
+    calm, dead = ([(r.kind, r.step, r.round, r.loss) for r in held] for held in rows)
+    assert dead == calm
+    for held, total in zip(rows, up, strict=True):
+        counted = [row.bytes_up for row in held]
+        assert counted == sorted(counted)
+        assert 0 < counted[-1] <= total

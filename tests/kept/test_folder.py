@@ -149,3 +149,77 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     with pytest.raises(CheckFailed) as caught:
         Kept.open(tmp_path / "file" / "s", FACTS)
     assert caught.value.code == "SS-1589"
+
+
+@pytest.mark.parametrize("commits", [0, 2])
+@pytest.mark.parametrize("lost", ["manifest", "journal", "journal emptied"])
+def test_a_state_of_which_a_file_is_gone_is_refused_and_left_as_it_is(tmp_path, commits, lost):
+    """Never a silent new beginning: what is left may be mended, or put back whole."""
+    path = tmp_path / "s"
+    kept = Kept.open(path, FACTS)
+    for number in range(commits):
+        kept.commit("note", tensors(number))
+    kept.append(b"learnt")
+    kept.close()
+    journal = path / f"journal-{commits}"
+    if lost == "journal emptied":
+        journal.write_bytes(b"")
+    else:
+        (path / "manifest.json" if lost == "manifest" else journal).unlink()
+    left = {entry.name: entry.read_bytes() for entry in path.iterdir()}
+    looks = [lambda: reopened(path)]
+    if lost == "manifest":
+        looks.append(lambda: Kept.finished_at(path))  # By which a client tells whether a run begins.
+    for look in looks:
+        with pytest.raises(InputError) as caught:
+            look()
+        assert caught.value.code == "SS-1292"
+    assert {entry.name: entry.read_bytes() for entry in path.iterdir()} == left
+
+
+def test_a_crash_before_the_first_manifest_is_a_beginning(tmp_path, monkeypatch):
+    class Dies(BaseException):
+        pass
+
+    def dies(*_):
+        raise Dies
+
+    for name in ("_write", "Frames"):
+        with monkeypatch.context() as patch:
+            patch.setattr(folder_module, name, dies)
+            with pytest.raises(Dies):
+                Kept.open(tmp_path / name, FACTS)
+        assert Kept.finished_at(tmp_path / name) is None
+        (tmp_path / name / "journal-0").write_bytes(b"SSK")  # Half of its first line.
+        assert reopened(tmp_path / name).frames == ()
+
+
+def test_after_a_manifest_that_may_have_reached_the_disk_nothing_goes_to_the_old_journal(tmp_path, monkeypatch):
+    """Its folder could not be synced: the next opening may find the new one, and would not see the old one's frames."""
+    kept = Kept.open(tmp_path / "s", FACTS)
+    kept.append(b"before")
+    real = folder_module.write_atomically
+
+    def full(*_, **__):
+        raise InputError("SS-1804", "full")
+
+    def too_late(path, data, **options):
+        real(path, data, **options)
+        if path.name == "manifest.json":
+            full()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "write_atomically", full)
+        with pytest.raises(CheckFailed):
+            kept.commit("new", tensors(2))
+    kept.append(b"the old one stands")
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "write_atomically", too_late)
+        with pytest.raises(CheckFailed):
+            kept.commit("new", tensors(2))
+    with pytest.raises(CheckFailed) as caught:
+        kept.append(b"would be lost")
+    assert caught.value.code == "SS-1589"
+    kept.close()
+    again = reopened(tmp_path / "s")
+    assert (again.note, again.frames) == ("new", ())

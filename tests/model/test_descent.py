@@ -55,6 +55,40 @@ def test_a_kept_state_goes_on_bit_for_bit():
     assert all(torch.equal(a, b) for a, b in zip(whole, second, strict=True))
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30, -3e38])
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_gradient_that_overflows_moves_nothing_and_is_forgotten(bad, clip, accumulate):
+    """As a scaler of torch's would skip it: neither values nor moments nor the schedule take any part of it."""
+    ours, theirs = parameters(), parameters()
+    recipe = Recipe(1e-2, schedule="linear", span=9, warmup=2, accumulate=accumulate, max_grad_norm=clip)
+    descent, oracle = Descent(ours, recipe), Descent(theirs, recipe)
+    for number in range(3 * accumulate):
+        if number // accumulate == 1:
+            for _ in range(number % accumulate + 1):
+                pull(ours, number)
+            ours[1].grad.view(-1)[0] = bad
+            assert descent.step() is False
+            continue
+        for held in (ours, theirs):
+            pull(held, number)
+        assert descent.step() is oracle.step()
+    assert (descent.moves, descent.skipped) == (2, 1)
+    assert all(torch.equal(a, b) and a.grad is None for a, b in zip(ours, theirs, strict=True))
+    kept = {piece.name for piece in oracle.state()}
+    assert "skipped" not in kept, "what nothing hangs on is not kept"
+
+
+def test_a_step_that_float16_skipped_takes_no_part_of_the_schedule_either():
+    """It leaves no gradient at all (securesplit/model/precision.py)."""
+    ours = parameters()
+    descent = Descent(ours, Recipe(1e-2, schedule="linear", span=4, weight_decay=0.5))
+    before = [parameter.detach().clone() for parameter in ours]
+    assert descent.step() is False
+    assert (descent.steps, descent.moves, descent.skipped) == (1, 0, 1)
+    assert all(torch.equal(a, b) for a, b in zip(ours, before, strict=True))
+
+
 @pytest.mark.parametrize("name", ["7.exp_avg", "x.exp_avg", "0.exp_avg", "."])
 def test_another_optimisers_state_is_refused(name):
     descent = Descent(parameters(), Recipe(1e-2))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,3 +139,46 @@ def test_files_that_are_no_adapters_are_refused(tiny, tmp_path):
         read_part_adapters(bad)
     with pytest.raises(InputError, match="SS-1414"):
         read_part_adapters(tmp_path / "absent.safetensors")
+
+
+def adapted(tiny):
+    part = split_model(tiny("llama"), CutPlan(2, 1)).back
+    add_adapters(part, 2, 4.0, seed=5)
+    return collect_adapters(part, model="ab" * 32)
+
+
+def test_a_file_is_on_the_disk_when_it_is_said_to_be_saved(tiny, tmp_path, monkeypatch):
+    """A finished run's state is thrown away, so its adapters must survive a loss of power by then."""
+    path, events = tmp_path / "adapter-back.safetensors", []
+    sync, replace = os.fsync, os.replace
+
+    def synced(handle):
+        events.append(Path(f"/proc/self/fd/{handle}").readlink())
+        sync(handle)
+
+    def replaced(source, target, **options):
+        events.append(Path(target))
+        replace(source, target, **options)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    save_part_adapters(adapted(tiny), path)
+    assert events[1:] == [path, tmp_path]
+    assert events[0].parent == tmp_path
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_the_old_file(tiny, tmp_path):
+    path = tmp_path / "adapter-back.safetensors"
+    adapters = adapted(tiny)
+    save_part_adapters(adapters, path)
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            save_part_adapters(adapters, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]

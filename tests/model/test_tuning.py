@@ -164,6 +164,25 @@ def test_dropout_is_a_function_of_the_step(tiny):
     assert not [m for m in split.front.modules() if isinstance(m, KeyedDropout)]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_before_its_first_step_a_part_measures_as_after_it(tiny, dtype):
+    """A process that was started again measures before it has learnt; it must get the same bits."""
+    from securesplit.model.precision import cast_base
+
+    split = split_model(tiny("llama"), CutPlan(2, 1))
+    cast_base(split.middle.module, dtype)
+    tune(split.middle, Adapters.model_validate({**BASE, "dropout": 0.5, "dora": True}), "middle")
+    layout = adapter_layout(split.middle)
+    values = np.random.default_rng(0).normal(scale=0.2, size=layout.size)
+    write_adapters(split.middle, layout, (read_adapters(split.middle, layout) + values).astype(np.float32))
+    hidden = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        fresh = split.middle(hidden)
+        with dropping([split.middle], step_key(7, "alice", 1)):
+            split.middle(hidden)
+        assert torch.equal(split.middle(hidden), fresh)
+
+
 def test_as_many_numbers_are_dropped_as_said():
     dropout = KeyedDropout(0.3, "a")
     x = torch.ones(200, 500)

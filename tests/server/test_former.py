@@ -99,8 +99,22 @@ def test_what_is_damaged_is_not_there_and_is_written_anew(tmp_path):
     assert states.keep("alice", 2, state(1)) == name
     assert file.read_bytes() == whole
     (path / "index.json").write_text('{"slots": 3}')
-    assert FormerStates(path).find(name) is None
+    assert FormerStates(path).find(name) is not None, "by its contents it is known all the same"
     (path / "index.json").unlink()
     (path / "index.json").mkdir()
     with pytest.raises(InputError, match="SS-1292"):
         FormerStates(path)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20])
+def test_a_damaged_index_costs_no_state(tmp_path, cut):
+    """Checkpoints name states by their contents; half a line of an index must not delete them all."""
+    path = tmp_path / "states"
+    states = FormerStates(path)
+    names = [states.keep("alice", slot, state(float(slot))) for slot in range(3)]
+    (path / "index.json").write_bytes((path / "index.json").read_bytes()[:cut])
+    again = FormerStates(path)
+    assert all(again.find(name) is not None for name in names)
+    fresh = again.keep("alice", 0, state(7.0))
+    last = FormerStates(path)
+    assert all(last.find(name) is not None for name in (*names, fresh))

@@ -153,7 +153,7 @@ def test_a_disk_that_is_full_is_told_and_learning_goes_on(house, served, monkeyp
 
 def test_a_state_of_other_shapes_is_not_put_into_b(house, served):
     core, server = served()
-    name = core._marks._states.keep("alice", 0, (torch.zeros(3),))
+    name = core.former.keep("alice", 0, (torch.zeros(3),))
     assert mark(open_link(house, server), what="use", name=name).code == "SS-4095"
 
 

@@ -6,9 +6,12 @@ The oracle is a server that never stopped and never heard anything twice.
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 
 import msgpack
+import numpy as np
 import pytest
+import torch
 
 from securesplit.errors import InputError, SecureSplitError
 from securesplit.kept.folder import Kept
@@ -240,6 +243,27 @@ def test_forwards_without_backwards_do_not_fill_the_disk_and_the_last_one_still_
     assert said(again, forward(40, seed=2), Hidden) == hidden
     said(again, backward(40), Gradient)
     assert site.core.steps.taken == 1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
+def test_a_gradient_that_overflows_is_its_senders_alone(site, bad):
+    """One B is everybody's: a client whose step diverged, or who means ill, must not end it for all."""
+    mallory, alice = site.link("bob", BOB), site.link()
+    said(mallory, forward(0, seed=0), Hidden)
+    pull = backward(0, seed=50)
+    shape = pull.gradient.shape
+    rows = torch.full(shape, bad).numpy().astype("<f4").tobytes()
+    mallory.tell(pull.model_copy(update={"gradient": pull.gradient.model_copy(update={"data": rows})}))
+    with suppress(SecureSplitError):
+        mallory.expect(Gradient)
+    before = weights(site.core)
+    assert np.isfinite(before).all()
+    learn(alice, 0)
+    after = weights(site.core)
+    assert np.isfinite(after).all()
+    assert not np.array_equal(before, after)
+    site.start()
+    assert np.array_equal(weights(site.core), after)
 
 
 def test_requests_survive_the_wire_as_they_are_compared():

@@ -41,7 +41,7 @@ class Move:
         again: clients that want the sum, when it can be made once more.
         closes: whether nobody waits for the missing any longer.
         refused, code: clients that are let go, and by which code.
-        void: whether nobody at all keeps the sum any more, and the round is begun as if there were none.
+        void: whether nobody keeps the sum, a quorum has begun anew, and the round is begun as if there were none.
     """
 
     missing: frozenset[str] = frozenset()
@@ -223,10 +223,12 @@ class Ending:
         missing = frozenset(needed) - {*gathering.rounds, *self.waiting}
         if not self._late(now):
             return Move(missing)
-        if not self._done:
+        if not self._done and len(wanting) >= self._quorum:
             return Move(missing, void=True)
         if len(self.clients) - len(self.missing) >= self._quorum:  # They are gone for good, and the rest goes on.
             return Move(missing, closes=True, refused=wanting, code="SS-6033")
+        if not wanting and not self.waiting:
+            self._since = now  # Nobody is here, and those who are away may keep it all the same.
         return Move(missing, refused=(*wanting, *sorted(self.waiting)), code="SS-6010")
 
     def refuse(self, gathering: Gathering, now: float) -> None:

@@ -182,6 +182,24 @@ def test_a_sum_that_nobody_keeps_any_more_is_none_after_the_patience(tmp_path, g
     assert (fresh.open, fresh.number, ClosedRuns(path).last) == (False, -1, LastRound(2))
 
 
+def test_a_sum_whose_keepers_are_all_away_is_not_forgotten(tmp_path, gathering):
+    """The server was started again in the evening, and its clients in the morning: they have the sum on their disks."""
+    path = tmp_path / "closed.json"
+    Ending(ClosedRuns(path), 3, 10.0).summed(3, RUN, NAMES, 0.0)
+    fresh = Ending(ClosedRuns(path), 3, 10.0)
+    assert not fresh.due(gathering, 5.0), "it waits from now on"
+    assert fresh.due(gathering, 15.1)
+    assert fresh.move(gathering, 15.1) == Move(missing=frozenset(NAMES), code="SS-6010"), "nobody is refused"
+    assert not fresh.due(gathering, 25.0), "and anew"
+    fresh.ready("a", 3, 100.0)  # One was killed before it had the sum, and is back before the others.
+    gathering.add("a", ready(), 100.0)
+    assert fresh.move(gathering, 110.1) == Move(missing=frozenset("bcd"), refused=("a",), code="SS-6010")
+    fresh.refuse(gathering, 110.1)
+    for name in NAMES:
+        assert not fresh.kept(name, kept(), 200.0)
+    assert fresh.move(gathering, 200.0).closes
+
+
 def test_what_is_closed_is_closed_after_a_restart(tmp_path, ending):
     path = tmp_path / "closed.json"
     first = Ending(ClosedRuns(path), 3, 10.0)

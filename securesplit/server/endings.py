@@ -64,13 +64,15 @@ class Ending:
     Attributes:
         number: the round; the last one when none is open, and -1 before the first.
         open: whether somebody may still need help with it.
+        witnessed: whether that round is of the clients that are here now, as far as one of them has said. What is read from the
+            disk may be of a run that was given up.
         clients: who is in its sum.
         waiting: who keeps it and is here, so that it can help.
     """
 
     def __init__(self, closed: ClosedRuns, quorum: int, patience: float, roster: tuple[str, ...] = ()) -> None:
         self._closed, self._quorum, self._patience = closed, quorum, patience
-        self.number, self.open = -1, False
+        self.number, self.open, self.witnessed = -1, False, False
         self._since: float | None = None  # When something last happened to it; since a restart nothing has.
         self.clients: tuple[str, ...] = ()
         self.waiting: set[str] = set()
@@ -91,6 +93,7 @@ class Ending:
         """A run has ended with a sum over these clients."""
         if not self.open or self.number != number:
             self._begin(number, clients)
+        self.witnessed = True
         self._runs.add(run)
         self._since = now
         self._closed.summed(LastRound(number, self.clients, tuple(sorted(self._runs))))
@@ -128,6 +131,7 @@ class Ending:
             raise RemoteProtocolError("SS-4051", "a client keeps a sum that it is not in")
         if self._closed.last is not None and message.run not in self._runs:
             raise RemoteProtocolError("SS-4051", "a client keeps a sum of a run that gave none")
+        self.witnessed = True
         if name not in self._done:
             self._drawn(name, now)
             self._runs.add(message.run)
@@ -153,7 +157,7 @@ class Ending:
             return ()
         if self._closed.last is None and not self.open and (claim := self._claims.believed(ready)) is not None:
             self._begin(claim.round, claim.clients)
-            self._since = now
+            self._since, self.witnessed = now, True
             for name, run in claim.by:
                 self._claims.drop(name)
                 self._done.add(name)
@@ -183,6 +187,7 @@ class Ending:
             return
         if name not in self.clients:
             raise RemoteProtocolError("SS-6033", "a round has its sum without this client")
+        self.witnessed = True
         if name in self._done or name in self.waiting:  # It was set back to before it kept the sum.
             self._done.discard(name)
             self.waiting.discard(name)

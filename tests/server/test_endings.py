@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from securesplit.errors import RemoteProtocolError
+from securesplit.errors import InputError, RemoteProtocolError
 from securesplit.protocol.messages import RoundKept, RoundReady, RoundStatus
 from securesplit.server.closed import ClosedRuns, LastRound
 from securesplit.server.endings import Ending, Move
@@ -150,6 +150,26 @@ def test_a_disk_that_takes_nothing_does_not_take_the_round_away(tmp_path, caplog
         found.summed(LastRound(3, NAMES, (RUN,)))
     assert found.last == LastRound(3, NAMES, (RUN,))
     assert "SS-1804" in caplog.text
+
+
+def test_what_the_disk_did_not_take_is_unknown_after_a_restart(tmp_path, monkeypatch):
+    """Else the round before would stand there for the last one, and all who keep this sum would be refused (SS-4051)."""
+    path = tmp_path / "closed.json"
+    first = ClosedRuns(path, "job")
+    first.summed(LastRound(2, NAMES, (OTHER,)))
+    first.add([OTHER])
+    with monkeypatch.context() as full:
+
+        def takes_nothing(*_args, **_named):
+            raise InputError("SS-1804", "the disk is full", hint="")
+
+        full.setattr("securesplit.server.closed.write_atomically", takes_nothing)
+        first.summed(LastRound(3, NAMES, (RUN,)))
+    fresh = Ending(ClosedRuns(path, "job"), 3, 10.0, NAMES)
+    for name in NAMES[:3]:
+        assert not fresh.kept(name, kept(), 0.0)
+    fresh.hear({}, 0.0)
+    assert (fresh.open, fresh.number) == (True, 3)
 
 
 def test_nobody_draws_out_the_waiting_for_ever(ending, gathering):

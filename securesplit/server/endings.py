@@ -172,6 +172,10 @@ class Ending:
             self._claims.drop(name)
         return gone
 
+    def witness(self, number: int) -> None:
+        """A client stands at this round."""
+        self.witnessed = self.witnessed or (self.open and number == self.number)
+
     def ready(self, name: str, number: int, now: float) -> None:
         """A client is ready for a round. For a later one: it has this one. For an earlier one: it began anew, and needs none.
 
@@ -179,6 +183,7 @@ class Ending:
             RemoteProtocolError: SS-6033 when the client wants this round, and is not in its sum.
         """
         self._claims.drop(name)
+        self.witness(number)
         if not self.open:
             return
         if number != self.number:
@@ -187,7 +192,6 @@ class Ending:
             return
         if name not in self.clients:
             raise RemoteProtocolError("SS-6033", "a round has its sum without this client")
-        self.witnessed = True
         if name in self._done or name in self.waiting:  # It was set back to before it kept the sum.
             self._done.discard(name)
             self.waiting.discard(name)

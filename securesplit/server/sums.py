@@ -227,6 +227,7 @@ class Sums:
         late = self._latecomers(name, message.name)
         with self._lock:
             self._presence.settle()
+            self._ending.witness(message.round)
             behind = message.round < self._next(name)
             status = Outbound(name, RoundStatus(round=message.round, closed=behind))
             shown = late.asks(name, message, self._presence.here & set(self._roster), now) if behind else []

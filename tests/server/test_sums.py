@@ -597,6 +597,26 @@ def test_clients_that_all_begin_the_job_from_scratch_are_not_sent_to_ask_each_ot
         assert not made.asks("alice", join("alice"), 0.0)[0].message.closed
 
 
+@pytest.mark.parametrize("asks_first", [True, False])
+def test_one_that_stands_at_the_open_round_without_a_part_in_its_sum_is_behind_after_a_restart(
+    job, tmp_path, asks_first
+):
+    ClosedRuns(tmp_path / "closed").summed(LastRound(4, ("bob", "carol"), (bytes(16),)))
+
+    def config_of(run, ready):
+        return round_config(job, model="0" * 64, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen)
+
+    made = Sums(
+        roster=CLIENTS, quorum=2, patience=PATIENCE, config_of=config_of, randomness=Counter(),
+        closed=ClosedRuns(tmp_path / "closed"), late=True,
+    )  # fmt: skip
+    made.join("alice")
+    if not asks_first:
+        with pytest.raises(RemoteProtocolError, match="SS-6033"):
+            made.ready("alice", ready(4), 0.0)
+    assert made.asks("alice", join("alice", 4), 0.0)[0].message.closed
+
+
 def test_who_stands_elsewhere_is_let_go_and_too_few_of_the_rest_wait_on(job):
     roster = (*CLIENTS, "dora")
 

@@ -232,7 +232,9 @@ class Ending:
         missing = frozenset(needed) - {*gathering.rounds, *self.waiting}
         if not self._late(now):
             return Move(missing)
-        if not self._done and len(wanting) >= self._quorum:
+        # Of a sum that this server knows from one client's word alone it need not be true that there is one.
+        told = self._closed.last is None and len(self._done) < self._quorum
+        if (told or not self._done) and len(wanting) >= self._quorum:
             return Move(missing, void=True)
         if len(self.clients) - len(self.missing) >= self._quorum:  # They are gone for good, and the rest goes on.
             return Move(missing, closes=True, refused=wanting, code="SS-6033")

@@ -172,6 +172,25 @@ def test_what_the_disk_did_not_take_is_unknown_after_a_restart(tmp_path, monkeyp
     assert (fresh.open, fresh.number) == (True, 3)
 
 
+def test_one_word_does_not_keep_a_job_from_beginning(gathering):
+    """No sum was ever made. One says that it has one, all others being ready, spoils the run that follows, and leaves."""
+    fresh = Ending(ClosedRuns(), 3, 10.0, NAMES)
+    for name in ("a", "b", "c"):
+        gathering.add(name, ready(), 1.0)
+        fresh.ready(name, 3, 1.0)
+    assert not fresh.kept("d", kept(), 2.0)
+    assert fresh.hear(gathering.rounds, 2.0) == ()
+    assert fresh.move(gathering, 2.0).again == ("a", "b", "c")
+    fresh.again()
+    fresh.drop("d")
+    assert fresh.move(gathering, 12.0) == Move(missing=frozenset("d"))
+    assert fresh.move(gathering, 12.1) == Move(missing=frozenset("d"), void=True)
+    fresh.void()
+    assert fresh.hear(gathering.rounds, 13.0) == ()
+    assert not fresh.open
+    assert gathering.due(set(), 13.0), "and they begin without that one at once"
+
+
 def test_nobody_draws_out_the_waiting_for_ever(ending, gathering):
     """One that begins the round anew again and again, or names a run of its own each time, while another one is gone for good."""
     for name in ("a", "b", "c"):

@@ -134,8 +134,10 @@ def generate_batch(
         BudgetExhausted: SS-5001, SS-5002; nothing of the batch concerned was sent.
         RemoteProtocolError: SS-4040, SS-4041 when the server has no room. ConnectionFailed: when it cannot be reached again.
     """
-    made = dict(generate_each(client, prompts, max_new_tokens=max_new_tokens, sampling=sampling))
-    return tuple(made[i] for i in range(len(prompts)))
+    asks = asked(client, prompts, max_new_tokens)
+    made = dict(_each(client, asks, max_new_tokens, sampling))
+    # Only now: what was fed back for the last text is at the expense of the first one's record, too.
+    return tuple(_generated(client, ask, *made[i]) for i, ask in enumerate(asks))
 
 
 def generate_each(
@@ -144,9 +146,18 @@ def generate_each(
     """The same, each with its place among the prompts, as soon as those that cross together are done; so in another order.
 
     Whoever keeps them as they come does not pay twice for what was done before something failed. Args and errors as
-    :func:`generate_batch`; the input is looked at when the first is asked for.
+    :func:`generate_batch`; the input is looked at when the first is asked for. An epsilon is that of its moment, and grows
+    with what comes after it.
     """
     asks = asked(client, prompts, max_new_tokens)
+    for i, (text, made) in _each(client, asks, max_new_tokens, sampling):
+        yield i, _generated(client, asks[i], text, made)
+
+
+def _each(
+    client: Client, asks: Sequence[Ask], max_new_tokens: int, sampling: Sampling
+) -> Iterator[tuple[int, tuple[str, _Text]]]:
+    """Each prompt's place, its text, and how that came about."""
     for chunk in chunks(client, asks):
         texts, said = [_Text(client.tokenizer, sampling) for _ in chunk], [""] * len(chunk)
         steps = decoded(client, [asks[i] for i in chunk], max_new_tokens, sampling)
@@ -159,7 +170,7 @@ def generate_each(
         finally:
             _leave(client, steps)
         for i, text, told in sorted(zip(chunk, texts, said, strict=True), key=lambda made: made[0]):
-            yield i, _generated(client, asks[i], told + text.end(), text)
+            yield i, (told + text.end(), text)
 
 
 def stream(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +82,9 @@ class ClosedRuns:
         try:
             self._write()
         except InputError as error:
+            if self._path is not None:  # What it says would be taken for the truth.
+                with suppress(OSError):
+                    self._path.unlink(missing_ok=True)
             _log.error(
                 "the round that is open is not kept: after a restart clients have to say what they have: %s", error
             )

@@ -41,7 +41,7 @@ class Move:
         again: clients that want the sum, when it can be made once more.
         closes: whether nobody waits for the missing any longer.
         refused, code: clients that are let go, and by which code.
-        void: whether nobody at all keeps the sum any more, and the round is begun as if there were none.
+        void: whether nobody keeps the sum, a quorum has begun anew, and the round is begun as if there were none.
     """
 
     missing: frozenset[str] = frozenset()
@@ -64,13 +64,15 @@ class Ending:
     Attributes:
         number: the round; the last one when none is open, and -1 before the first.
         open: whether somebody may still need help with it.
+        witnessed: whether that round is of the clients that are here now, as far as one of them has said. What is read from the
+            disk may be of a run that was given up.
         clients: who is in its sum.
         waiting: who keeps it and is here, so that it can help.
     """
 
     def __init__(self, closed: ClosedRuns, quorum: int, patience: float, roster: tuple[str, ...] = ()) -> None:
         self._closed, self._quorum, self._patience = closed, quorum, patience
-        self.number, self.open = -1, False
+        self.number, self.open, self.witnessed = -1, False, False
         self._since: float | None = None  # When something last happened to it; since a restart nothing has.
         self.clients: tuple[str, ...] = ()
         self.waiting: set[str] = set()
@@ -91,6 +93,7 @@ class Ending:
         """A run has ended with a sum over these clients."""
         if not self.open or self.number != number:
             self._begin(number, clients)
+        self.witnessed = True
         self._runs.add(run)
         self._since = now
         self._closed.summed(LastRound(number, self.clients, tuple(sorted(self._runs))))
@@ -128,6 +131,7 @@ class Ending:
             raise RemoteProtocolError("SS-4051", "a client keeps a sum that it is not in")
         if self._closed.last is not None and message.run not in self._runs:
             raise RemoteProtocolError("SS-4051", "a client keeps a sum of a run that gave none")
+        self.witnessed = True
         if name not in self._done:
             self._drawn(name, now)
             self._runs.add(message.run)
@@ -153,7 +157,7 @@ class Ending:
             return ()
         if self._closed.last is None and not self.open and (claim := self._claims.believed(ready)) is not None:
             self._begin(claim.round, claim.clients)
-            self._since = now
+            self._since, self.witnessed = now, True
             for name, run in claim.by:
                 self._claims.drop(name)
                 self._done.add(name)
@@ -168,6 +172,10 @@ class Ending:
             self._claims.drop(name)
         return gone
 
+    def witness(self, number: int) -> None:
+        """A client stands at this round."""
+        self.witnessed = self.witnessed or (self.open and number == self.number)
+
     def ready(self, name: str, number: int, now: float) -> None:
         """A client is ready for a round. For a later one: it has this one. For an earlier one: it began anew, and needs none.
 
@@ -175,6 +183,7 @@ class Ending:
             RemoteProtocolError: SS-6033 when the client wants this round, and is not in its sum.
         """
         self._claims.drop(name)
+        self.witness(number)
         if not self.open:
             return
         if number != self.number:
@@ -223,10 +232,14 @@ class Ending:
         missing = frozenset(needed) - {*gathering.rounds, *self.waiting}
         if not self._late(now):
             return Move(missing)
-        if not self._done:
+        # Of a sum that this server knows from one client's word alone it need not be true that there is one.
+        told = self._closed.last is None and len(self._done) < self._quorum
+        if (told or not self._done) and len(wanting) >= self._quorum:
             return Move(missing, void=True)
         if len(self.clients) - len(self.missing) >= self._quorum:  # They are gone for good, and the rest goes on.
             return Move(missing, closes=True, refused=wanting, code="SS-6033")
+        if not wanting and not self.waiting:
+            self._since = now  # Nobody is here, and those who are away may keep it all the same.
         return Move(missing, refused=(*wanting, *sorted(self.waiting)), code="SS-6010")
 
     def refuse(self, gathering: Gathering, now: float) -> None:

@@ -144,7 +144,7 @@ class Sums:
             self._presence.settle()
             self._ending.ready(name, message.round, now)
             self._news.forget(name)
-            if self._late is not None and not self._owes(name) and message.round <= self._ending.number:
+            if self._late is not None and not self._owes(name) and message.round <= self._last:
                 raise RemoteProtocolError("SS-6033", "a client is ready for a round that has its sum without it")
             shown = self._shown(name, ready=True)
             if self._round is not None and self._begun is not None:
@@ -227,6 +227,7 @@ class Sums:
         late = self._latecomers(name, message.name)
         with self._lock:
             self._presence.settle()
+            self._ending.witness(message.round)
             behind = message.round < self._next(name)
             status = Outbound(name, RoundStatus(round=message.round, closed=behind))
             shown = late.asks(name, message, self._presence.here & set(self._roster), now) if behind else []
@@ -258,12 +259,17 @@ class Sums:
             return self._ending.number
         # Of fewer clients than make a quorum with this one the word is not enough: one alone could keep all from beginning.
         waits = sorted((number for other, number in self._gathering.rounds.items() if other != name), reverse=True)
-        known, begun = [self._ending.number + 1, *waits[self._quorum - 2 :][:1]], self._begun
+        known, begun = [self._last + 1, *waits[self._quorum - 2 :][:1]], self._begun
         return max(known if self._round is None or begun is None else [*known, begun[0].round])
+
+    @property
+    def _last(self) -> int:
+        """The last round that had a sum, as far as it is of the clients that are here."""
+        return self._ending.number if self._ending.witnessed else -1
 
     def _owes(self, name: str) -> bool:
         """Whether it may have lost a sum that it is in, and is helped to it."""
-        return self._ending.open and name in self._ending.clients
+        return self._ending.open and self._ending.witnessed and name in self._ending.clients
 
     def _shown(self, name: str, *, ready: bool = False) -> list[Outbound]:
         """Who comes late is shown to a client whose round begins or ends."""

@@ -9,6 +9,7 @@ from securesplit.client.generate import Piece
 from securesplit.client.sampling import Sampling
 from securesplit.errors import BudgetExhausted, InputError
 from securesplit.privacy.ledger import Charge
+from securesplit.privacy.plan import enforced_epsilon
 from securesplit.protocol.messages import DropCache, Forward
 from tests.e2e.house import FROZEN, build_house, build_model, build_tokenizer, policy_of, sentences
 
@@ -194,6 +195,16 @@ def test_a_batch_under_a_policy_is_charged_text_by_text_and_shares_messages_by_b
     with pytest.raises(BudgetExhausted, match="SS-500"):
         client.generate_batch(["w4 w5", "w6 w7 w8"], max_new_tokens=3)
     assert (len(spy.sent), ledger.head()) == (sent, head)
+
+
+def test_what_a_batch_says_it_cost_is_what_was_spent_when_all_of_it_is_done(house, open_ledger):
+    """A fed-back token is at the expense of all records, those of texts that crossed before it included."""
+    ledger = open_ledger()
+    client, _, _ = house.joined(house.job(), policy_of(FROZEN, max_sequences=4), ledger=ledger)
+    prompts = ["w4 w5", "w6 w7 w8", "w9 w10 w11", "w12 w13 w14", "w15 w16 w17 w18 w19"]
+    made = endless(client).generate_batch(prompts, max_new_tokens=2)
+    spent = [enforced_epsilon(ledger.mu(ledger.key(prompt.encode())), 1e-5) for prompt in prompts]
+    assert [one.epsilon for one in made] == spent
 
 
 @pytest.mark.parametrize("broken", [1, 3])

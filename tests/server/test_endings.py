@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from securesplit.errors import RemoteProtocolError
+from securesplit.errors import InputError, RemoteProtocolError
 from securesplit.protocol.messages import RoundKept, RoundReady, RoundStatus
 from securesplit.server.closed import ClosedRuns, LastRound
 from securesplit.server.endings import Ending, Move
@@ -152,6 +152,45 @@ def test_a_disk_that_takes_nothing_does_not_take_the_round_away(tmp_path, caplog
     assert "SS-1804" in caplog.text
 
 
+def test_what_the_disk_did_not_take_is_unknown_after_a_restart(tmp_path, monkeypatch):
+    """Else the round before would stand there for the last one, and all who keep this sum would be refused (SS-4051)."""
+    path = tmp_path / "closed.json"
+    first = ClosedRuns(path, "job")
+    first.summed(LastRound(2, NAMES, (OTHER,)))
+    first.add([OTHER])
+    with monkeypatch.context() as full:
+
+        def takes_nothing(*_args, **_named):
+            raise InputError("SS-1804", "the disk is full", hint="")
+
+        full.setattr("securesplit.server.closed.write_atomically", takes_nothing)
+        first.summed(LastRound(3, NAMES, (RUN,)))
+    fresh = Ending(ClosedRuns(path, "job"), 3, 10.0, NAMES)
+    for name in NAMES[:3]:
+        assert not fresh.kept(name, kept(), 0.0)
+    fresh.hear({}, 0.0)
+    assert (fresh.open, fresh.number) == (True, 3)
+
+
+def test_one_word_does_not_keep_a_job_from_beginning(gathering):
+    """No sum was ever made. One says that it has one, all others being ready, spoils the run that follows, and leaves."""
+    fresh = Ending(ClosedRuns(), 3, 10.0, NAMES)
+    for name in ("a", "b", "c"):
+        gathering.add(name, ready(), 1.0)
+        fresh.ready(name, 3, 1.0)
+    assert not fresh.kept("d", kept(), 2.0)
+    assert fresh.hear(gathering.rounds, 2.0) == ()
+    assert fresh.move(gathering, 2.0).again == ("a", "b", "c")
+    fresh.again()
+    fresh.drop("d")
+    assert fresh.move(gathering, 12.0) == Move(missing=frozenset("d"))
+    assert fresh.move(gathering, 12.1) == Move(missing=frozenset("d"), void=True)
+    fresh.void()
+    assert fresh.hear(gathering.rounds, 13.0) == ()
+    assert not fresh.open
+    assert gathering.due(set(), 13.0), "and they begin without that one at once"
+
+
 def test_nobody_draws_out_the_waiting_for_ever(ending, gathering):
     """One that begins the round anew again and again, or names a run of its own each time, while another one is gone for good."""
     for name in ("a", "b", "c"):
@@ -180,6 +219,24 @@ def test_a_sum_that_nobody_keeps_any_more_is_none_after_the_patience(tmp_path, g
     assert fresh.move(gathering, 15.1) == Move(missing=frozenset("d"), void=True)
     fresh.void()
     assert (fresh.open, fresh.number, ClosedRuns(path).last) == (False, -1, LastRound(2))
+
+
+def test_a_sum_whose_keepers_are_all_away_is_not_forgotten(tmp_path, gathering):
+    """The server was started again in the evening, and its clients in the morning: they have the sum on their disks."""
+    path = tmp_path / "closed.json"
+    Ending(ClosedRuns(path), 3, 10.0).summed(3, RUN, NAMES, 0.0)
+    fresh = Ending(ClosedRuns(path), 3, 10.0)
+    assert not fresh.due(gathering, 5.0), "it waits from now on"
+    assert fresh.due(gathering, 15.1)
+    assert fresh.move(gathering, 15.1) == Move(missing=frozenset(NAMES), code="SS-6010"), "nobody is refused"
+    assert not fresh.due(gathering, 25.0), "and anew"
+    fresh.ready("a", 3, 100.0)  # One was killed before it had the sum, and is back before the others.
+    gathering.add("a", ready(), 100.0)
+    assert fresh.move(gathering, 110.1) == Move(missing=frozenset("bcd"), refused=("a",), code="SS-6010")
+    fresh.refuse(gathering, 110.1)
+    for name in NAMES:
+        assert not fresh.kept(name, kept(), 200.0)
+    assert fresh.move(gathering, 200.0).closes
 
 
 def test_what_is_closed_is_closed_after_a_restart(tmp_path, ending):

@@ -574,6 +574,49 @@ def test_one_that_comes_late_and_is_never_ready_is_not_awaited_for_ever(elastic)
     assert 30 < second <= 121
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_clients_that_all_begin_the_job_from_scratch_are_not_sent_to_ask_each_other(job, tmp_path, resumed):
+    """The last run in this key folder was given up while its round 4 was open; nobody of it is here unless somebody says so."""
+    ClosedRuns(tmp_path / "closed").summed(LastRound(4, CLIENTS, (bytes(16),)))
+
+    def config_of(run, ready):
+        return round_config(job, model="0" * 64, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen)
+
+    made = Sums(
+        roster=CLIENTS, quorum=2, patience=PATIENCE, config_of=config_of, randomness=Counter(),
+        closed=ClosedRuns(tmp_path / "closed"), late=True,
+    )  # fmt: skip
+    for name in CLIENTS:
+        made.join(name)
+    if resumed:
+        made.kept("carol", kept(4), 0.0)
+    status = made.asks("alice", join("alice"), 0.0)[0].message
+    assert status.closed is resumed
+    if not resumed:
+        assert begun(gather(made)) == set(CLIENTS)
+        assert not made.asks("alice", join("alice"), 0.0)[0].message.closed
+
+
+@pytest.mark.parametrize("asks_first", [True, False])
+def test_one_that_stands_at_the_open_round_without_a_part_in_its_sum_is_behind_after_a_restart(
+    job, tmp_path, asks_first
+):
+    ClosedRuns(tmp_path / "closed").summed(LastRound(4, ("bob", "carol"), (bytes(16),)))
+
+    def config_of(run, ready):
+        return round_config(job, model="0" * 64, run=run, number=ready.round, dim=ready.dim, frozen=ready.frozen)
+
+    made = Sums(
+        roster=CLIENTS, quorum=2, patience=PATIENCE, config_of=config_of, randomness=Counter(),
+        closed=ClosedRuns(tmp_path / "closed"), late=True,
+    )  # fmt: skip
+    made.join("alice")
+    if not asks_first:
+        with pytest.raises(RemoteProtocolError, match="SS-6033"):
+            made.ready("alice", ready(4), 0.0)
+    assert made.asks("alice", join("alice", 4), 0.0)[0].message.closed
+
+
 def test_who_stands_elsewhere_is_let_go_and_too_few_of_the_rest_wait_on(job):
     roster = (*CLIENTS, "dora")
 

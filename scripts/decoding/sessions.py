@@ -21,6 +21,7 @@ from threading import Barrier
 
 import torch
 
+from scripts.modes.cells import OPEN_POLICY
 from securesplit.client.client import Client
 from securesplit.client.run import open_client
 from securesplit.pki.authority import Authority
@@ -28,25 +29,6 @@ from securesplit.policy.load import load_policy
 
 __all__ = ["Figures", "Site", "Unsplit", "measure", "prepare"]
 
-_POLICY = """name = "bench"
-purpose = "Nothing is protected: for measuring how fast texts are generated, and for nothing else."
-cost = "Everything that crosses the cut can be read."
-[privacy]
-mechanism = "UnsafeNoPrivacy"
-[aggregation]
-min_clients = 3
-min_threshold = 2
-max_update = 1.0
-blind = true
-[limits]
-min_front = 0
-min_back = 0
-max_sequences = 16
-buckets = [512]
-max_message_bytes = 16777216
-[transport]
-loopback_only = true
-"""
 _JOB = """name = "bench"
 model = "{model}"
 [cut]
@@ -124,7 +106,7 @@ def prepare(folder: Path, model: str, sessions: int, *, front: int = 2, back: in
     """Keys, policy, job and the server's limits; keys that exist stay."""
     folder.mkdir(parents=True, exist_ok=True)
     site = Site(folder, model, sessions)
-    (folder / "policy.toml").write_text(_POLICY, encoding="utf-8")
+    (folder / "policy.toml").write_text(OPEN_POLICY.format(tokens=512), encoding="utf-8")
     (folder / "job.toml").write_text(_JOB.format(model=model, front=front, back=back), encoding="utf-8")
     guests = [f"g{number}" for number in range(sessions)]
     (folder / "limits.toml").write_text(f"guests = {json.dumps(guests)}\n", encoding="utf-8")

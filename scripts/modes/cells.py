@@ -11,7 +11,7 @@ from pathlib import Path
 
 from securesplit.pki.authority import Authority
 
-__all__ = ["MODES", "Site", "Sizes", "compare", "prepare", "run_mode"]
+__all__ = ["MODES", "OPEN_POLICY", "Site", "Sizes", "compare", "prepare", "run_mode"]
 
 MODES = {
     "splitfed-v2": 'mode = "splitfed-v2"\norder = "roster"',
@@ -22,8 +22,8 @@ MODES = {
     "hierarchical": 'mode = "hierarchical"\nevery = 2\ngroups = [["c0", "c1"], ["c2", "c3"]]',
     "personal-back": 'mode = "splitfed-v2"\norder = "roster"\npersonal = ["back"]',
 }
-_POLICY = """name = "bench"
-purpose = "Nothing is protected: for measuring modes of training on public text, and for nothing else."
+OPEN_POLICY = """name = "bench"
+purpose = "Nothing is protected: for measuring on public text, and for nothing else."
 cost = "Everything that crosses the cut can be read."
 [privacy]
 mechanism = "UnsafeNoPrivacy"
@@ -108,7 +108,7 @@ def prepare(folder: Path, data: Path, model: str, sizes: Sizes) -> Site:
     """Keys, policy, and a file of texts for each client; what exists stays."""
     site = Site(folder, model, sizes)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "policy.toml").write_text(_POLICY.format(tokens=sizes.tokens), encoding="utf-8")
+    (folder / "policy.toml").write_text(OPEN_POLICY.format(tokens=sizes.tokens), encoding="utf-8")
     if not (folder / "keys").exists():
         authority = Authority.create(folder / "keys")
         authority.issue("gpu", "server")

@@ -72,10 +72,8 @@ def chat(
     turns: list[Exchanged] = []
     ended = False
     with site.open() as client:
-        talk, meaning = (
-            Talk(client, Toll(count_each_turn_alone), screen, system, max_new_tokens, sampling),
-            claimed(client.policy),
-        )
+        talk = Talk(client, Toll(count_each_turn_alone), screen, system, max_new_tokens, sampling)
+        meaning = claimed(client.policy)
         try:
             for turn in talk.through(screen.lines()):
                 turns.append(turn)  # noqa: PERF402 (those before a refusal stay, whatever `extend` makes of it)
